@@ -1,0 +1,19 @@
+#!/bin/sh
+# Starts the built binary on a free port, runs a command with its URL in BASE_URL, stops it again.
+# Usage: scripts/with-service.sh COMMAND [ARGUMENT...]      (settings as environment variables)
+set -eu
+
+program=${PROGRAM:-target/release/tiny-probe}
+log=$(mktemp)
+LISTEN=127.0.0.1:0 "$program" 2>"$log" &
+service=$!
+trap 'kill "$service" 2>/dev/null && wait "$service" || true; rm -f "$log"' EXIT
+trap 'exit 1' INT TERM
+
+until grep -q ' on http://' "$log"; do
+    kill -0 "$service" || { cat "$log" >&2; exit 1; }
+    sleep 0.05
+done
+BASE_URL=$(sed -n 's/.* on \(http:.*\)/\1/p' "$log")
+export BASE_URL
+"$@"

@@ -1,0 +1,119 @@
+//! The access log: a line per request on standard output.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use crate::app::Reply;
+use crate::http::Method;
+
+/// Prints a line per request, or nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct AccessLog {
+    enabled: bool,
+}
+
+impl AccessLog {
+    /// An access log that prints if `enabled`.
+    pub fn new(enabled: bool) -> Self {
+        Self { enabled }
+    }
+
+    /// Prints the line of one request. `method` and `target` are as the client sent them, empty if
+    /// they could not be read.
+    pub fn print(
+        self,
+        peer: Option<SocketAddr>,
+        method: &str,
+        target: &str,
+        reply: &Reply,
+        latency: Duration,
+    ) {
+        if self.enabled {
+            let line = line(SystemTime::now(), peer, method, target, reply, latency);
+            // Nobody reads the log any more, say: the service goes on.
+            let _ = io::stdout().write_all(line.as_bytes());
+        }
+    }
+}
+
+/// Time, peer, method, path, status, bytes of the body, seconds.
+fn line(
+    time: SystemTime,
+    peer: Option<SocketAddr>,
+    method: &str,
+    target: &str,
+    reply: &Reply,
+    latency: Duration,
+) -> String {
+    format!(
+        "{} {} {} {} {} {} {:.6}\n",
+        humantime::format_rfc3339_millis(time),
+        peer.map_or("-".into(), |peer| peer.to_string()),
+        printable(method),
+        printable(target),
+        reply.status.label(),
+        if reply.method == Method::Head {
+            0
+        } else {
+            reply.body.len()
+        },
+        latency.as_secs_f64(),
+    )
+}
+
+/// What a client sent, in visible ASCII: it can neither break the line, nor add a field to it, nor
+/// reach the terminal that shows it. No client needs more than the first 200 bytes.
+fn printable(sent: &str) -> String {
+    if sent.is_empty() {
+        return "-".into();
+    }
+    let sent = &sent.as_bytes()[..sent.len().min(200)];
+    sent.escape_ascii().to_string().replace(' ', "\\x20")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Status;
+
+    fn line_of(method: &str, target: &str) -> String {
+        line(
+            SystemTime::UNIX_EPOCH,
+            Some(([127, 0, 0, 1], 4242).into()),
+            method,
+            target,
+            &Reply::error(Status::NotFound, "gone"),
+            Duration::from_micros(1500),
+        )
+    }
+
+    #[test]
+    fn a_line_has_seven_fields() {
+        assert_eq!(
+            line_of("GET", "/nope?x=1"),
+            "1970-01-01T00:00:00.000Z 127.0.0.1:4242 GET /nope?x=1 404 4 0.001500\n"
+        );
+    }
+
+    #[test]
+    fn nothing_a_client_sends_breaks_the_line_or_reaches_the_terminal() {
+        let lines = [
+            line_of("GET", "/a\r\n1970-01-01 forged"),
+            line_of("G\u{1b}[31mT", "/\u{1b}]0;title\u{7}"),
+            line_of("GET", "/\u{85}\u{202e}\u{9b}é"),
+            line_of("", ""),
+            line_of("GET", &"/\u{e9}".repeat(100_000)),
+        ];
+        for line in lines {
+            assert_eq!(line.split(' ').count(), 7, "{line}");
+            assert_eq!(line.matches('\n').count(), 1, "{line}");
+            assert!(
+                line.trim_end()
+                    .bytes()
+                    .all(|byte| (b' '..=b'~').contains(&byte))
+            );
+            assert!(line.len() < 1024);
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The routes: a request line in, a [`Reply`] out.
+//!
+//! This module knows no socket and no HTTP library. To add a route, add an [`Endpoint`] and an
+//! arm in `endpoint` and in [`App::answer`].
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::http::{Method, Status};
+use crate::metrics::{self, Endpoint, Metrics};
+use crate::probe::{Outcome, Probe};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+
+/// What every known route allows: the value of `Allow` in a 405.
+pub const ALLOW: &str = "GET, HEAD";
+
+/// The service without its sockets.
+pub struct App {
+    probe: Probe,
+    metrics: Metrics,
+    landing_page: String,
+}
+
+/// What to answer to one request, and when.
+#[derive(Debug)]
+pub struct Reply {
+    /// The `method` label. The answer to a HEAD is sent without its body.
+    pub method: Method,
+    /// The `endpoint` label.
+    pub endpoint: Endpoint,
+    /// The status code, and the `http_status` label.
+    pub status: Status,
+    /// The media type of the body.
+    pub content_type: &'static str,
+    /// The body, for HEAD too: its length is announced.
+    pub body: Cow<'static, str>,
+    /// How late the answer is to be sent.
+    pub delay: Duration,
+}
+
+impl App {
+    /// A service that behaves as configured, with its metrics at zero.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            probe: Probe::new(config),
+            metrics: Metrics::new(&config.app_version, &config.app_config),
+            landing_page: landing_page(&config.app_version, &config.app_config),
+        }
+    }
+
+    /// Answers a request line's method and target.
+    pub fn answer(&mut self, method: &str, target: &str) -> Reply {
+        let method = Method::parse(method);
+        let endpoint = endpoint(path(target));
+        let reply = match endpoint {
+            Endpoint::Other => Reply::error(
+                Status::NotFound,
+                "Not found. Try /probe, /metrics or /healthz.\n",
+            ),
+            _ if !matches!(method, Method::Get | Method::Head) => Reply::error(
+                Status::MethodNotAllowed,
+                "Method not allowed. Try GET or HEAD.\n",
+            ),
+            Endpoint::Root => Reply::ok(HTML, self.landing_page.clone()),
+            Endpoint::Probe => self.probe(),
+            Endpoint::Metrics => Reply::ok(metrics::CONTENT_TYPE, self.metrics.exposition()),
+            Endpoint::Healthz => Reply::ok(TEXT, "ok"),
+        };
+        Reply {
+            method,
+            endpoint,
+            ..reply
+        }
+    }
+
+    fn probe(&mut self) -> Reply {
+        match self.probe.draw() {
+            Outcome::Succeed(delay) => Reply {
+                delay,
+                ..Reply::ok(TEXT, "I'm ok!")
+            },
+            Outcome::Fail => Reply::error(
+                Status::InternalServerError,
+                "Failed, as often as the fail rate says.\n",
+            ),
+        }
+    }
+
+    /// Records an answered request, by which a later scrape shows it. `latency` runs from before
+    /// [`answer`](Self::answer) until the answer is due.
+    pub fn record(&self, reply: &Reply, latency: Duration) {
+        self.metrics
+            .record(reply.method, reply.endpoint, reply.status, latency);
+    }
+
+    /// The metrics, for the server to keep the gauge of open connections.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+}
+
+impl Reply {
+    fn ok(content_type: &'static str, body: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            method: Method::Other,
+            endpoint: Endpoint::Other,
+            status: Status::Ok,
+            content_type,
+            body: body.into(),
+            delay: Duration::ZERO,
+        }
+    }
+
+    /// The answer to what could not be parsed: `other` for method and endpoint. The body tells the
+    /// client what was wrong.
+    pub fn error(status: Status, body: &'static str) -> Self {
+        Self {
+            status,
+            ..Self::ok(TEXT, body)
+        }
+    }
+}
+
+/// The path of a request target in origin-form or absolute-form (RFC 9112, section 3.2), without
+/// its query.
+fn path(target: &str) -> &str {
+    let path = match target.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains(['/', '?']) => {
+            rest.find(['/', '?']).map_or("/", |start| &rest[start..])
+        }
+        _ => target,
+    };
+    match path.split_once('?') {
+        Some(("", _)) => "/",
+        Some((path, _)) => path,
+        None => path,
+    }
+}
+
+fn endpoint(path: &str) -> Endpoint {
+    match path {
+        "/" => Endpoint::Root,
+        "/probe" => Endpoint::Probe,
+        "/metrics" => Endpoint::Metrics,
+        "/healthz" => Endpoint::Healthz,
+        _ => Endpoint::Other,
+    }
+}
+
+/// The page at `/`: name, version and links, as Prometheus exporters have it.
+fn landing_page(app_version: &str, app_config: &str) -> String {
+    format!(
+        include_str!("landing_page.html"),
+        version = env!("CARGO_PKG_VERSION"),
+        app_version = escape_html(app_version),
+        app_config = escape_html(app_config),
+    )
+}
+
+fn escape_html(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app() -> App {
+        App::new(&Config::default())
+    }
+
+    #[test]
+    fn every_route_answers_get_and_head_alike() {
+        for (target, endpoint, content_type, body) in [
+            ("/probe", Endpoint::Probe, TEXT, "I'm ok!"),
+            ("/healthz", Endpoint::Healthz, TEXT, "ok"),
+            ("/", Endpoint::Root, HTML, "<!doctype html>"),
+            (
+                "/metrics",
+                Endpoint::Metrics,
+                "text/plain; version=0.0.4; charset=utf-8",
+                "# HELP app_connections_open",
+            ),
+        ] {
+            for (name, method) in [("GET", Method::Get), ("HEAD", Method::Head)] {
+                let reply = app().answer(name, target);
+                assert_eq!(reply.status, Status::Ok, "{name} {target}");
+                assert_eq!((reply.method, reply.endpoint), (method, endpoint));
+                assert_eq!(reply.content_type, content_type);
+                assert!(reply.body.starts_with(body), "{}", reply.body);
+                assert_eq!(reply.delay, Duration::ZERO);
+            }
+        }
+        assert_eq!(app().answer("GET", "/probe").body, "I'm ok!");
+        assert_eq!(app().answer("GET", "/healthz").body, "ok");
+    }
+
+    #[test]
+    fn another_method_is_not_allowed_on_a_known_route() {
+        for method in [
+            "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "BREW",
+        ] {
+            for target in ["/", "/probe", "/metrics", "/healthz"] {
+                let reply = app().answer(method, target);
+                assert_eq!(reply.status, Status::MethodNotAllowed, "{method} {target}");
+                assert_eq!(reply.endpoint.label(), target);
+            }
+        }
+        assert_eq!(app().answer("get", "/probe").method, Method::Other);
+    }
+
+    #[test]
+    fn another_path_is_not_found_whatever_the_method() {
+        for target in [
+            "/nope",
+            "/probe/",
+            "//probe",
+            "/PROBE",
+            "/metrics/x",
+            "probe",
+            "",
+            "*",
+            "localhost:8080",
+            "/x://y/probe",
+        ] {
+            for method in ["GET", "HEAD", "POST", "BREW"] {
+                let reply = app().answer(method, target);
+                assert_eq!(reply.status, Status::NotFound, "{method} {target}");
+                assert_eq!(reply.endpoint, Endpoint::Other);
+                assert_eq!(reply.method, Method::parse(method));
+            }
+        }
+    }
+
+    #[test]
+    fn the_query_and_the_authority_do_not_matter() {
+        for target in [
+            "/probe?",
+            "/probe?x=1&y=/metrics",
+            "/probe?u=http://example.com/",
+            "http://example.com/probe",
+            "HTTP://example.com:80/probe?x",
+        ] {
+            assert_eq!(app().answer("GET", target).endpoint, Endpoint::Probe);
+        }
+        for target in ["/?x", "http://example.com", "http://example.com?x"] {
+            assert_eq!(app().answer("GET", target).endpoint, Endpoint::Root);
+        }
+    }
+
+    #[test]
+    fn only_probe_fails_and_is_late() {
+        let mut app = App::new(&Config {
+            fail_rate: 0.5,
+            latency: Duration::from_secs(1),
+            random_seed: Some(1),
+            ..Config::default()
+        });
+        let (mut failed, mut late) = (0, 0);
+        for _ in 0..100 {
+            for target in ["/", "/healthz", "/metrics", "/nope"] {
+                let reply = app.answer("GET", target);
+                assert_ne!(reply.status, Status::InternalServerError);
+                assert_eq!(reply.delay, Duration::ZERO);
+            }
+            assert_eq!(app.answer("POST", "/probe").delay, Duration::ZERO);
+            let reply = app.answer("GET", "/probe");
+            match reply.status {
+                Status::InternalServerError => failed += 1,
+                _ => late += u32::from(!reply.delay.is_zero()),
+            }
+        }
+        assert!(failed > 0 && late > 0);
+        assert_eq!(failed + late, 100);
+    }
+
+    #[test]
+    fn a_scrape_shows_the_requests_before_itself() {
+        let mut app = app();
+        for count in 0..3 {
+            let page = app.answer("GET", "/metrics");
+            let line = format!(
+                "app_request_count_total{{endpoint=\"/metrics\",http_status=\"200\",method=\"GET\"}} {count}\n"
+            );
+            assert_eq!(page.body.contains(&line), count > 0, "{}", page.body);
+            app.record(&page, Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn the_landing_page_escapes_what_the_command_line_says() {
+        let page = App::new(&Config {
+            app_version: "<script>&\"".into(),
+            ..Config::default()
+        })
+        .answer("GET", "/")
+        .body;
+        assert!(page.contains("&lt;script&gt;&amp;&quot;"), "{page}");
+        assert!(!page.contains("<script>"), "{page}");
+    }
+}

@@ -1,0 +1,482 @@
+//! Flags and environment: what the service is asked to be.
+//!
+//! Every setting is one row of [`FLAGS`]: a flag, else its environment variable, else the default.
+//! `--help` and the error messages are made from the same rows.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use lexopt::{Arg, Parser};
+
+/// Latencies longer than this are taken for a mistake.
+const LONGEST_LATENCY: Duration = Duration::from_secs(3600);
+
+/// The settings of one service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The address and port to listen on; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// The request loop.
+    pub server: Server,
+    /// The share of requests to /probe that fail, 0 to 1.
+    pub fail_rate: f64,
+    /// The share of the remaining requests to /probe that are slow, 0 to 1.
+    pub slow_rate: f64,
+    /// The mean latency of an ordinary /probe.
+    pub latency: Duration,
+    /// The mean latency of a slow /probe.
+    pub slow_latency: Duration,
+    /// What failures and latencies are drawn from; from the system if `None`.
+    pub random_seed: Option<u64>,
+    /// The `version` label of `app_version_info`.
+    pub app_version: String,
+    /// The `config` label of `app_version_info`.
+    pub app_config: String,
+    /// How many connections are open at most.
+    pub max_connections: usize,
+    /// Whether to print a line per request on standard output.
+    pub access_log: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::UNSPECIFIED, 8080).into(),
+            server: Server::TinyHttp,
+            fail_rate: 0.0,
+            slow_rate: 0.0,
+            latency: Duration::ZERO,
+            slow_latency: Duration::from_secs(9),
+            random_seed: None,
+            app_version: "1".into(),
+            app_config: "develop".into(),
+            max_connections: 10_000,
+            access_log: false,
+        }
+    }
+}
+
+/// Which request loop serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// The plain one, on `tiny_http`.
+    TinyHttp,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TinyHttp => "tiny-http",
+        })
+    }
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Serve.
+    Serve(Config),
+    /// Ask the service that listens on this address whether it is well.
+    Healthcheck(SocketAddr),
+    /// Print [`help`].
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// One line that names the flag, the value and what is accepted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// A setting.
+pub struct Flag {
+    /// The flag without its dashes.
+    pub name: &'static str,
+    /// Its environment variable.
+    pub variable: &'static str,
+    /// What stands for the value in the help; empty for a switch.
+    pub value: &'static str,
+    /// The default, as it would be written.
+    pub default: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+    /// What it takes, to complete "expected …".
+    pub accepted: &'static str,
+    set: fn(&mut Config, &str) -> Option<()>,
+}
+
+/// Every setting, in the order of the help.
+pub const FLAGS: [Flag; 11] = [
+    Flag {
+        name: "listen",
+        variable: "LISTEN",
+        value: "ADDRESS:PORT",
+        default: "0.0.0.0:8080",
+        meaning: "address and port to listen on; port 0 is a free one",
+        accepted: "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080",
+        set: |config, value| parse(value).map(|value| config.listen = value),
+    },
+    Flag {
+        name: "server",
+        variable: "SERVER",
+        value: "NAME",
+        default: "tiny-http",
+        meaning: "the request loop: tiny-http",
+        accepted: "tiny-http",
+        set: |config, value| {
+            config.server = match value {
+                "tiny-http" => Server::TinyHttp,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Flag {
+        name: "fail-rate",
+        variable: "FAIL_RATE",
+        value: "SHARE",
+        default: "0",
+        meaning: "share of /probe answered 500, 0 to 1",
+        accepted: ACCEPTED_SHARE,
+        set: |config, value| share(value).map(|value| config.fail_rate = value),
+    },
+    Flag {
+        name: "slow-rate",
+        variable: "SLOW_RATE",
+        value: "SHARE",
+        default: "0",
+        meaning: "share of the remaining /probe that is slow, 0 to 1",
+        accepted: ACCEPTED_SHARE,
+        set: |config, value| share(value).map(|value| config.slow_rate = value),
+    },
+    Flag {
+        name: "latency",
+        variable: "LATENCY",
+        value: "DURATION",
+        default: "0s",
+        meaning: "mean latency of an ordinary /probe; gamma distributed, shape 3",
+        accepted: ACCEPTED_LATENCY,
+        set: |config, value| latency(value).map(|value| config.latency = value),
+    },
+    Flag {
+        name: "slow-latency",
+        variable: "SLOW_LATENCY",
+        value: "DURATION",
+        default: "9s",
+        meaning: "mean latency of a slow /probe; gamma distributed, shape 30",
+        accepted: ACCEPTED_LATENCY,
+        set: |config, value| latency(value).map(|value| config.slow_latency = value),
+    },
+    Flag {
+        name: "random-seed",
+        variable: "RANDOM_SEED",
+        value: "NUMBER",
+        default: "from the system",
+        meaning: "makes the failures and latencies repeatable",
+        accepted: "a whole number from 0 to 18446744073709551615",
+        set: |config, value| parse(value).map(|value| config.random_seed = Some(value)),
+    },
+    Flag {
+        name: "app-version",
+        variable: "APP_VERSION",
+        value: "TEXT",
+        default: "1",
+        meaning: "label of app_version_info",
+        accepted: "a text",
+        set: |config, value| parse(value).map(|value| config.app_version = value),
+    },
+    Flag {
+        name: "app-config",
+        variable: "APP_CONFIG",
+        value: "TEXT",
+        default: "develop",
+        meaning: "label of app_version_info",
+        accepted: "a text",
+        set: |config, value| parse(value).map(|value| config.app_config = value),
+    },
+    Flag {
+        name: "max-connections",
+        variable: "MAX_CONNECTIONS",
+        value: "NUMBER",
+        default: "10000",
+        meaning: "open connections at most",
+        accepted: "a whole number from 1 to 1000000",
+        set: |config, value| {
+            let value = parse(value).filter(|value| (1..=1_000_000).contains(value))?;
+            config.max_connections = value;
+            Some(())
+        },
+    },
+    Flag {
+        name: "access-log",
+        variable: "ACCESS_LOG",
+        value: "",
+        default: "off",
+        meaning: "print a line per request on standard output",
+        accepted: "on or off",
+        set: |config, value| {
+            config.access_log = match value {
+                "on" | "true" | "1" => true,
+                "off" | "false" | "0" => false,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+];
+
+const ACCEPTED_SHARE: &str = "a share from 0 to 1, such as 0.01";
+const ACCEPTED_LATENCY: &str = "a duration of at most 1h with its unit, such as 300ms or 9s";
+
+fn parse<T: std::str::FromStr>(value: &str) -> Option<T> {
+    value.parse().ok()
+}
+
+fn share(value: &str) -> Option<f64> {
+    parse(value).filter(|share| (0.0..=1.0).contains(share))
+}
+
+fn latency(value: &str) -> Option<Duration> {
+    let latency = humantime::parse_duration(value).ok()?;
+    (latency <= LONGEST_LATENCY).then_some(latency)
+}
+
+impl Command {
+    /// Reads a command line, without the program's name, and the environment. An environment
+    /// variable that is set to nothing counts as not set.
+    pub fn parse(
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        let mut given: [Option<OsString>; FLAGS.len()] = Default::default();
+        let mut healthcheck = false;
+        let mut parser = Parser::from_args(arguments);
+        while let Some(argument) = parser.next().map_err(|error| see_help(&error))? {
+            match argument {
+                Arg::Long("help") | Arg::Short('h') => return Ok(Self::Help),
+                Arg::Long("version") | Arg::Short('V') => return Ok(Self::Version),
+                Arg::Value(value) if value == "healthcheck" => healthcheck = true,
+                Arg::Long(name) => {
+                    let position = FLAGS.iter().position(|flag| flag.name == name);
+                    let Some(position) = position else {
+                        return Err(see_help(&argument.unexpected()));
+                    };
+                    given[position] = Some(if FLAGS[position].value.is_empty() {
+                        parser.optional_value().unwrap_or_else(|| "on".into())
+                    } else {
+                        parser.value().map_err(|error| see_help(&error))?
+                    });
+                }
+                _ => return Err(see_help(&argument.unexpected())),
+            }
+        }
+
+        let mut config = Config::default();
+        for (flag, value) in FLAGS.iter().zip(given) {
+            if let Some(value) = value {
+                flag.apply(&mut config, &value, |value| {
+                    format!("--{} {value}", flag.name)
+                })?;
+            } else if let Some(value) = environment(flag.variable).filter(|value| !value.is_empty())
+            {
+                flag.apply(&mut config, &value, |value| {
+                    format!("{}={value} (--{})", flag.variable, flag.name)
+                })?;
+            }
+        }
+        Ok(if healthcheck {
+            Self::Healthcheck(config.listen)
+        } else {
+            Self::Serve(config)
+        })
+    }
+}
+
+impl Flag {
+    fn apply(
+        &self,
+        config: &mut Config,
+        value: &OsString,
+        written: impl Fn(&str) -> String,
+    ) -> Result<(), ConfigError> {
+        value
+            .to_str()
+            .and_then(|value| (self.set)(config, value))
+            .ok_or_else(|| {
+                let value = one_line(&value.to_string_lossy());
+                ConfigError(format!("{}: expected {}", written(&value), self.accepted))
+            })
+    }
+}
+
+fn see_help(error: &lexopt::Error) -> ConfigError {
+    ConfigError(format!("{}; see --help", one_line(&error.to_string())))
+}
+
+/// Keeps a message on one line, whatever was on the command line.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
+/// The text of `--help`.
+pub fn help() -> String {
+    let mut help = String::from(
+        "A very small HTTP service, instrumented for Prometheus.
+
+Usage: tiny-probe [FLAGS]                    serve /probe, /metrics, /healthz and /
+       tiny-probe healthcheck [--listen …]   ask the running server's /healthz; exit 0 or 1
+
+Flags, each with its environment variable and its default:
+",
+    );
+    for flag in &FLAGS {
+        let written = format!("--{} {}", flag.name, flag.value);
+        let setting = format!("[{}: {}]", flag.variable, flag.default);
+        for (left, right) in [(&*written, flag.meaning), ("", &setting)] {
+            help.extend(["  ", left, &" ".repeat(29 - left.len()), right, "\n"]);
+        }
+    }
+    help + "  -h, --help                   print this\n  -V, --version                print the version\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(arguments: &str, environment: &[(&str, &str)]) -> Result<Command, ConfigError> {
+        Command::parse(
+            arguments.split_whitespace().map(OsString::from),
+            |variable| {
+                environment
+                    .iter()
+                    .find(|(name, _)| *name == variable)
+                    .map(|(_, value)| value.into())
+            },
+        )
+    }
+
+    fn config(arguments: &str, environment: &[(&str, &str)]) -> Config {
+        match command(arguments, environment) {
+            Ok(Command::Serve(config)) => config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_said_is_the_default() {
+        assert_eq!(config("", &[]), Config::default());
+    }
+
+    #[test]
+    fn the_written_defaults_are_the_real_ones() {
+        for flag in FLAGS.iter().filter(|flag| flag.name != "random-seed") {
+            let mut changed = Config {
+                listen: "[::1]:1".parse().unwrap(),
+                server: Config::default().server,
+                fail_rate: 0.5,
+                slow_rate: 0.5,
+                latency: Duration::MAX,
+                slow_latency: Duration::MAX,
+                random_seed: None,
+                app_version: String::new(),
+                app_config: String::new(),
+                max_connections: 0,
+                access_log: true,
+            };
+            let before = changed.clone();
+            (flag.set)(&mut changed, flag.default).expect(flag.name);
+            assert!(changed != before || flag.name == "server", "{}", flag.name);
+            for other in &FLAGS {
+                if other.name != "random-seed" {
+                    (other.set)(&mut changed, other.default).expect(other.name);
+                }
+            }
+            assert_eq!(changed, Config::default());
+        }
+    }
+
+    #[test]
+    fn a_flag_goes_before_its_variable() {
+        let environment = [("FAIL_RATE", "0.5"), ("LATENCY", "1s"), ("SLOW_RATE", "")];
+        let config = config("--fail-rate=0.25 --access-log", &environment);
+        assert!((config.fail_rate - 0.25).abs() < f64::EPSILON);
+        assert_eq!(config.latency, Duration::from_secs(1));
+        assert_eq!(config.slow_rate.to_bits(), 0);
+        assert!(config.access_log);
+    }
+
+    #[test]
+    fn every_flag_and_every_variable_is_read() {
+        let expected = Config {
+            listen: "[::1]:9090".parse().unwrap(),
+            server: Server::TinyHttp,
+            fail_rate: 1.0,
+            slow_rate: 0.125,
+            latency: Duration::from_millis(300),
+            slow_latency: Duration::from_secs(90),
+            random_seed: Some(u64::MAX),
+            app_version: "2".into(),
+            app_config: "production".into(),
+            max_connections: 1,
+            access_log: true,
+        };
+        let values = [
+            ("LISTEN", "[::1]:9090"),
+            ("SERVER", "tiny-http"),
+            ("FAIL_RATE", "1"),
+            ("SLOW_RATE", ".125"),
+            ("LATENCY", "300ms"),
+            ("SLOW_LATENCY", "1m30s"),
+            ("RANDOM_SEED", "18446744073709551615"),
+            ("APP_VERSION", "2"),
+            ("APP_CONFIG", "production"),
+            ("MAX_CONNECTIONS", "1"),
+            ("ACCESS_LOG", "on"),
+        ];
+        assert_eq!(config("", &values), expected);
+        let flags: Vec<String> = values
+            .iter()
+            .map(|(name, value)| format!("--{}={value}", name.to_lowercase().replace('_', "-")))
+            .collect();
+        assert_eq!(config(&flags.join(" "), &[]), expected);
+    }
+
+    #[test]
+    fn subcommand_help_and_version() {
+        let listen = "127.0.0.1:9".parse().unwrap();
+        for command_line in [
+            "healthcheck --listen 127.0.0.1:9",
+            "--listen 127.0.0.1:9 healthcheck",
+        ] {
+            assert_eq!(command(command_line, &[]), Ok(Command::Healthcheck(listen)));
+        }
+        assert_eq!(
+            command("healthcheck", &[("LISTEN", "127.0.0.1:9")]),
+            Ok(Command::Healthcheck(listen))
+        );
+        assert_eq!(command("--help", &[]), Ok(Command::Help));
+        assert_eq!(command("-V", &[]), Ok(Command::Version));
+    }
+
+    #[test]
+    fn help_names_every_flag_variable_and_default() {
+        let help = help();
+        for flag in &FLAGS {
+            assert!(help.contains(&format!("--{}", flag.name)), "{help}");
+            assert!(help.contains(&format!("[{}: {}]", flag.variable, flag.default)));
+        }
+        for line in help.lines() {
+            assert!(line.chars().count() <= 96, "{line}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `tiny-probe healthcheck`: asks the running server's /healthz. A scratch image has no curl.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// How long the server may take to accept, and to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Asks the server that listens on `listen`. The error says what came instead of a 200.
+pub fn check(listen: SocketAddr) -> Result<(), String> {
+    let address = reachable(listen);
+    let status_line = ask(address).map_err(|error| format!("http://{address}/healthz: {error}"))?;
+    if status_line.starts_with("HTTP/1.1 200 ") {
+        Ok(())
+    } else {
+        let status_line = status_line.escape_debug();
+        Err(format!("http://{address}/healthz: answered {status_line}"))
+    }
+}
+
+/// Where a server on this machine that listens on `listen` is reached: one that listens on every
+/// address is asked on localhost.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+fn ask(address: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = [0; 64];
+    let mut length = 0;
+    while length < answer.len() && !answer[..length].contains(&b'\n') {
+        match stream.read(&mut answer[length..])? {
+            0 => break,
+            read => length += read,
+        }
+    }
+    let answer = String::from_utf8_lossy(&answer[..length]);
+    Ok(answer.lines().next().unwrap_or("nothing").to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_means_localhost() {
+        for (listen, asked) in [
+            ("0.0.0.0:8080", "127.0.0.1:8080"),
+            ("[::]:8080", "[::1]:8080"),
+            ("127.0.0.2:80", "127.0.0.2:80"),
+            ("[::1]:80", "[::1]:80"),
+        ] {
+            assert_eq!(
+                reachable(listen.parse().unwrap()),
+                asked.parse().unwrap(),
+                "{listen}"
+            );
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Flags, then a listener, then a server, then an exit code: 0 after an orderly end, 1 when it
+//! cannot listen or serve, 2 when a flag is wrong.
+
+#![warn(clippy::unwrap_used)]
+
+use std::env;
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::process::ExitCode;
+
+use tiny_probe::access_log::AccessLog;
+use tiny_probe::app::App;
+use tiny_probe::config::{self, Command, Config, Server};
+use tiny_probe::{healthcheck, server, shutdown};
+
+const NAME_AND_VERSION: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
+
+fn main() -> ExitCode {
+    let command = match Command::parse(env::args_os().skip(1), |name| env::var_os(name)) {
+        Ok(command) => command,
+        Err(error) => return fail(2, &error.to_string()),
+    };
+    let result = match command {
+        Command::Serve(config) => serve(&config),
+        Command::Healthcheck(listen) => healthcheck::check(listen),
+        Command::Help => print(&config::help()),
+        Command::Version => print(&format!("{NAME_AND_VERSION}\n")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => fail(1, &message),
+    }
+}
+
+fn serve(config: &Config) -> Result<(), String> {
+    let told_to_stop =
+        shutdown::on_signal().map_err(|error| format!("cannot handle signals: {error}"))?;
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen).map_err(|error| {
+        format!("cannot listen on {listen}: {error}; choose another address with --listen")
+    })?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    eprintln!("{NAME_AND_VERSION} ({}) on http://{address}", config.server);
+    let app = App::new(config);
+    let access_log = AccessLog::new(config.access_log);
+    match config.server {
+        Server::TinyHttp => server::tiny_http::run(listener, told_to_stop, app, access_log),
+    }
+    .map_err(|error| format!("cannot go on serving: {error}"))
+}
+
+fn print(text: &str) -> Result<(), String> {
+    io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| format!("cannot print: {error}"))
+}
+
+fn fail(code: u8, message: &str) -> ExitCode {
+    // With standard error closed there is nobody to tell, and the exit code still says it.
+    let _ = writeln!(io::stderr(), "tiny-probe: {message}");
+    ExitCode::from(code)
+}

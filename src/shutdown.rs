@@ -1,0 +1,29 @@
+//! SIGTERM and SIGINT: the first asks for an orderly end, the second ends the process at once.
+//!
+//! As PID 1 of a container the process has no default handlers: without these it could only be
+//! killed.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, atomic::AtomicBool};
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::{flag, low_level::pipe};
+
+/// How long answers that wait may go on waiting after the first signal.
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// Handles the signals from now on. What is given back becomes readable on the first of them.
+pub fn on_signal() -> io::Result<UnixStream> {
+    let (told_to_stop, write_end) = UnixStream::pair()?;
+    let stopping = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order, so that it is the second signal that finds the flag set. The exit code is
+        // a shell's for a process ended by a signal.
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stopping))?;
+        flag::register(signal, Arc::clone(&stopping))?;
+        pipe::register(signal, write_end.try_clone()?)?;
+    }
+    Ok(told_to_stop)
+}

@@ -1,0 +1,200 @@
+//! The table "What it answers": status, fields and body of every route and method.
+
+use crate::support::{Client, Service};
+
+on_every_server!(
+    every_route_answers_get,
+    head_is_get_without_the_body,
+    another_method_is_not_allowed,
+    another_path_is_not_found,
+    the_landing_page_links_to_the_others,
+    failures_come_as_often_as_configured,
+    the_seed_repeats_the_failures,
+    a_late_answer_is_late,
+    ten_answers_on_one_connection,
+    http_1_0_and_connection_close_end_the_connection,
+    a_client_that_half_closes_gets_its_answer,
+    the_access_log_has_a_line_per_request,
+);
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+fn every_route_answers_get(server: &str) {
+    let service = Service::start(server, &[]);
+    for (path, content_type, body) in [
+        ("/probe", TEXT, "I'm ok!"),
+        ("/probe?x=/nope", TEXT, "I'm ok!"),
+        ("/healthz", TEXT, "ok"),
+    ] {
+        let answer = service.get(path);
+        assert_eq!(answer.status, 200, "{path}");
+        assert_eq!(answer.field("Content-Type"), Some(content_type));
+        assert_eq!(answer.body, body);
+        let date = answer.field("Date").expect("Date");
+        assert!(date.ends_with(" GMT") && date.len() == 29, "{date}");
+    }
+    let metrics = service.get("/metrics");
+    assert_eq!(metrics.status, 200);
+    assert_eq!(
+        metrics.field("Content-Type"),
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    );
+    assert!(metrics.body.starts_with("# HELP "));
+    assert!(metrics.body.ends_with('\n'));
+}
+
+fn head_is_get_without_the_body(server: &str) {
+    let service = Service::start(server, &[]);
+    let mut client = service.connect();
+    for path in ["/probe", "/metrics", "/healthz", "/", "/nope"] {
+        let head = client.ask("HEAD", path);
+        let get = client.ask("GET", path);
+        assert_eq!(head.status, get.status);
+        assert_eq!(head.field("Content-Type"), get.field("Content-Type"));
+        if path != "/metrics" {
+            let length = Some(get.body.len().to_string());
+            assert_eq!(head.field("Content-Length"), length.as_deref(), "{path}");
+        }
+    }
+}
+
+fn another_method_is_not_allowed(server: &str) {
+    let service = Service::start(server, &[]);
+    let mut client = service.connect();
+    for path in ["/probe", "/metrics", "/healthz", "/"] {
+        for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get"] {
+            let answer = client.ask(method, path);
+            assert_eq!(answer.status, 405, "{method} {path}");
+            assert_eq!(answer.field("Allow"), Some("GET, HEAD"));
+        }
+    }
+    assert_eq!(client.ask("GET", "/probe").field("Allow"), None);
+}
+
+fn another_path_is_not_found(server: &str) {
+    let service = Service::start(server, &[]);
+    let mut client = service.connect();
+    for path in ["/nope", "/probe/", "/probes", "//", "/metrics/x"] {
+        for method in ["GET", "POST"] {
+            assert_eq!(client.ask(method, path).status, 404, "{method} {path}");
+        }
+    }
+}
+
+fn the_landing_page_links_to_the_others(server: &str) {
+    let service = Service::start(server, &["--app-version", "<7>"]);
+    let page = service.get("/");
+    assert_eq!(page.status, 200);
+    assert_eq!(page.field("Content-Type"), Some("text/html; charset=utf-8"));
+    for part in [
+        "<title>tiny-probe</title>",
+        env!("CARGO_PKG_VERSION"),
+        "&lt;7&gt;",
+        "href=\"/metrics\"",
+        "href=\"/probe\"",
+        "href=\"/healthz\"",
+    ] {
+        assert!(page.body.contains(part), "{part}");
+    }
+}
+
+fn statuses(client: &mut Client, requests: usize) -> Vec<u16> {
+    let ask = |_| client.ask("GET", "/probe").status;
+    (0..requests).map(ask).collect()
+}
+
+fn failures_come_as_often_as_configured(server: &str) {
+    let flags = ["--fail-rate", "0.25", "--random-seed", "7"];
+    let service = Service::start(server, &flags);
+    let statuses = statuses(&mut service.connect(), 1000);
+    let failed = statuses.iter().filter(|status| **status == 500).count();
+    // The seed makes the number certain; five standard errors are 68.
+    assert!((182..=318).contains(&failed), "{failed} of 1000");
+    assert!(statuses.iter().all(|status| [200, 500].contains(status)));
+    let page = service.scrape();
+    let counted =
+        page.count(r#"app_request_count_total{method="GET",endpoint="/probe",http_status="500"}"#);
+    assert_eq!(counted, failed as u64);
+    assert_eq!(service.get("/healthz").status, 200);
+}
+
+fn the_seed_repeats_the_failures(server: &str) {
+    let with_seed = |seed| {
+        let service = Service::start(server, &["--fail-rate", "0.5", "--random-seed", seed]);
+        statuses(&mut service.connect(), 64)
+    };
+    assert_eq!(with_seed("1"), with_seed("1"));
+    assert_ne!(with_seed("1"), with_seed("2"));
+}
+
+fn a_late_answer_is_late(server: &str) {
+    let flags = ["--slow-rate", "1", "--slow-latency", "200ms"];
+    let service = Service::start(server, &[&flags[..], &["--random-seed", "1"]].concat());
+    let started = std::time::Instant::now();
+    let answer = service.get("/probe");
+    let waited = started.elapsed().as_secs_f64();
+    assert_eq!((answer.status, &*answer.body), (200, "I'm ok!"));
+    let page = service.scrape();
+    let series = r#"{method="GET",endpoint="/probe"}"#;
+    let recorded = page.value(&format!("app_request_latency_seconds_sum{series}"));
+    // A gamma of shape 30 is practically never below a third of its mean.
+    assert!(recorded > 0.2 / 3.0, "{recorded}");
+    assert!(recorded <= waited, "recorded {recorded}, waited {waited}");
+}
+
+fn ten_answers_on_one_connection(server: &str) {
+    let service = Service::start(server, &[]);
+    let mut client = service.connect();
+    for _ in 0..5 {
+        assert_eq!(client.ask("GET", "/probe").body, "I'm ok!");
+        assert_eq!(client.ask("GET", "/nope").status, 404);
+    }
+}
+
+fn http_1_0_and_connection_close_end_the_connection(server: &str) {
+    let service = Service::start(server, &[]);
+    for request in [
+        "GET /probe HTTP/1.0\r\n\r\n",
+        "GET /probe HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n",
+    ] {
+        let mut client = service.connect();
+        client.send(request);
+        assert_eq!(client.answer().body, "I'm ok!");
+        client.expect_close();
+    }
+}
+
+fn a_client_that_half_closes_gets_its_answer(server: &str) {
+    let service = Service::start(server, &["--latency", "50ms"]);
+    let mut client = service.connect();
+    client.send_request("GET", "/probe");
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.answer().body, "I'm ok!");
+    client.expect_close();
+}
+
+fn the_access_log_has_a_line_per_request(server: &str) {
+    let mut service = Service::start(server, &["--access-log"]);
+    let mut client = service.connect();
+    client.ask("GET", "/probe?x=1");
+    client.ask("HEAD", "/healthz");
+    client.ask("BREW", "/\"quoted\"");
+    let peer = client.stream.local_addr().unwrap().to_string();
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let log = service.stdout();
+    let lines: Vec<Vec<&str>> = log.lines().map(|line| line.split(' ').collect()).collect();
+    let expected = [
+        ["GET", "/probe?x=1", "200", "7"],
+        ["HEAD", "/healthz", "200", "0"],
+        ["BREW", "/\\\"quoted\\\"", "404", "45"],
+    ];
+    assert_eq!(lines.len(), expected.len(), "{log}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert_eq!(line.len(), 7, "{log}");
+        assert!(line[0].ends_with('Z') && line[0].starts_with("20"), "{log}");
+        assert_eq!(line[1], peer);
+        assert_eq!(line[2..6], expected);
+        assert!(line[6].parse::<f64>().unwrap() < 60.0);
+    }
+}

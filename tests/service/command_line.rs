@@ -1,0 +1,192 @@
+//! Flags, environment, exit codes and the messages that go with them.
+
+use std::net::TcpListener;
+
+use crate::support::{Service, run};
+
+on_every_server!(
+    the_start_line_says_version_server_and_url,
+    the_healthcheck_asks_the_running_server,
+    serving_works_on_every_address,
+);
+
+/// One line on standard error and nothing on standard output.
+fn message(output: &std::process::Output) -> String {
+    assert!(output.stdout.is_empty());
+    let message = String::from_utf8(output.stderr.clone()).unwrap();
+    let message = message.strip_suffix('\n').expect("a whole line");
+    assert!(!message.contains('\n'), "{message}");
+    message.to_owned()
+}
+
+#[test]
+fn a_bad_value_is_one_clear_line_and_exit_code_2() {
+    let share = "a share from 0 to 1, such as 0.01";
+    let latency = "a duration of at most 1h with its unit, such as 300ms or 9s";
+    for (flag, value, expected) in [
+        (
+            "--listen",
+            "nonsense",
+            "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080",
+        ),
+        (
+            "--listen",
+            "127.0.0.1:99999",
+            "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080",
+        ),
+        ("--fail-rate", "2", share),
+        ("--fail-rate", "-0.1", share),
+        ("--fail-rate", "NaN", share),
+        ("--slow-rate", "10%", share),
+        ("--latency", "300", latency),
+        ("--latency", "2h", latency),
+        ("--slow-latency", "-1s", latency),
+        (
+            "--random-seed",
+            "-1",
+            "a whole number from 0 to 18446744073709551615",
+        ),
+        ("--max-connections", "0", "a whole number from 1 to 1000000"),
+        (
+            "--max-connections",
+            "1e3",
+            "a whole number from 1 to 1000000",
+        ),
+        ("--access-log", "maybe", "on or off"),
+    ] {
+        let output = run(&[&format!("{flag}={value}")], &[]);
+        assert_eq!(output.status.code(), Some(2), "{flag} {value}");
+        assert_eq!(
+            message(&output),
+            format!("tiny-probe: {flag} {value}: expected {expected}")
+        );
+
+        let variable = flag[2..].to_uppercase().replace('-', "_");
+        let output = run(&[], &[(&variable, value)]);
+        assert_eq!(output.status.code(), Some(2), "{variable} {value}");
+        assert_eq!(
+            message(&output),
+            format!("tiny-probe: {variable}={value} ({flag}): expected {expected}")
+        );
+    }
+}
+
+#[test]
+fn an_unknown_server_is_told_the_known_ones() {
+    let output = run(&["--server", "apache"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let message = message(&output);
+    assert!(message.starts_with("tiny-probe: --server apache: expected "));
+    assert!(message.contains("tiny-http"), "{message}");
+}
+
+#[test]
+fn what_is_no_flag_is_one_clear_line_and_exit_code_2() {
+    for (arguments, said) in [
+        (&["--nope"][..], "'--nope'"),
+        (&["-x"], "'-x'"),
+        (&["serve"], "\"serve\""),
+        (&["--listen"], "'--listen'"),
+    ] {
+        let output = run(arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let message = message(&output);
+        assert!(message.contains(said), "{message}");
+        assert!(message.ends_with("; see --help"), "{message}");
+    }
+}
+
+#[test]
+fn a_value_with_line_breaks_is_still_one_line() {
+    let output = run(&["--fail-rate", "1\n2\r\u{1b}[31m"], &[]);
+    assert!(message(&output).bytes().all(|byte| byte != b'\x1b'));
+}
+
+#[test]
+fn a_port_already_taken_is_one_clear_line_and_exit_code_1() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = run(&[], &[("LISTEN", &address)]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = message(&output);
+    assert!(
+        message.starts_with(&format!("tiny-probe: cannot listen on {address}: Address ")),
+        "{message}"
+    );
+    assert!(message.ends_with("; choose another address with --listen"));
+}
+
+#[test]
+fn help_and_version_are_printed() {
+    let help = run(&["--help"], &[]);
+    assert_eq!(help.status.code(), Some(0));
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.contains("Usage: tiny-probe"));
+    assert!(help.contains("[FAIL_RATE: 0]"));
+
+    let version = run(&["--version"], &[]);
+    assert_eq!(version.status.code(), Some(0));
+    let expected = concat!("tiny-probe ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(String::from_utf8(version.stdout).unwrap(), expected);
+}
+
+fn the_start_line_says_version_server_and_url(server: &str) {
+    let service = Service::start(server, &[]);
+    let version = env!("CARGO_PKG_VERSION");
+    let address = service.address;
+    assert_ne!(address.port(), 0);
+    assert_eq!(
+        service.start_line,
+        format!("tiny-probe {version} ({server}) on http://{address}\n")
+    );
+}
+
+fn the_healthcheck_asks_the_running_server(server: &str) {
+    let mut service = Service::start_on("0.0.0.0:0", server, &["--fail-rate", "1"]);
+    let listen = format!("0.0.0.0:{}", service.address.port());
+    let output = run(&["healthcheck"], &[("LISTEN", &listen)]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stdout.is_empty() && output.stderr.is_empty());
+    let asked = r#"app_request_count_total{method="GET",endpoint="/healthz",http_status="200"}"#;
+    assert_eq!(service.scrape().count(asked), 1);
+
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let output = run(&["healthcheck", "--listen", &listen], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let port = service.address.port();
+    let expected = format!("tiny-probe: http://127.0.0.1:{port}/healthz: Connection refused");
+    assert!(message(&output).starts_with(&expected), "{output:?}");
+}
+
+#[test]
+fn the_healthcheck_fails_on_an_answer_that_is_not_200() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = listener.accept().unwrap();
+        let read = stream.read(&mut [0; 1024]).unwrap();
+        assert!(read > 0);
+        stream
+            .write_all(b"HTTP/1.1 503 \x1b[31mNo\r\n\r\n")
+            .unwrap();
+    });
+    let output = run(&["healthcheck", "--listen", &address], &[]);
+    server.join().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let message = message(&output);
+    assert!(message.contains("answered HTTP/1.1 503 "), "{message}");
+    assert!(!message.contains('\u{1b}'), "{message}");
+}
+
+fn serving_works_on_every_address(server: &str) {
+    if TcpListener::bind("[::1]:0").is_err() {
+        println!("skipped: this machine has no IPv6");
+        return;
+    }
+    let service = Service::start_on("[::]:0", server, &[]);
+    let listen = format!("[::]:{}", service.address.port());
+    let output = run(&["healthcheck", "--listen", &listen], &[]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}

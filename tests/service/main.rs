@@ -1,0 +1,18 @@
+//! The service as its clients see it, on every request loop.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+/// Makes each of these functions, which take the name of a request loop, a test on each loop.
+macro_rules! on_every_server {
+    ($($test:ident),+ $(,)?) => {
+        mod tiny_http {
+            $(#[test] fn $test() { super::$test("tiny-http"); })+
+        }
+    };
+}
+
+mod answers;
+mod command_line;
+mod exposition;
+mod shutdown;

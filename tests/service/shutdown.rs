@@ -1,0 +1,77 @@
+//! How the service ends: what was received is answered, what waits may wait five seconds.
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::support::{Client, Service};
+
+on_every_server!(
+    a_signal_ends_it_with_exit_code_0,
+    a_late_answer_is_still_given,
+    an_answer_later_than_the_grace_is_not_waited_for,
+    a_second_signal_ends_it_at_once,
+);
+
+fn a_signal_ends_it_with_exit_code_0(server: &str) {
+    for signal in ["TERM", "INT"] {
+        let mut service = Service::start(server, &[]);
+        let mut idle = service.connect();
+        idle.ask("GET", "/probe");
+        service.signal(signal);
+        assert_eq!(service.wait(), Some(0));
+        assert!(TcpStream::connect(service.address).is_err());
+        assert_eq!(service.stderr(), "");
+    }
+}
+
+/// Sends a GET /probe that will be answered late, and returns when the service has received it.
+fn ask_late(service: &Service, server: &str) -> Client {
+    let mut late = service.connect();
+    if server == "tiny-http" {
+        // The one thread that answers is busy with the late answer when nothing else is answered.
+        late.send_request("GET", "/probe");
+        let mut other = service.connect();
+        let patience = Some(Duration::from_millis(200));
+        other.stream.set_read_timeout(patience).unwrap();
+        loop {
+            other.send_request("GET", "/healthz");
+            if other.stream.peek(&mut [0]).is_err() {
+                break;
+            }
+            other.answer();
+        }
+    } else {
+        // Both requests arrive in one piece, and the first is answered.
+        let request = |path| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+        late.send(request("/healthz") + &request("/probe"));
+        assert_eq!(late.answer().body, "ok");
+    }
+    late
+}
+
+fn a_late_answer_is_still_given(server: &str) {
+    let slow = ["--slow-rate", "1", "--slow-latency", "2s"];
+    let mut service = Service::start(server, &slow);
+    let mut late = ask_late(&service, server);
+    service.signal("TERM");
+    assert_eq!(late.answer().body, "I'm ok!");
+    assert_eq!(service.wait(), Some(0));
+}
+
+fn an_answer_later_than_the_grace_is_not_waited_for(server: &str) {
+    let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
+    let mut service = Service::start(server, &slow);
+    let _late = ask_late(&service, server);
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+}
+
+fn a_second_signal_ends_it_at_once(server: &str) {
+    let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
+    let mut service = Service::start(server, &slow);
+    let _late = ask_late(&service, server);
+    service.signal("TERM");
+    service.signal("INT");
+    // 128 + the signal, as a shell says it; which of the two comes second is the kernel's choice.
+    assert!(matches!(service.wait(), Some(130 | 143)));
+}

@@ -1,0 +1,341 @@
+//! A running service and its clients, for the tests: the real process, real sockets, real signals.
+//!
+//! Every wait ends by itself after [`PATIENCE`], with a panic that says what was waited for. No
+//! test depends on how long anything takes before that.
+
+#![allow(dead_code, reason = "each test crate uses its own part of this module")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tiny-probe");
+
+/// The program without the settings of whoever runs the tests.
+pub fn program() -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+/// Runs the program to its end.
+pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = program();
+    command.args(arguments).envs(environment.iter().copied());
+    command.output().expect("the program starts")
+}
+
+/// A running service. It is killed when this is dropped.
+pub struct Service {
+    child: Child,
+    stderr: BufReader<std::process::ChildStderr>,
+    pub start_line: String,
+    pub address: SocketAddr,
+}
+
+impl Service {
+    /// Starts the service on a free port of 127.0.0.1.
+    pub fn start(server: &str, flags: &[&str]) -> Self {
+        Self::start_on("127.0.0.1:0", server, flags)
+    }
+
+    pub fn start_on(listen: &str, server: &str, flags: &[&str]) -> Self {
+        let mut child = program()
+            .args(["--listen", listen, "--server", server])
+            .args(flags)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut start_line = String::new();
+        stderr.read_line(&mut start_line).unwrap();
+        let (_, address) = start_line
+            .trim_end()
+            .split_once(" on http://")
+            .unwrap_or_else(|| panic!("no start line: {start_line:?}"));
+        let address = address.parse().unwrap();
+        Self {
+            child,
+            stderr,
+            start_line,
+            address,
+        }
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// One request on a connection of its own.
+    pub fn get(&self, path: &str) -> Answer {
+        self.connect().ask("GET", path)
+    }
+
+    /// The exposition, read on a connection of its own.
+    pub fn scrape(&self) -> Page {
+        Page::parse(&self.get("/metrics").body)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("sh")
+            .args(["-c", &format!("kill -{name} {}", self.pid())])
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for the end: the exit code, or `None` if a signal ended it.
+    pub fn wait(&mut self) -> Option<i32> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(started.elapsed() < PATIENCE, "the service does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What it printed, after its end.
+    pub fn stdout(&mut self) -> String {
+        let mut text = String::new();
+        let stdout = self.child.stdout.as_mut().unwrap();
+        stdout.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// What it printed on standard error after the start line, after its end.
+    pub fn stderr(&mut self) -> String {
+        let mut text = String::new();
+        self.stderr.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// A figure of /proc/PID/status, such as `VmRSS` in kB or `Threads`.
+    pub fn status(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks again and again until the answer is the one hoped for.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// One connection to the service.
+pub struct Client {
+    pub stream: TcpStream,
+    received: Vec<u8>,
+}
+
+/// One answer as it came over the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    /// The value of a field, if it is there once.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let mut values = self.head.lines().skip(1).filter_map(|line| {
+            let (field, value) = line.split_once(':').expect("a colon in every field");
+            field.eq_ignore_ascii_case(name).then_some(value.trim())
+        });
+        let value = values.next();
+        assert_eq!(values.next(), None, "{name} twice");
+        value
+    }
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("the service accepts");
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self {
+            stream,
+            received: Vec::new(),
+        }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).expect("it is sent");
+    }
+
+    pub fn send_request(&mut self, method: &str, path: &str) {
+        self.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
+    }
+
+    /// Sends a request and waits for its answer. The connection stays open.
+    pub fn ask(&mut self, method: &str, path: &str) -> Answer {
+        self.send_request(method, path);
+        if method == "HEAD" {
+            self.answer_to_head()
+        } else {
+            self.answer()
+        }
+    }
+
+    /// Waits for an answer.
+    pub fn answer(&mut self) -> Answer {
+        let mut answer = self.answer_to_head();
+        let length = answer.field("Content-Length").expect("Content-Length");
+        let length = length.parse().unwrap();
+        while self.received.len() < length {
+            assert!(self.receive(), "closed in the middle of a body: {answer:?}");
+        }
+        answer.body = String::from_utf8(self.received.drain(..length).collect()).unwrap();
+        answer
+    }
+
+    /// Waits for an answer that has no body, whatever length it announces.
+    pub fn answer_to_head(&mut self) -> Answer {
+        let end = loop {
+            let end = self.received.windows(4).position(|w| w == b"\r\n\r\n");
+            if let Some(end) = end {
+                break end;
+            }
+            assert!(self.receive(), "closed without an answer");
+        };
+        let head = String::from_utf8(self.received.drain(..end + 4).collect()).unwrap();
+        assert!(head.starts_with("HTTP/1."), "no status line: {head}");
+        Answer {
+            status: head[9..12].parse().unwrap(),
+            head: head.trim_end().to_owned(),
+            body: String::new(),
+        }
+    }
+
+    /// Receives more. `false` when the service has closed in an orderly way.
+    pub fn receive(&mut self) -> bool {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(read) => {
+                    self.received.extend_from_slice(&buffer[..read]);
+                    return true;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("the connection failed: {error}"),
+            }
+        }
+    }
+
+    /// Asserts that the service closes without another word.
+    pub fn expect_close(&mut self) {
+        assert!(self.received.is_empty() && !self.receive(), "{:?}", {
+            String::from_utf8_lossy(&self.received)
+        });
+    }
+}
+
+pub type Labels = BTreeMap<String, String>;
+
+/// A series: the metric's name and its labels.
+pub type Series = (String, Labels);
+
+/// An exposition in text format 0.0.4, read.
+#[derive(Debug)]
+pub struct Page {
+    pub samples: BTreeMap<Series, f64>,
+    pub help: BTreeMap<String, String>,
+    pub kind: BTreeMap<String, String>,
+}
+
+impl Page {
+    pub fn parse(text: &str) -> Self {
+        let mut page = Self {
+            samples: BTreeMap::new(),
+            help: BTreeMap::new(),
+            kind: BTreeMap::new(),
+        };
+        for line in text.lines() {
+            if let Some(comment) = line.strip_prefix("# ") {
+                let mut words = comment.splitn(3, ' ');
+                let mut word = || words.next().expect("three words").to_owned();
+                let (keyword, name, rest) = (word(), word(), word());
+                let map = match &*keyword {
+                    "HELP" => &mut page.help,
+                    "TYPE" => &mut page.kind,
+                    other => panic!("{other}"),
+                };
+                assert!(map.insert(name, rest).is_none(), "twice: {line}");
+            } else {
+                let (series, value) = line.rsplit_once(' ').expect("a value");
+                let value = value.parse().expect("a number");
+                let previous = page.samples.insert(parse_series(series), value);
+                assert!(previous.is_none(), "twice: {line}");
+            }
+        }
+        page
+    }
+
+    /// The value of a series, as PromQL would name it; 0 if it is not there.
+    pub fn value(&self, series: &str) -> f64 {
+        let value = self.samples.get(&parse_series(series));
+        value.copied().unwrap_or_default()
+    }
+
+    /// The value of a series that counts something.
+    pub fn count(&self, series: &str) -> u64 {
+        whole(self.value(series))
+    }
+
+    /// The sum over all series of a counter that have this label value.
+    pub fn sum(&self, metric: &str, label: &str, value: &str) -> u64 {
+        let matching = self.samples.iter().filter(|((name, labels), _)| {
+            name == metric && labels.get(label).is_some_and(|found| found == value)
+        });
+        matching.map(|(_, value)| whole(*value)).sum()
+    }
+}
+
+fn whole(count: f64) -> u64 {
+    format!("{count}")
+        .parse()
+        .expect("a count is a whole number")
+}
+
+/// Bucket bounds are normalised, so that 1.0 and 1 are the same. No label value that the tests
+/// look at holds a quote or a comma.
+fn parse_series(series: &str) -> Series {
+    let Some((name, labels)) = series.split_once('{') else {
+        return (series.to_owned(), Labels::new());
+    };
+    let labels = labels.strip_suffix('}').expect("a closing brace");
+    let labels = labels.split(',').map(|label| {
+        let (label, value) = label.split_once('=').expect("an equals sign");
+        let value = value.trim_matches('"');
+        let value = match value.parse::<f64>() {
+            Ok(bound) if label == "le" => bound.to_string(),
+            _ => value.to_owned(),
+        };
+        (label.to_owned(), value)
+    });
+    (name.to_owned(), labels.collect())
+}
