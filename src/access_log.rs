@@ -13,53 +13,55 @@ pub struct AccessLog {
     enabled: bool,
 }
 
+/// What the line of a request says of the request itself: peer, method and path.
+#[derive(Debug)]
+pub struct Entry(String);
+
 impl AccessLog {
     /// An access log that prints if `enabled`.
     pub fn new(enabled: bool) -> Self {
         Self { enabled }
     }
 
-    /// Prints the line of one request. `method` and `target` are as the client sent them, empty if
-    /// they could not be read.
-    pub fn print(
-        self,
-        peer: Option<SocketAddr>,
-        method: &str,
-        target: &str,
-        reply: &Reply,
-        latency: Duration,
-    ) {
-        if self.enabled {
-            let line = line(SystemTime::now(), peer, method, target, reply, latency);
-            // Nobody reads the log any more, say: the service goes on.
-            let _ = io::stdout().write_all(line.as_bytes());
-        }
+    /// Notes a request before it is answered. `method` and `target` are as the client sent them,
+    /// empty if they could not be read.
+    pub fn note(self, peer: Option<SocketAddr>, method: &str, target: &str) -> Option<Entry> {
+        self.enabled.then(|| Entry::new(peer, method, target))
     }
 }
 
-/// Time, peer, method, path, status, bytes of the body, seconds.
-fn line(
-    time: SystemTime,
-    peer: Option<SocketAddr>,
-    method: &str,
-    target: &str,
-    reply: &Reply,
-    latency: Duration,
-) -> String {
-    format!(
-        "{} {} {} {} {} {} {:.6}\n",
-        humantime::format_rfc3339_millis(time),
-        peer.map_or("-".into(), |peer| peer.to_string()),
-        printable(method),
-        printable(target),
-        reply.status.label(),
-        if reply.method == Method::Head {
-            0
-        } else {
-            reply.body.len()
-        },
-        latency.as_secs_f64(),
-    )
+impl Entry {
+    fn new(peer: Option<SocketAddr>, method: &str, target: &str) -> Self {
+        Self(format!(
+            "{} {} {}",
+            peer.map_or("-".into(), |peer| peer.to_string()),
+            printable(method),
+            printable(target)
+        ))
+    }
+
+    /// Prints the line, once the request is answered.
+    pub fn print(&self, reply: &Reply, latency: Duration) {
+        let line = self.line(SystemTime::now(), reply, latency);
+        // Nobody reads the log any more, say: the service goes on.
+        let _ = io::stdout().write_all(line.as_bytes());
+    }
+
+    /// Time, peer, method, path, status, bytes of the body, seconds.
+    fn line(&self, time: SystemTime, reply: &Reply, latency: Duration) -> String {
+        format!(
+            "{} {} {} {} {:.6}\n",
+            humantime::format_rfc3339_millis(time),
+            self.0,
+            reply.status.label(),
+            if reply.method == Method::Head {
+                0
+            } else {
+                reply.body.len()
+            },
+            latency.as_secs_f64(),
+        )
+    }
 }
 
 /// What a client sent, in visible ASCII: it can neither break the line, nor add a field to it, nor
@@ -78,11 +80,9 @@ mod tests {
     use crate::http::Status;
 
     fn line_of(method: &str, target: &str) -> String {
-        line(
+        let entry = Entry::new(Some(([127, 0, 0, 1], 4242).into()), method, target);
+        entry.line(
             SystemTime::UNIX_EPOCH,
-            Some(([127, 0, 0, 1], 4242).into()),
-            method,
-            target,
             &Reply::error(Status::NotFound, "gone"),
             Duration::from_micros(1500),
         )

@@ -37,6 +37,7 @@
 
 pub mod access_log;
 pub mod app;
+pub mod complaint;
 pub mod config;
 pub mod healthcheck;
 pub mod http;

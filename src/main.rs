@@ -5,7 +5,6 @@
 
 use std::env;
 use std::io::{self, Write};
-use std::net::TcpListener;
 use std::process::ExitCode;
 
 use tiny_probe::access_log::AccessLog;
@@ -36,7 +35,7 @@ fn serve(config: &Config) -> Result<(), String> {
     let told_to_stop =
         shutdown::on_signal().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listen = config.listen;
-    let listener = TcpListener::bind(listen).map_err(|error| {
+    let listener = server::listen(listen).map_err(|error| {
         format!("cannot listen on {listen}: {error}; choose another address with --listen")
     })?;
     let address = listener
@@ -46,6 +45,13 @@ fn serve(config: &Config) -> Result<(), String> {
     let app = App::new(config);
     let access_log = AccessLog::new(config.access_log);
     match config.server {
+        Server::EventLoop => server::event_loop::run(
+            listener,
+            told_to_stop,
+            app,
+            access_log,
+            config.max_connections,
+        ),
         Server::TinyHttp => server::tiny_http::run(listener, told_to_stop, app, access_log),
     }
     .map_err(|error| format!("cannot go on serving: {error}"))

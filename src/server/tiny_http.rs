@@ -29,9 +29,6 @@ pub fn run(
     mut app: App,
     access_log: AccessLog,
 ) -> io::Result<()> {
-    // Head and body are two writes. Without this the second waits for the client's delayed ACK to
-    // the first, 40 ms. Accepted connections inherit it.
-    rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
     let port = listener.local_addr()?.port();
     let server = Arc::new(Server::from_listener(listener, None).map_err(io::Error::other)?);
     stop_when_told(told_to_stop, Arc::clone(&server));
@@ -47,22 +44,20 @@ pub fn run(
             app.metrics().connections_open().set(open);
         }
 
+        let peer = request.remote_addr().copied();
+        let entry = access_log.note(peer, request.method().as_str(), request.url());
+
         let started = Instant::now();
         let reply = app.answer(request.method().as_str(), request.url());
         thread::sleep(reply.delay);
         let latency = started.elapsed();
-
-        let peer = request.remote_addr().copied();
-        access_log.print(
-            peer,
-            request.method().as_str(),
-            request.url(),
-            &reply,
-            latency,
-        );
         // The client may be gone; the next one is not.
         let _ = request.respond(response(&reply));
         app.record(&reply, latency);
+
+        if let Some(entry) = entry {
+            entry.print(&reply, latency);
+        }
     }
 }
 

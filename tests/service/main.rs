@@ -6,6 +6,9 @@ mod support;
 /// Makes each of these functions, which take the name of a request loop, a test on each loop.
 macro_rules! on_every_server {
     ($($test:ident),+ $(,)?) => {
+        mod event_loop {
+            $(#[test] fn $test() { super::$test("event-loop"); })+
+        }
         mod tiny_http {
             $(#[test] fn $test() { super::$test("tiny-http"); })+
         }
