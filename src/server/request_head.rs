@@ -99,25 +99,18 @@ fn malformed(error: Error, lines: &[u8]) -> Rejection {
     }
 }
 
-/// Whether the request line ends in a well-formed version (RFC 9112, section 2.3).
+/// Whether the request line is well-formed but for a version that is not spoken here (RFC 9112,
+/// sections 2.3 and 3).
 fn names_another_version(lines: &[u8]) -> bool {
     let request_line = lines.split(|byte| *byte == b'\n').next().unwrap_or(lines);
-    let request_line = request_line.trim_ascii_end();
-    let start = request_line.len().saturating_sub(b" HTTP/2.0".len());
-    matches!(
-        request_line[start..],
-        [
-            b' ',
-            b'H',
-            b'T',
-            b'T',
-            b'P',
-            b'/',
-            b'0'..=b'9',
-            b'.',
-            b'0'..=b'9'
-        ]
-    )
+    let request_line = request_line.strip_suffix(b"\r").unwrap_or(request_line);
+    let mut words = request_line.split(|byte| *byte == b' ').skip(2);
+    let version = words.next().unwrap_or_default();
+    let is_version = matches!(
+        version,
+        [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']
+    );
+    is_version && words.next().is_none()
 }
 
 /// Reads the fields that matter. All others are ignored.

@@ -1,0 +1,201 @@
+//! How long a connection waits for its client, by a clock that the tests turn.
+
+use std::time::{Duration, Instant};
+
+use tiny_probe::app::App;
+use tiny_probe::config::Config;
+use tiny_probe::server::connection::{Connection, MAX_UNSENT};
+
+use crate::drive::DATE;
+
+const REQUEST: &[u8] = b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
+
+struct Driver {
+    connection: Connection,
+    app: App,
+    start: Instant,
+    now: Instant,
+}
+
+impl Driver {
+    fn new() -> Self {
+        let start = Instant::now();
+        Self {
+            connection: Connection::new(start),
+            app: App::new(&Config::default()),
+            start,
+            now: start,
+        }
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+    }
+
+    fn receive(&mut self, bytes: &[u8]) {
+        self.connection.receive(bytes, self.now);
+        while let Some(request) = self.connection.next_request() {
+            let reply = match request {
+                Ok(request) => self.app.answer(request.method, request.target),
+                Err(rejection) => rejection.reply(),
+            };
+            self.connection.answer(&reply, DATE, false, self.now);
+        }
+    }
+
+    fn send(&mut self) {
+        let count = self.connection.unsent().len();
+        self.connection.sent(count, self.now);
+    }
+
+    /// The deadline in seconds from the beginning.
+    fn deadline(&self) -> Option<u64> {
+        let deadline = self.connection.deadline()?;
+        Some(deadline.duration_since(self.start).as_secs())
+    }
+}
+
+#[test]
+fn silence_is_tolerated_for_75_seconds_from_the_last_answer() {
+    let mut driver = Driver::new();
+    assert_eq!(driver.deadline(), Some(75));
+    driver.wait(50);
+    driver.receive(REQUEST);
+    driver.send();
+    assert_eq!(driver.deadline(), Some(125));
+    assert!(
+        driver.connection.expire().is_none(),
+        "closed without a word"
+    );
+}
+
+#[test]
+fn a_head_may_take_10_seconds_from_its_first_byte_however_it_drips() {
+    let mut driver = Driver::new();
+    driver.wait(50);
+    for byte in &REQUEST[..REQUEST.len() - 1] {
+        driver.receive(&[*byte]);
+        assert_eq!(driver.deadline(), Some(60));
+    }
+    let rejection = driver
+        .connection
+        .expire()
+        .expect("a head that takes too long");
+    driver
+        .connection
+        .answer(&rejection.reply(), DATE, false, driver.now);
+    let answer = String::from_utf8_lossy(driver.connection.unsent()).into_owned();
+    assert!(
+        answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
+        "{answer}"
+    );
+    assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
+    driver.send();
+    assert!(driver.connection.wants_half_close());
+}
+
+#[test]
+fn the_next_head_has_its_own_10_seconds() {
+    let mut driver = Driver::new();
+    driver.receive(&REQUEST[..5]);
+    driver.wait(9);
+    driver.receive(&[&REQUEST[5..], b"GET"].concat());
+    driver.send();
+    assert_eq!(driver.deadline(), Some(19));
+}
+
+#[test]
+fn a_body_may_take_10_seconds_and_is_no_head() {
+    let mut driver = Driver::new();
+    driver.receive(b"GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n");
+    driver.send();
+    assert_eq!(driver.deadline(), Some(10));
+    driver.wait(5);
+    driver.receive(b"12345678");
+    assert_eq!(driver.deadline(), Some(10));
+    assert!(
+        driver.connection.expire().is_none(),
+        "it is answered already"
+    );
+    driver.receive(b"9");
+    assert_eq!(driver.deadline(), Some(80), "idle again");
+}
+
+#[test]
+fn answers_may_go_untaken_for_10_seconds_and_any_progress_counts() {
+    let mut driver = Driver::new();
+    driver.wait(50);
+    driver.receive(REQUEST);
+    assert_eq!(driver.deadline(), Some(60));
+    driver.wait(9);
+    driver.connection.sent(1, driver.now);
+    assert_eq!(driver.deadline(), Some(69));
+    assert!(
+        driver.connection.expire().is_none(),
+        "closed without a word"
+    );
+    driver.receive(REQUEST);
+    assert_eq!(driver.deadline(), Some(69), "more answers are no progress");
+}
+
+#[test]
+fn a_client_that_waits_for_its_answer_has_no_deadline() {
+    let mut driver = Driver::new();
+    driver.connection.receive(REQUEST, driver.now);
+    assert!(driver.connection.next_request().is_some());
+    assert_eq!(driver.deadline(), None);
+    assert!(!driver.connection.is_idle());
+    assert!(!driver.connection.wants_bytes(), "one request at a time");
+}
+
+#[test]
+fn a_refused_client_may_go_on_sending_for_2_seconds() {
+    let mut driver = Driver::new();
+    driver.wait(5);
+    driver.receive(b"nonsense\r\n");
+    driver.send();
+    assert!(driver.connection.wants_half_close() && !driver.connection.is_finished());
+    driver.connection.linger(driver.now);
+    for _ in 0..1000 {
+        driver.receive(REQUEST);
+        assert!(driver.connection.unsent().is_empty());
+    }
+    assert!(driver.connection.wants_bytes() && !driver.connection.is_finished());
+    assert_eq!(driver.deadline(), Some(7));
+    driver.connection.receive_end();
+    assert!(driver.connection.is_finished());
+}
+
+#[test]
+fn no_more_requests_are_given_out_while_64_kib_of_answers_wait() {
+    let mut driver = Driver::new();
+    driver.receive(&REQUEST.repeat(10_000));
+    let waiting = driver.connection.unsent().len();
+    assert!(
+        (MAX_UNSENT..MAX_UNSENT + 1024).contains(&waiting),
+        "{waiting}"
+    );
+    assert!(!driver.connection.wants_bytes() && !driver.connection.is_idle());
+    driver.send();
+    assert!(driver.connection.can_answer());
+}
+
+#[test]
+fn an_end_with_nothing_owed_finishes_the_connection() {
+    for (bytes, is_finished) in [
+        (&b""[..], true),
+        (b"GET /pro", true),
+        (REQUEST, false),
+        (
+            b"GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n",
+            false,
+        ),
+    ] {
+        let mut driver = Driver::new();
+        driver.receive(bytes);
+        driver.connection.receive_end();
+        assert_eq!(driver.connection.is_finished(), is_finished);
+        driver.send();
+        assert!(driver.connection.is_finished());
+    }
+}

@@ -1,0 +1,76 @@
+//! Drives a connection as the event loop does, without a socket. The fuzz target does it this way,
+//! too.
+
+use std::time::Instant;
+
+use tiny_probe::app::App;
+use tiny_probe::server::connection::{Buffers, Connection, MAX_UNSENT};
+
+pub const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
+/// What came of some bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Method and target of each request, and the status it was answered.
+    pub requests: Vec<(String, String, u16)>,
+    /// What the client receives; without the interim 100s, which depend on when a body arrives.
+    pub answers: String,
+    /// Whether the connection is still open for requests.
+    pub is_open: bool,
+}
+
+/// Delivers these pieces, one read each, and takes every answer at once.
+pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
+    let now = Instant::now();
+    let mut connection = Connection::new(now);
+    let mut warm = Buffers::default();
+    let mut outcome = Outcome {
+        requests: Vec::new(),
+        answers: String::new(),
+        is_open: true,
+    };
+    for piece in pieces {
+        connection.lend(&mut warm);
+        connection.receive(piece, now);
+        loop {
+            answer_received(app, &mut connection, &mut outcome, now);
+            // The largest page is far below the bound: one answer more may pass it, no more.
+            assert!(connection.unsent().len() < 2 * MAX_UNSENT);
+            outcome.answers += str::from_utf8(connection.unsent()).expect("answers are text");
+            connection.sent(connection.unsent().len(), now);
+            if !connection.can_answer() {
+                break;
+            }
+        }
+        if connection.wants_half_close() {
+            connection.linger(now);
+        }
+        outcome.is_open = connection.is_idle();
+        assert!(
+            connection.deadline().is_some(),
+            "nothing is waited for forever"
+        );
+        connection.give_back(&mut warm);
+    }
+    outcome.answers = outcome.answers.replace("HTTP/1.1 100 Continue\r\n\r\n", "");
+    outcome
+}
+
+fn answer_received(
+    app: &mut App,
+    connection: &mut Connection,
+    outcome: &mut Outcome,
+    now: Instant,
+) {
+    while let Some(request) = connection.next_request() {
+        let (method, target, reply) = match request {
+            Ok(request) => {
+                let reply = app.answer(request.method, request.target);
+                (request.method.to_owned(), request.target.to_owned(), reply)
+            }
+            Err(rejection) => (String::new(), String::new(), rejection.reply()),
+        };
+        outcome.requests.push((method, target, reply.status.code()));
+        connection.answer(&reply, DATE, false, now);
+    }
+}

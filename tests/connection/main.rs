@@ -1,0 +1,8 @@
+//! A connection without its socket: whatever the bytes, however they arrive, however long they take.
+
+mod deadlines;
+mod drive;
+#[path = "../support/heads.rs"]
+mod heads;
+mod requests;
+mod splits;

@@ -1,0 +1,182 @@
+//! What a connection makes of its bytes, in one piece.
+
+use tiny_probe::app::App;
+use tiny_probe::config::Config;
+
+use crate::drive::{DATE, Outcome, drive};
+use crate::heads::HEADS;
+
+fn outcome(bytes: &str) -> Outcome {
+    drive(&mut App::new(&Config::default()), [bytes.as_bytes()])
+}
+
+fn statuses(bytes: &str) -> Vec<u16> {
+    let requests = outcome(bytes).requests;
+    requests.iter().map(|(_, _, status)| *status).collect()
+}
+
+#[test]
+fn every_head_gets_the_status_it_must_get() {
+    for (what, head, status) in HEADS {
+        assert_eq!(statuses(head), [*status], "{what}");
+    }
+}
+
+#[test]
+fn what_is_refused_closes_the_connection_and_what_is_answered_does_not() {
+    for (what, head, status) in HEADS {
+        let outcome = outcome(head);
+        let is_refused = matches!(status, 400 | 413 | 414 | 431 | 501 | 505);
+        let closes = is_refused || head.contains("HTTP/1.0");
+        assert_eq!(outcome.is_open, !closes, "{what}");
+        let says_so = outcome.answers.contains("\r\nConnection: close\r\n");
+        assert_eq!(says_so, closes, "{what}");
+    }
+}
+
+#[test]
+fn nothing_after_a_refused_head_is_a_request() {
+    for (what, head, _) in HEADS.iter().filter(|(_, _, status)| *status >= 400) {
+        let smuggled = format!("{head}GET /probe HTTP/1.1\r\nHost: a\r\n\r\n");
+        let statuses = statuses(&smuggled);
+        // 404 and 405 are answers to requests that were understood.
+        let expected = if matches!(statuses[0], 404 | 405) {
+            2
+        } else {
+            1
+        };
+        assert_eq!(statuses.len(), expected, "{what}");
+    }
+}
+
+#[test]
+fn an_answer_is_complete_to_the_byte() {
+    assert_eq!(
+        outcome("GET /probe HTTP/1.1\r\nHost: a\r\n\r\n").answers,
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nDate: {DATE}\r\n\
+             Content-Length: 7\r\n\r\nI'm ok!"
+        )
+    );
+    assert_eq!(
+        outcome("HEAD /probe HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").answers,
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nDate: {DATE}\r\n\
+             Connection: keep-alive\r\nContent-Length: 7\r\n\r\n"
+        )
+    );
+    assert_eq!(
+        outcome("POST /probe HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").answers,
+        format!(
+            "HTTP/1.1 405 Method Not Allowed\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             Date: {DATE}\r\nConnection: close\r\nAllow: GET, HEAD\r\nContent-Length: 37\r\n\r\n\
+             Method not allowed. Try GET or HEAD.\n"
+        )
+    );
+}
+
+#[test]
+fn keep_alive_is_the_default_of_its_version_and_can_be_asked_for() {
+    for (version, connection, keeps) in [
+        ("1.1", "", true),
+        ("1.1", "Connection: close\r\n", false),
+        ("1.1", "Connection: keep-alive\r\n", true),
+        ("1.1", "Connection: Keep-Alive, CLOSE\r\n", false),
+        (
+            "1.1",
+            "Connection: keep-alive\r\nConnection: close\r\n",
+            false,
+        ),
+        ("1.1", "Connection: disclose\r\n", true),
+        ("1.0", "", false),
+        ("1.0", "Connection: keep-alive\r\n", true),
+        ("1.0", "Connection: x ,\tKEEP-alive\r\n", true),
+        ("1.0", "Connection: close, keep-alive\r\n", false),
+    ] {
+        let head = format!("GET /probe HTTP/{version}\r\nHost: a\r\n{connection}\r\n");
+        let twice = statuses(&head.repeat(2));
+        assert_eq!(twice.len(), 1 + usize::from(keeps), "{head}");
+    }
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let paths = ["/probe", "/nope", "/healthz", "/nope", "/probe"];
+    let burst = paths
+        .map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"))
+        .concat();
+    assert_eq!(statuses(&burst), [200, 404, 200, 404, 200]);
+    assert_eq!(statuses(&burst.repeat(1000)).len(), 5000);
+}
+
+#[test]
+fn bodies_within_the_bound_are_skipped() {
+    let body = "GET /nope HTTP/1.1\r\nHost: a\r\n\r\n".repeat(10);
+    let length = body.len();
+    let head = format!("GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    assert_eq!(statuses(&(head + &body).repeat(3)), [200, 200, 200]);
+    let longest = "x".repeat(65536);
+    let head = "GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 65536\r\n\r\n";
+    assert_eq!(statuses(&format!("{head}{longest}{head}")), [200, 200]);
+}
+
+#[test]
+fn a_100_is_sent_to_who_waits_for_it_and_to_nobody_else() {
+    use std::time::Instant;
+    use tiny_probe::server::connection::Connection;
+    for (version, expect, length, body, continues) in [
+        ("1.1", "100-continue", 3, "", true),
+        ("1.1", "100-Continue", 3, "", true),
+        ("1.1", "100-continue", 3, "a", false),
+        ("1.1", "100-continue", 0, "", false),
+        ("1.1", "tea", 3, "", false),
+        ("1.0", "100-continue", 3, "", false),
+    ] {
+        let mut connection = Connection::new(Instant::now());
+        let bytes = format!(
+            "POST /probe HTTP/{version}\r\nHost: a\r\nExpect: {expect}\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        );
+        connection.receive(bytes.as_bytes(), Instant::now());
+        assert!(
+            connection
+                .next_request()
+                .is_some_and(|request| request.is_ok())
+        );
+        let unsent = connection.unsent();
+        let expected: &[u8] = if continues {
+            b"HTTP/1.1 100 Continue\r\n\r\n"
+        } else {
+            b""
+        };
+        assert_eq!(unsent, expected, "{bytes}");
+    }
+}
+
+#[test]
+fn heads_are_bounded_in_bytes_and_fields() {
+    let line = "GET /probe HTTP/1.1\r\nHost: a\r\n";
+    let padded = |length: usize| {
+        let field = "X: ";
+        let padding = length - line.len() - field.len() - 4;
+        format!("{line}{field}{}\r\n\r\n", "x".repeat(padding))
+    };
+    assert_eq!(padded(8192).len(), 8192);
+    assert_eq!(statuses(&padded(8192)), [200]);
+    assert_eq!(statuses(&padded(8193)), [431]);
+    assert_eq!(statuses(&padded(400_000)), [431]);
+
+    let target = |length: usize| {
+        let (before, after) = ("GET /", " HTTP/1.1\r\nHost: a\r\n\r\n");
+        let padding = "x".repeat(length - before.len() - after.len());
+        format!("{before}{padding}{after}")
+    };
+    assert_eq!(statuses(&target(8192)), [404]);
+    assert_eq!(statuses(&target(8300)), [414]);
+    assert_eq!(statuses(&"x".repeat(8191)), [0; 0]);
+    assert_eq!(statuses(&"x".repeat(8192)), [414]);
+
+    let fields = |count: usize| format!("{line}{}\r\n", "X: 1\r\n".repeat(count - 1));
+    assert_eq!(statuses(&fields(64)), [200]);
+    assert_eq!(statuses(&fields(65)), [431]);
+}

@@ -1,0 +1,91 @@
+//! However bytes are cut into pieces, the answers are the same as in one piece.
+
+use fastrand::Rng;
+use tiny_probe::app::App;
+use tiny_probe::config::Config;
+
+use crate::drive::drive;
+use crate::heads::HEADS;
+
+/// Everything on one connection that it survives, valid and not, and then something refused.
+fn conversations() -> Vec<String> {
+    let get = |path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let with_body = "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\n1\r\n\r\n\r\n";
+    let expects =
+        "PUT /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nab";
+    let valid = [
+        &get("/probe"),
+        "\r\n",
+        with_body,
+        "\n",
+        expects,
+        "HEAD / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        &get("/nope"),
+    ]
+    .concat();
+    let mut conversations: Vec<String> = HEADS
+        .iter()
+        .map(|(_, head, _)| format!("{valid}{head}{}", get("/healthz")))
+        .collect();
+    let long = "x".repeat(8200);
+    conversations.push(format!("{}{long}", get("/probe")));
+    conversations.push(format!("GET / HTTP/1.1\r\nX: {long}\r\n\r\n"));
+    conversations.push(format!("GET / HTTP/1.1\r\n{}\r\n", "X: 1\r\n".repeat(65)));
+    conversations
+}
+
+fn check(app: &mut App, bytes: &[u8], pieces: Vec<&[u8]>) {
+    let lengths: Vec<usize> = pieces.iter().map(|piece| piece.len()).collect();
+    let whole = drive(app, [bytes]);
+    let cut = drive(app, pieces);
+    assert_eq!(cut, whole, "cut into {lengths:?}");
+    assert!(!whole.answers.is_empty());
+}
+
+#[test]
+fn byte_at_a_time() {
+    let mut app = App::new(&Config::default());
+    for conversation in conversations() {
+        let bytes = conversation.as_bytes();
+        check(&mut app, bytes, bytes.chunks(1).collect());
+    }
+}
+
+#[test]
+fn every_split_in_two() {
+    let mut app = App::new(&Config::default());
+    for conversation in conversations() {
+        let bytes = conversation.as_bytes();
+        for cut in 0..bytes.len().min(1000) {
+            let (first, second) = bytes.split_at(cut);
+            check(&mut app, bytes, vec![first, second]);
+        }
+    }
+}
+
+#[test]
+fn random_pieces_of_random_conversations() {
+    let mut app = App::new(&Config::default());
+    let mut random = Rng::with_seed(9112);
+    let heads: Vec<&[u8]> = HEADS.iter().map(|(_, head, _)| head.as_bytes()).collect();
+    for _ in 0..3000 {
+        let mut bytes = Vec::new();
+        for _ in 0..random.usize(1..6) {
+            bytes.extend_from_slice(heads[random.usize(..heads.len())]);
+            if random.u8(..4) == 0 {
+                let place = random.usize(..bytes.len());
+                bytes[place] = random.u8(..);
+            }
+        }
+        let mut pieces = Vec::new();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(random.usize(1..=rest.len().min(40)));
+            pieces.push(piece);
+            rest = after;
+        }
+        let whole = drive(&mut app, [&bytes[..]]);
+        let cut = drive(&mut app, pieces);
+        assert_eq!(cut, whole, "{}", bytes.escape_ascii());
+    }
+}
