@@ -76,7 +76,7 @@ struct EventLoop {
     listener: Option<TcpListener>,
     /// Kept, so that the signal handler has somewhere to write.
     _told_to_stop: mio::net::UnixStream,
-    clients: Slab<Box<Client>>,
+    clients: Slab<Client>,
     max_clients: usize,
     shared: Shared,
     /// The clients whose turn ended with work left.
@@ -343,11 +343,12 @@ impl EventLoop {
         }
     }
 
-    /// The connection that has been idle longest, to make room for another.
+    /// The connection that has been idle longest, to make room for another. One that was accepted
+    /// in this very wake-up had no chance yet to say something.
     fn idle_longest(&self) -> Option<usize> {
         let idle = self.clients.iter().filter_map(|(place, client)| {
             let since = client.connection.idle_since()?;
-            Some((since, place))
+            (since < self.shared.now).then_some((since, place))
         });
         idle.min().map(|(_, place)| place)
     }
@@ -359,7 +360,7 @@ impl EventLoop {
         if let Err(error) = registry.register(&mut stream, token, Interest::READABLE) {
             return complain(format_args!("cannot watch a connection: {error}"));
         }
-        let client = entry.insert(Box::new(Client {
+        let client = entry.insert(Client {
             stream,
             peer,
             connection: Connection::new(self.shared.now),
@@ -368,7 +369,7 @@ impl EventLoop {
             end_follows: false,
             is_watched_for_room: false,
             is_unfinished: false,
-        }));
+        });
         let deadline = client.connection.deadline();
         plan_sweep(&mut self.next_sweep, deadline, self.shared.now);
         self.shared.app.metrics().connections_open().inc();
@@ -384,18 +385,23 @@ impl EventLoop {
             // The client did not wait for its answer. The request is recorded all the same.
             self.shared
                 .record(&late.reply, late.started, late.entry.as_ref());
-            self.forget_the_departed();
         }
+        self.forget_the_departed();
     }
 
-    /// Keeps the heap within twice the answers that wait, however many clients ask and leave.
+    /// Keeps memory in proportion to the clients that are here, however many came and left.
     fn forget_the_departed(&mut self) {
-        if self.shared.due.len() > 2 * self.clients.len() + 64 {
+        let count = self.clients.len();
+        if self.clients.capacity() > 4 * count + 64 {
+            self.clients.shrink_to_fit();
+        }
+        if self.shared.due.len() > 2 * count + 64 {
             let clients = &self.clients;
             self.shared.due.retain(|Reverse((due, place))| {
                 let late = clients.get(*place).and_then(|client| client.late.as_ref());
                 late.is_some_and(|late| late.due == *due)
             });
+            self.shared.due.shrink_to_fit();
         }
     }
 

@@ -44,9 +44,19 @@ impl Service {
     }
 
     pub fn start_on(listen: &str, server: &str, flags: &[&str]) -> Self {
-        let mut child = program()
-            .args(["--listen", listen, "--server", server])
-            .args(flags)
+        let arguments = ["--listen", listen, "--server", server];
+        Self::spawn(program().args(arguments).args(flags))
+    }
+
+    /// Starts the service through another program, a shell say.
+    pub fn start_with(server: &str, flags: &[&str], through: impl FnOnce(&str) -> Command) -> Self {
+        let arguments = ["--listen", "127.0.0.1:0", "--server", server];
+        Self::spawn(through(PROGRAM).args(arguments).args(flags))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -54,6 +64,11 @@ impl Service {
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut start_line = String::new();
         stderr.read_line(&mut start_line).unwrap();
+        // Whoever starts it with too few descriptors is told so first.
+        if start_line.contains("descriptor limit") {
+            start_line.clear();
+            stderr.read_line(&mut start_line).unwrap();
+        }
         let (_, address) = start_line
             .trim_end()
             .split_once(" on http://")
@@ -170,16 +185,22 @@ impl Answer {
     }
 }
 
+impl From<TcpStream> for Client {
+    fn from(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            received: Vec::new(),
+        }
+    }
+}
+
 impl Client {
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("the service accepts");
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self {
-            stream,
-            received: Vec::new(),
-        }
+        Self::from(stream)
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -188,6 +209,14 @@ impl Client {
 
     pub fn send_request(&mut self, method: &str, path: &str) {
         self.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
+    }
+
+    /// Sends a GET /probe that will be answered late, and returns when the event loop has it: it
+    /// arrives in one piece with another request, which is answered.
+    pub fn send_late_probe(&mut self) {
+        let request = |path| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+        self.send(request("/healthz") + &request("/probe"));
+        assert_eq!(self.answer().body, "ok");
     }
 
     /// Sends a request and waits for its answer. The connection stays open.

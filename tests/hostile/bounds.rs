@@ -1,0 +1,277 @@
+//! What a client can send, open and announce.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
+
+use crate::heads::HEADS;
+use crate::support::{Client, Page, Service, wait_until};
+use crate::{others_are_served, peak_resident};
+
+const SERVER: &str = "event-loop";
+
+/// Sends what the service will not want to the end of, until it is sent or refused.
+fn flood(client: &mut Client, chunk: &[u8], times: usize) {
+    for _ in 0..times {
+        if client.stream.write_all(chunk).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn every_malformed_head_is_answered_closed_and_counted() {
+    let service = Service::start(SERVER, &[]);
+    for (what, head, status) in HEADS {
+        let mut client = service.connect();
+        client.send(head);
+        assert_eq!(client.answer().status, *status, "{what}");
+        if matches!(status, 400 | 413 | 501 | 505) {
+            client.expect_close();
+        }
+        others_are_served(&service);
+    }
+    let page = service.scrape();
+    for refused in ["400", "413", "501", "505"] {
+        let expected = HEADS.iter().filter(|head| head.2.to_string() == refused);
+        let series = format!(
+            r#"app_request_count_total{{method="other",endpoint="other",http_status="{refused}"}}"#
+        );
+        assert_eq!(page.count(&series), expected.count() as u64, "{refused}");
+    }
+}
+
+#[test]
+fn a_header_of_400_mb_is_refused_after_8_kib() {
+    let service = Service::start(SERVER, &[]);
+    for (beginning, status) in [
+        ("GET /probe HTTP/1.1\r\nHost: a\r\nX: ", 431),
+        ("GET /", 414),
+    ] {
+        let mut client = service.connect();
+        client.send(beginning);
+        let sender = client.stream.try_clone().unwrap();
+        let sender = std::thread::spawn(move || {
+            let mut sender = Client::from(sender);
+            flood(&mut sender, &[b'x'; 16 * 1024], 25_600);
+        });
+        assert_eq!(client.answer().status, status);
+        others_are_served(&service);
+        drop(client);
+        sender.join().unwrap();
+    }
+    assert!(
+        peak_resident(&service) < 16,
+        "{} MiB",
+        peak_resident(&service)
+    );
+}
+
+#[test]
+fn a_body_of_ten_petabytes_is_refused_at_once() {
+    let service = Service::start(SERVER, &[]);
+    let mut client = service.connect();
+    client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000000000000\r\n\r\n");
+    assert_eq!(client.answer().status, 413);
+    others_are_served(&service);
+    client.expect_close();
+}
+
+#[test]
+fn an_answer_is_not_lost_to_a_reset_while_the_body_is_still_being_sent() {
+    let service = Service::start(SERVER, &[]);
+    for _ in 0..20 {
+        let mut client = service.connect();
+        client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000\r\n\r\n");
+        // All of it, as a client does that looks at the answer only when it is done.
+        client.send(vec![b'x'; 4_000_000]);
+        assert_eq!(client.answer().status, 413);
+        client.expect_close();
+    }
+}
+
+#[test]
+fn a_body_announced_and_never_sent_holds_up_nobody() {
+    let service = Service::start(SERVER, &[]);
+    let silent: Vec<Client> = (0..50)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n");
+            assert_eq!(client.answer().status, 405);
+            client
+        })
+        .collect();
+    others_are_served(&service);
+    drop(silent);
+}
+
+#[test]
+fn a_body_within_the_bound_is_discarded_and_the_connection_goes_on() {
+    let service = Service::start(SERVER, &[]);
+    let mut client = service.connect();
+    for length in [0, 1, 1024, 65536] {
+        client.send(format!(
+            "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
+        ));
+        assert_eq!(client.answer().status, 405);
+        client.send(vec![b'x'; length]);
+        assert_eq!(client.ask("GET", "/probe").body, "I'm ok!");
+    }
+}
+
+#[test]
+fn a_client_that_expects_a_100_gets_it_and_then_its_answer() {
+    let service = Service::start(SERVER, &[]);
+    let mut client = service.connect();
+    client.send(
+        "POST /probe HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n",
+    );
+    assert_eq!(client.answer_to_head().status, 100);
+    assert_eq!(client.answer().status, 405);
+    client.send("abc");
+    assert_eq!(client.ask("GET", "/probe").status, 200);
+}
+
+#[test]
+fn ten_thousand_pipelined_requests_are_answered_in_order() {
+    let service = Service::start(SERVER, &[]);
+    let mut client = service.connect();
+    let sender = client.stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        let mut sender = Client::from(sender);
+        for _ in 0..5_000 {
+            sender.send_request("GET", "/probe");
+            sender.send_request("GET", "/nope");
+        }
+    });
+    for _ in 0..5_000 {
+        assert_eq!(client.answer().status, 200);
+        assert_eq!(client.answer().status, 404);
+    }
+    sender.join().unwrap();
+}
+
+#[test]
+fn a_client_that_pipelines_the_dearest_request_holds_up_nobody() {
+    let service = Service::start(SERVER, &[]);
+    let mut client = service.connect();
+    let mut sender = Client::from(client.stream.try_clone().unwrap());
+    let sender = std::thread::spawn(move || {
+        for _ in 0..5_000 {
+            sender.send_request("HEAD", "/metrics");
+        }
+    });
+    others_are_served(&service);
+    for _ in 0..5_000 {
+        assert_eq!(client.answer_to_head().status, 200);
+    }
+    sender.join().unwrap();
+}
+
+#[test]
+fn the_connection_idle_longest_makes_room_for_a_new_one() {
+    let service = Service::start(SERVER, &["--max-connections", "10"]);
+    let mut clients: Vec<Client> = (0..10)
+        .map(|_| {
+            let mut client = service.connect();
+            client.ask("GET", "/probe");
+            client
+        })
+        .collect();
+    // The first is not the longest idle any more.
+    clients[0].ask("GET", "/probe");
+    let mut new = service.connect();
+    assert_eq!(new.ask("GET", "/probe").status, 200);
+    clients[1].expect_close();
+    for (number, client) in clients.iter_mut().enumerate() {
+        if number != 1 {
+            assert_eq!(client.ask("GET", "/probe").status, 200, "client {number}");
+        }
+    }
+    let page = Page::parse(&new.ask("GET", "/metrics").body);
+    assert_eq!(page.count("app_connections_open"), 10);
+}
+
+#[test]
+fn a_full_house_of_waiting_clients_lets_the_next_in_when_one_is_done() {
+    let slow = ["--slow-rate", "1", "--slow-latency", "500ms"];
+    let service = Service::start(SERVER, &[&slow[..], &["--max-connections", "5"]].concat());
+    let mut waiting: Vec<Client> = (0..5)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send_late_probe();
+            client
+        })
+        .collect();
+    assert_eq!(service.get("/healthz").status, 200);
+    for client in &mut waiting {
+        assert_eq!(client.answer().body, "I'm ok!");
+    }
+}
+
+#[test]
+fn more_clients_than_descriptors_are_all_served() {
+    // The soft limit is below the hard one, and both are below the number of clients.
+    let service = Service::start_with(SERVER, &[], |program| {
+        let mut command = Command::new("sh");
+        let limit = "ulimit -Sn 64 && ulimit -Hn 128 && exec \"$0\" \"$@\"";
+        command.args(["-c", limit]).arg(program);
+        command
+    });
+    let mut clients = Vec::new();
+    for _ in 0..500 {
+        let mut client = service.connect();
+        assert_eq!(client.ask("GET", "/probe").status, 200);
+        clients.push(client);
+    }
+    let page = service.scrape();
+    assert_eq!(
+        page.count("process_max_fds"),
+        128,
+        "raised to the hard limit"
+    );
+    assert!(page.count("process_open_fds") <= 128);
+    assert!(
+        page.count("app_connections_open") > 64,
+        "beyond the soft limit"
+    );
+    others_are_served(&service);
+    drop(clients);
+    wait_until("the connections are closed", || {
+        service.scrape().count("app_connections_open") == 1
+    });
+}
+
+#[test]
+fn a_thousand_clients_that_come_and_vanish_leave_nothing_behind() {
+    let service = Service::start(SERVER, &[]);
+    let descriptors = service.scrape().count("process_open_fds");
+    for number in 0..1000 {
+        let mut client = service.connect();
+        match number % 4 {
+            0 => {}
+            1 => client.send("GET /pro"),
+            2 => client.send_request("GET", "/metrics"),
+            _ => {
+                // Unread bytes, or this option, make the close a reset.
+                let linger = Some(std::time::Duration::ZERO);
+                rustix::net::sockopt::set_socket_linger(&client.stream, linger).unwrap();
+                client.send_request("GET", "/probe");
+            }
+        }
+    }
+    wait_until("everything is closed", || {
+        let page = service.scrape();
+        page.count("app_connections_open") == 1 && page.count("process_open_fds") == descriptors
+    });
+    others_are_served(&service);
+}
+
+#[test]
+fn one_thread_serves_them_all() {
+    let service = Service::start(SERVER, &["--latency", "10ms"]);
+    let clients: Vec<TcpStream> = (0..50).map(|_| service.connect().stream).collect();
+    service.get("/probe");
+    assert_eq!(service.status("Threads"), 1);
+    drop(clients);
+}

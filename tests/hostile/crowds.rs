@@ -1,0 +1,89 @@
+//! Many clients at once.
+
+use std::thread;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::others_are_served;
+use crate::support::{Client, Service, wait_until};
+
+const SERVER: &str = "event-loop";
+
+/// Raises this process's soft limit on descriptors to the hard one, and returns it.
+fn descriptors() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    limit.maximum.map_or(usize::MAX, |limit| limit as usize)
+}
+
+#[test]
+fn ten_thousand_idle_connections_take_little_memory_and_give_it_back() {
+    let crowd = 9_900.min(descriptors() - 100);
+    if crowd < 9_900 {
+        println!("{crowd} connections only: the hard limit on descriptors allows no more");
+    }
+    let service = Service::start(SERVER, &[]);
+    others_are_served(&service);
+    let before = service.status("VmRSS");
+    let clients: Vec<Client> = (0..crowd)
+        .map(|number| {
+            let mut client = service.connect();
+            // Some have said something before they fall silent.
+            if number % 10 == 0 {
+                assert_eq!(client.ask("GET", "/probe").status, 200);
+            }
+            client
+        })
+        .collect();
+    let open = || service.scrape().count("app_connections_open");
+    wait_until("all are open", || open() == crowd as u64 + 1);
+    others_are_served(&service);
+    let during = service.status("VmRSS");
+    assert!(during < 16 * 1024, "{during} KiB");
+
+    drop(clients);
+    wait_until("all are closed", || open() == 1);
+    others_are_served(&service);
+    let after = service.status("VmRSS");
+    println!("resident: {before} KiB before, {during} during, {after} after");
+    let kept = after.saturating_sub(before);
+    assert!(kept < (during - before) / 2, "{kept} KiB kept");
+}
+
+#[test]
+fn a_thousand_connections_at_once_get_every_answer_and_are_all_counted() {
+    const THREADS: usize = 10;
+    const CLIENTS: usize = 100;
+    const REQUESTS: usize = 100;
+    descriptors();
+    let service = Service::start(SERVER, &[]);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                let connect = |_| service.connect();
+                let mut clients: Vec<Client> = (0..CLIENTS).map(connect).collect();
+                for _ in 0..REQUESTS {
+                    for client in &mut clients {
+                        client.send_request("GET", "/probe");
+                    }
+                    for client in &mut clients {
+                        let answer = client.answer();
+                        assert_eq!((answer.status, &*answer.body), (200, "I'm ok!"));
+                    }
+                }
+            });
+        }
+    });
+    let page = service.scrape();
+    for counted in [
+        r#"app_request_count_total{method="GET",endpoint="/probe",http_status="200"}"#,
+        r#"app_request_latency_seconds_count{method="GET",endpoint="/probe"}"#,
+        r#"app_request_latency_seconds_bucket{method="GET",endpoint="/probe",le="+Inf"}"#,
+    ] {
+        assert_eq!(page.count(counted), 100_000, "{counted}");
+    }
+}

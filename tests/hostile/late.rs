@@ -1,0 +1,73 @@
+//! Late answers: they hold no thread, and keep their order.
+
+use crate::others_are_served;
+use crate::support::{Client, Service, wait_until};
+
+const SERVER: &str = "event-loop";
+
+#[test]
+fn a_thousand_late_answers_hold_up_nobody() {
+    let service = Service::start(SERVER, &["--slow-rate", "1", "--slow-latency", "4s"]);
+    let mut late: Vec<Client> = (0..1000)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send_request("GET", "/probe");
+            client
+        })
+        .collect();
+    others_are_served(&service);
+    assert_eq!(service.connect().ask("POST", "/probe").status, 405);
+    let page = service.scrape();
+    // The first have come in by now if the machine is slow.
+    assert!(page.count("app_connections_open") >= 1000);
+    for client in &mut late {
+        assert_eq!(client.answer().body, "I'm ok!");
+    }
+    let count = r#"app_request_latency_seconds_count{method="GET",endpoint="/probe"}"#;
+    assert_eq!(service.scrape().count(count), 1000);
+}
+
+#[test]
+fn answers_on_one_connection_stay_in_order_however_late() {
+    let flags = [
+        "--latency",
+        "5ms",
+        "--fail-rate",
+        "0.3",
+        "--random-seed",
+        "3",
+    ];
+    let service = Service::start(SERVER, &flags);
+    let mut client = service.connect();
+    for _ in 0..50 {
+        client.send_request("GET", "/probe");
+        client.send_request("GET", "/healthz");
+        client.send_request("GET", "/nope");
+    }
+    for _ in 0..50 {
+        assert!(matches!(client.answer().status, 200 | 500));
+        assert_eq!(client.answer().body, "ok");
+        assert_eq!(client.answer().status, 404);
+    }
+}
+
+#[test]
+fn clients_that_do_not_wait_for_their_answers_are_counted_and_forgotten() {
+    let service = Service::start(SERVER, &["--slow-rate", "1", "--slow-latency", "1h"]);
+    let before = service.status("VmRSS");
+    for _ in 0..20 {
+        let mut late: Vec<Client> = (0..100).map(|_| service.connect()).collect();
+        for client in &mut late {
+            client.send_late_probe();
+            let linger = Some(std::time::Duration::ZERO);
+            rustix::net::sockopt::set_socket_linger(&client.stream, linger).unwrap();
+        }
+    }
+    let counted = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="200"}"#;
+    wait_until("every request is recorded", || {
+        service.scrape().count(counted) == 2000
+    });
+    assert_eq!(service.scrape().count("app_connections_open"), 1);
+    let grown = service.status("VmRSS").saturating_sub(before);
+    assert!(grown < 2048, "{grown} KiB for nobody");
+}
