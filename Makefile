@@ -31,11 +31,13 @@ lint: ## check format, clippy, shell scripts
 
 .PHONY: smoke
 smoke: build ## start the built binary on a free port and ask it with curl
-	scripts/with-service.sh scripts/smoke.sh
+	SERVER=event-loop scripts/with-service.sh scripts/smoke.sh
+	SERVER=tiny-http scripts/with-service.sh scripts/smoke.sh
 
 .PHONY: check-metrics
 check-metrics: build ## have promtool check the exposition
-	scripts/with-service.sh scripts/check-metrics.sh
+	SERVER=event-loop scripts/with-service.sh scripts/check-metrics.sh
+	SERVER=tiny-http scripts/with-service.sh scripts/check-metrics.sh
 
 .PHONY: clean
 clean: ## remove what was built

@@ -3,9 +3,9 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::panic;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::{mem, panic};
 
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -23,24 +23,49 @@ static LOG: Mutex<Log> = Mutex::new(Log {
 /// number stands in the next line.
 pub fn complain(message: impl Display) {
     let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
-    if log.last.is_some_and(|last| last.elapsed() < PAUSE) {
-        log.left_out += 1;
-        return;
+    if let Some(line) = log.line(message, Instant::now()) {
+        // With standard error closed there is nobody to tell.
+        let _ = writeln!(io::stderr(), "tiny-probe: {line}");
     }
-    log.last = Some(Instant::now());
-    let left_out = std::mem::take(&mut log.left_out);
-    let message = message.to_string().replace(char::is_control, " ");
-    // With standard error closed there is nobody to tell.
-    let _ = match left_out {
-        0 => writeln!(io::stderr(), "tiny-probe: {message}"),
-        _ => writeln!(
-            io::stderr(),
-            "tiny-probe: {message} ({left_out} more were left out)"
-        ),
-    };
+}
+
+impl Log {
+    fn line(&mut self, message: impl Display, now: Instant) -> Option<String> {
+        if self.last.is_some_and(|last| now < last + PAUSE) {
+            self.left_out += 1;
+            return None;
+        }
+        self.last = Some(now);
+        let line = message.to_string().replace(char::is_control, " ");
+        Some(match mem::take(&mut self.left_out) {
+            0 => line,
+            left_out => format!("{line} ({left_out} more were left out)"),
+        })
+    }
 }
 
 /// Has a panic complain in one line, too.
 pub fn complain_of_panics() {
     panic::set_hook(Box::new(|panic| complain(format_args!("fault: {panic}"))));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_a_second_and_the_others_are_counted() {
+        let mut log = Log {
+            last: None,
+            left_out: 0,
+        };
+        let start = Instant::now();
+        let mut at = |millis, message| log.line(message, start + Duration::from_millis(millis));
+        assert_eq!(at(0, "one").as_deref(), Some("one"));
+        assert_eq!(at(1, "two"), None);
+        assert_eq!(at(999, "three"), None);
+        let line = at(1000, "four\n\u{1b}[31m");
+        assert_eq!(line.as_deref(), Some("four  [31m (2 more were left out)"));
+        assert_eq!(at(2000, "five").as_deref(), Some("five"));
+    }
 }

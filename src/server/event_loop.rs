@@ -617,3 +617,54 @@ fn raise_descriptor_limit() -> usize {
         .current
         .map_or(usize::MAX, |limit| limit as usize)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::thread;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn ask(mut stream: &TcpStream, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = vec![0; 16 * 1024];
+        let count = stream.read(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..count]).into_owned()
+    }
+
+    #[test]
+    fn a_fault_closes_its_connection_and_harms_no_other() {
+        let listener = crate::server::listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (told_to_stop, mut stop) = UnixStream::pair().unwrap();
+        let event_loop = thread::spawn(move || {
+            let app = App::new(&Config::default());
+            run(listener, told_to_stop, app, AccessLog::new(false), 10)
+        });
+        let connect = || {
+            let stream = TcpStream::connect(address).unwrap();
+            let patience = Some(Duration::from_secs(60));
+            stream.set_read_timeout(patience).unwrap();
+            stream
+        };
+
+        let other = connect();
+        assert!(ask(&other, "/probe").ends_with("I'm ok!"));
+        for _ in 0..3 {
+            assert_eq!(ask(&connect(), "/fault"), "", "closed without an answer");
+            assert!(ask(&other, "/probe").ends_with("I'm ok!"));
+        }
+        let page = ask(&other, "/metrics");
+        assert!(page.contains("app_connections_open 1\n"), "{page}");
+
+        stop.write_all(&[0]).unwrap();
+        event_loop.join().unwrap().unwrap();
+        assert_eq!(
+            (&other).read(&mut [0]).unwrap(),
+            0,
+            "idle connections are closed"
+        );
+    }
+}

@@ -4,8 +4,10 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
 
+use rustix::process::{Resource, Rlimit, prlimit};
+
 use crate::heads::HEADS;
-use crate::support::{Client, Page, Service, wait_until};
+use crate::support::{Client, PATIENCE, Page, Service, wait_until};
 use crate::{others_are_served, peak_resident};
 
 const SERVER: &str = "event-loop";
@@ -240,6 +242,44 @@ fn more_clients_than_descriptors_are_all_served() {
     wait_until("the connections are closed", || {
         service.scrape().count("app_connections_open") == 1
     });
+}
+
+#[test]
+fn accepting_pauses_without_descriptors_and_resumes_with_them() {
+    let mut service = Service::start(SERVER, &[]);
+    let page = service.scrape();
+    let pid = rustix::process::Pid::from_raw(service.pid().cast_signed());
+    let set_limit = |count| {
+        let limit = Rlimit {
+            current: Some(count),
+            maximum: Some(page.count("process_max_fds")),
+        };
+        prlimit(pid, Resource::Nofile, limit).unwrap();
+    };
+    // Enough for three: the count includes the page's own connection.
+    set_limit(page.count("process_open_fds") + 2);
+    let mut clients: Vec<Client> = (0..10).map(|_| service.connect()).collect();
+    for client in &mut clients[..3] {
+        assert_eq!(client.ask("GET", "/probe").status, 200);
+    }
+    let patience = Some(std::time::Duration::from_millis(200));
+    let waiting = &mut clients[9];
+    waiting.stream.set_read_timeout(patience).unwrap();
+    waiting.send_request("GET", "/probe");
+    assert!(
+        waiting.stream.peek(&mut [0]).is_err(),
+        "there is no descriptor for it"
+    );
+    waiting.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+
+    set_limit(page.count("process_max_fds"));
+    assert_eq!(clients[9].answer().status, 200);
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let complaints = service.stderr();
+    let expected = "tiny-probe: cannot accept connections for now: Too many open files";
+    assert!(complaints.starts_with(expected), "{complaints}");
+    assert!(complaints.lines().count() < 10, "{complaints}");
 }
 
 #[test]
