@@ -4,11 +4,11 @@
 //! much is for [`Connection`] to say; this is what happens on a wake-up:
 //!
 //! ```text
-//! poll -> a socket is ready    -> its client has a turn: read, answer, send
-//!      -> an answer is due     -> it is sent, and the client has a turn
-//!      -> a deadline has passed -> 408, or close
-//!      -> the listener is ready -> accept
-//!      -> told to stop         -> no more connections; end when the last answer is sent
+//! poll -> a socket is ready      -> its client has a turn: read, answer, send
+//!      -> an answer is due       -> its client has a turn
+//!      -> a deadline has passed  -> its client has a turn: 408, or close
+//!      -> the listener is ready  -> accept
+//!      -> told to stop           -> no more connections; end when the last answer is sent
 //! ```
 //!
 //! A turn is bounded, so that a client with a thousand requests waits for the others between them.
@@ -17,6 +17,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
 use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -66,8 +67,7 @@ pub fn run(
     max_connections: usize,
 ) -> io::Result<()> {
     complain_of_panics();
-    let mut event_loop = EventLoop::new(listener, told_to_stop, app, access_log, max_connections)?;
-    event_loop.run()
+    EventLoop::new(listener, told_to_stop, app, access_log, max_connections)?.run()
 }
 
 struct EventLoop {
@@ -79,12 +79,12 @@ struct EventLoop {
     clients: Slab<Client>,
     max_clients: usize,
     shared: Shared,
-    /// The clients whose turn ended with work left.
+    /// The clients whose last turn ended with work left, each once.
     unfinished: Vec<usize>,
     /// The listener may have more connections than were accepted.
     may_accept: bool,
     accept_paused_until: Option<Instant>,
-    /// No deadline is before this.
+    /// When deadlines are looked at next.
     next_sweep: Option<Instant>,
     /// From the first signal on, when the grace is over.
     stop_at: Option<Instant>,
@@ -120,7 +120,7 @@ struct Client {
     end_follows: bool,
     /// The socket was full once, and is watched for room since.
     is_watched_for_room: bool,
-    /// The last turn ended with work left; another is to come.
+    /// The client is among the unfinished.
     is_unfinished: bool,
 }
 
@@ -251,7 +251,11 @@ impl EventLoop {
     fn go_on_with_unfinished(&mut self) {
         let count = self.unfinished.len();
         for index in 0..count {
-            self.take_turn(self.unfinished[index]);
+            let place = self.unfinished[index];
+            if let Some(client) = self.clients.get_mut(place) {
+                client.is_unfinished = false;
+            }
+            self.take_turn(place);
         }
         self.unfinished.drain(..count);
     }
@@ -294,10 +298,11 @@ impl EventLoop {
         let turn = AssertUnwindSafe(|| client.turn(place, shared, registry));
         // An error is the client's leaving. A panic was complained of where it happened.
         match catch_unwind(turn).unwrap_or(Ok(Next::Close)) {
-            Ok(Next::Wait) => client.is_unfinished = false,
+            Ok(Next::Wait) => {}
             Ok(Next::AnotherTurn) => {
-                client.is_unfinished = true;
-                self.unfinished.push(place);
+                if !mem::replace(&mut client.is_unfinished, true) {
+                    self.unfinished.push(place);
+                }
             }
             Ok(Next::Close) | Err(_) => return self.close(place),
         }
