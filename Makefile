@@ -39,6 +39,29 @@ check-metrics: build ## have promtool check the exposition
 	SERVER=event-loop scripts/with-service.sh scripts/check-metrics.sh
 	SERVER=tiny-http scripts/with-service.sh scripts/check-metrics.sh
 
+# The static binary. CARGO chooses a toolchain that has TARGET (`rustup target add`); the paths of the
+# crates that are in the binary do not say where they were built.
+TARGET ?= $(shell uname -m)-unknown-linux-musl
+STATIC = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release/tiny-probe
+
+.PHONY: static
+static: export RUSTFLAGS := $(RUSTFLAGS) --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src=crates
+static: ## build the static binary target/*-musl/release/tiny-probe
+	$(CARGO) build --release --locked --target $(TARGET)
+
+.PHONY: check-static
+check-static: static ## check that it is static, and ask it with curl
+	scripts/check-static.sh $(STATIC)
+	PROGRAM=$(STATIC) scripts/with-service.sh scripts/smoke.sh
+
+.PHONY: dist
+dist: static ## pack the release: dist/tiny-probe-VERSION-TARGET.tar.gz and SHA256SUMS
+	scripts/dist.sh $(STATIC) $(TARGET)
+
+.PHONY: check-dist
+check-dist: dist ## build the release again elsewhere and check that it has the same bytes
+	scripts/check-dist.sh
+
 .PHONY: clean
 clean: ## remove what was built
 	$(CARGO) clean
