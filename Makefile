@@ -62,6 +62,35 @@ dist: static ## pack the release: dist/tiny-probe-VERSION-TARGET.tar.gz and SHA2
 check-dist: dist ## build the release again elsewhere and check that it has the same bytes
 	scripts/check-dist.sh
 
+# The container.
+IMAGE ?= app:metrics
+CONTAINER ?= app-metrics
+LABELS = --label org.opencontainers.image.version="$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)" \
+	--label org.opencontainers.image.revision="$$(git rev-parse HEAD)"
+
+.PHONY: image
+image: ## build the container image app:metrics with Docker alone
+	docker build --tag $(IMAGE) $(LABELS) $(BUILD_OPTIONS) .
+
+.PHONY: static-image
+static-image: static ## build the same image from the static binary, where nothing can be pulled
+	mkdir -p dist/image
+	cp $(STATIC) dist/image/tiny-probe
+	docker build --tag $(IMAGE) $(LABELS) --target prebuilt --file Dockerfile dist/image
+
+.PHONY: check-image
+check-image: ## run the image and check that it serves, says how it is, and stops
+	scripts/check-image.sh $(IMAGE)
+
+.PHONY: docker-run
+docker-run: ## run the image on http://localhost:8080
+	docker run -d --net=host --name=$(CONTAINER) $(IMAGE)
+
+.PHONY: docker-stop
+docker-stop: ## end what docker-run started
+	docker stop $(CONTAINER)
+	docker rm $(CONTAINER)
+
 .PHONY: clean
 clean: ## remove what was built
 	$(CARGO) clean
