@@ -91,6 +91,10 @@ docker-stop: ## end what docker-run started
 	docker stop $(CONTAINER)
 	docker rm $(CONTAINER)
 
+.PHONY: check-kubernetes
+check-kubernetes: ## check deploy/kubernetes against the schemas
+	scripts/check-kubernetes.sh
+
 .PHONY: clean
 clean: ## remove what was built
 	$(CARGO) clean
