@@ -98,3 +98,4 @@ check-kubernetes: ## check deploy/kubernetes against the schemas
 .PHONY: clean
 clean: ## remove what was built
 	$(CARGO) clean
+	rm -rf dist

@@ -15,10 +15,9 @@ needed=$(apt-cache depends --recurse --installed --no-recommends --no-suggests -
 
 # shellcheck disable=SC2086 # one word per package
 {
-    # Where /bin is a link to /usr/bin, packages name their files by either.
+    # Packages name some files by links of the file system, such as /lib; the links go in as they are.
     printf '%s\n' /bin /lib /lib64 /sbin /usr/bin/cc
-    dpkg-query --listfiles $needed 2>/dev/null | grep -v -e '^/\(bin\|lib\|lib64\|sbin\)\(/\|$\)' -e '^/usr/share'
-    dpkg-query --listfiles $needed 2>/dev/null | sed -n 's,^/\(bin\|lib\|lib64\|sbin\)/,/usr/&,p' | tr -s /
+    dpkg-query --listfiles $needed | sed 's,^/\(bin\|lib\|lib64\|sbin\)/,/usr&,' | grep '^/\(etc\|usr\)/'
     find /etc/alternatives /usr/lib/rustlib "$crates/index" "$crates/cache"
 } | sort -u | while read -r file; do
     [ ! -e "$file" ] || printf '%s\n' "$file"
