@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Asks /probe at a steady rate, whether or not the answers come in time, and sums up how it was answered.
+# Usage: scripts/load.sh [BASE_URL]      (default: $BASE_URL, else http://127.0.0.1:8080)
+# RATE is requests per second (20, at most 300), DURATION seconds (60). Ctrl-C ends it early.
+# Exits 1 if a request got no answer within 30 seconds; such are counted as status 000.
+set -euo pipefail
+export LC_ALL=C
+
+url=${1:-${BASE_URL:-http://127.0.0.1:8080}}
+rate=${RATE:-20}
+duration=${DURATION:-60}
+
+answers=$(mktemp)
+trap 'rm -f "$answers"' EXIT
+trap 'duration=0' INT TERM
+
+progress() {
+    printf '\r%4d s  %6d sent  %6d answered ' "$seconds" "$((seconds * rate))" "$(wc -l <"$answers")" >&2
+}
+
+# Microseconds since the epoch.
+now() { echo "${EPOCHREALTIME/[.,]/}"; }
+
+start=$(now)
+seconds=0
+while [ "$seconds" -lt "$duration" ]; do
+    # One process per second sends that second's requests. Its output is short enough for a single write.
+    curl --no-progress-meter --parallel --parallel-immediate --parallel-max "$rate" --max-time 30 \
+        --output /dev/null --write-out '%{http_code} %{time_total}\n' "$url/probe?[1-$rate]" >>"$answers" &
+    seconds=$((seconds + 1))
+    progress
+    # Until the second is over, counted from the start: no delay adds up.
+    left=$((start + seconds * 1000000 - $(now)))
+    if [ "$left" -gt 0 ]; then
+        sleep "$((left / 1000000)).$(printf '%06d' $((left % 1000000)))" || true
+    fi
+done
+sending=$(($(now) - start))
+wait
+progress
+echo >&2
+
+sort --key 2 --numeric-sort "$answers" | awk -v sent=$((seconds * rate)) -v sending="$sending" '
+    { statuses[$1]++; latency[NR] = $2 }
+    function percentile(p) { return latency[int((NR - 1) * p / 100) + 1] }
+    END {
+        printf "requests  %d in %.1f s, %.1f per second\n", sent, sending / 1e6, sent * 1e6 / sending
+        for (status in statuses)
+            printf "status    %s: %d\n", status, statuses[status]
+        printf "latency   p50 %.3f s, p90 %.3f s, p99 %.3f s\n", percentile(50), percentile(90), percentile(99)
+        exit NR < sent || "000" in statuses
+    }'
