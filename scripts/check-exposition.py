@@ -1,0 +1,67 @@
+"""Reads two pages with the Python client's parser, family by family.
+
+Usage: check-exposition.py SEED PAGE      (the seed's page, the page to check)
+
+Every family of the seed must be there with its type, HELP text, label names and buckets; every
+histogram must add up; what is counted must be as much as what was measured.
+"""
+
+import collections
+import sys
+
+from prometheus_client.parser import text_string_to_metric_families
+
+OUR_OWN = {"app_connections_open": "gauge"}
+
+
+def families(path):
+    with open(path, encoding="utf-8") as page:
+        # The Python client adds the time at which a counter was created; Prometheus has no use for it.
+        return {f.name: f for f in text_string_to_metric_families(page.read()) if not f.name.endswith("_created")}
+
+
+def shape(family):
+    """What a query depends on: sample names, label names, buckets."""
+    return {(s.name, *sorted(s.labels), s.labels.get("le") and float(s.labels["le"])) for s in family.samples}
+
+
+def histogram(samples):
+    """Buckets in order, never falling, the last as much as the count."""
+    by_series = collections.defaultdict(dict)
+    for sample in samples:
+        labels = dict(sample.labels)
+        key = float(labels.pop("le")) if "le" in labels else sample.name
+        by_series[tuple(sorted(labels.items()))][key] = sample.value
+    for labels, series in by_series.items():
+        bounds = [key for key in series if isinstance(key, float)]
+        counts = [series[bound] for bound in bounds]
+        assert bounds == sorted(bounds) and bounds[-1] == float("inf"), (labels, bounds)
+        assert counts == sorted(counts), (labels, counts)
+        name = samples[0].name.removesuffix("_bucket")
+        assert counts[-1] == series[f"{name}_count"], labels
+        assert series[f"{name}_sum"] >= 0, labels
+    return {labels: series[f"{name}_count"] for labels, series in by_series.items()}
+
+
+seed, page = families(sys.argv[1]), families(sys.argv[2])
+extra = {name: family.type for name, family in page.items() if name not in seed}
+assert extra.items() >= OUR_OWN.items() and all(
+    name in OUR_OWN or name.startswith("process_") for name in extra
+), f"families that the seed has not: {extra}"
+
+for name, expected in seed.items():
+    family = page.get(name)
+    assert family, f"{name} is missing"
+    assert family.type == expected.type, (name, family.type)
+    assert family.documentation == expected.documentation or name.startswith("process_"), (name, family.documentation)
+    assert shape(family) == shape(expected), (name, shape(family) ^ shape(expected))
+
+measured = histogram(page["app_request_latency_seconds"].samples)
+counted = collections.Counter()
+for sample in page["app_request_count"].samples:
+    labels = {name: value for name, value in sample.labels.items() if name != "http_status"}
+    counted[tuple(sorted(labels.items()))] += sample.value
+assert measured == counted, (measured, counted)
+
+requests = int(sum(counted.values()))
+print(f"ok      the Python client's parser: {len(page)} families like the seed's, {requests} requests add up")

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Looks at tiny-probe through Prometheus: an alert fires and resolves, and what Prometheus says of a
+# minute of load with the behaviour of the course agrees with what was sent and what is configured.
+# Usage: FAIL_RATE=0.5 scripts/with-service.sh scripts/with-prometheus.sh scripts/check-scrape.sh
+# Takes 90 seconds. Prints a line per check; exits 1 at the first that fails.
+set -euo pipefail
+
+rate=50
+folder=$(mktemp -d)
+trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
+
+fail() {
+    printf 'FAILED  %s\n' "$*" >&2
+    exit 1
+}
+
+# values EXPRESSION: those of its values that are numbers, at the time $at if that is set.
+values() {
+    curl --silent --show-error --max-time 10 --get "$PROMETHEUS_URL/api/v1/query" \
+        --data-urlencode "query=$1" ${at:+--data-urlencode "time=$at"} |
+        jq -r 'if .status == "success" then .data.result[].value[1] | select(. != "NaN") else error(.error) end'
+}
+
+# eventually NAME SECONDS EXPRESSION: the expression has a value within that time.
+eventually() {
+    local deadline=$((SECONDS + $2))
+    while [ -z "$(values "$3")" ]; do
+        [ "$SECONDS" -lt "$deadline" ] || fail "$1: not within $2 s: $3"
+        sleep 0.5
+    done
+    printf 'ok      %s\n' "$1"
+}
+
+# between NAME LOW HIGH EXPRESSION: it has one value, and that is within the limits.
+between() {
+    local value
+    value=$(values "$4")
+    awk -v value="$value" -v low="$2" -v high="$3" \
+        'BEGIN { exit !(value ~ /^[0-9.e+-]+$/ && low + 0 <= value + 0 && value + 0 <= high + 0) }' ||
+        fail "$1: expected $2 to $3, found \"$value\": $4"
+    printf 'ok      %s: %s, expected %s to %s\n' "$1" "$value" "$2" "$3"
+}
+
+# Half of the requests fail: an alert fires.
+eventually "the target is up" 30 'up{job="tiny-probe"} == 1'
+RATE=20 DURATION=60 scripts/load.sh >/dev/null 2>&1 &
+load=$!
+eventually "TinyProbeErrors fires" 60 'ALERTS{alertname="TinyProbeErrors", alertstate="firing"}'
+kill "$load"
+wait "$load" || true
+
+# The same address a moment later, with the behaviour of the course. The seed makes the draws, and
+# so this check, repeatable.
+kill "$SERVICE_PID"
+until ! curl --silent --output /dev/null "$BASE_URL/healthz"; do sleep 0.1; done
+LISTEN=${BASE_URL#http://} FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms RANDOM_SEED=1 \
+    "${PROGRAM:-target/release/tiny-probe}" &
+eventually "the target is up again" 30 'up{job="tiny-probe"} == 1 and changes(process_start_time_seconds[1m]) == 1'
+
+# All that follows is asked of the last second of the load, when it has been steady for a minute.
+at=$(($(date +%s) + 67))
+RATE=$rate DURATION=68 scripts/load.sh >"$folder/load" 2>&1 &
+load=$!
+while [ "$(date +%s)" -lt "$at" ]; do sleep 0.5; done
+curl --silent --show-error --fail --output "$folder/page" "$BASE_URL/metrics"
+wait "$load" || fail "$(cat "$folder/load")"
+tail -n +2 "$folder/load"
+
+between "it stayed up" 1 1 'min_over_time(up{job="tiny-probe"}[1m])'
+between "it was scraped every second" 55 61 'count_over_time(up{job="tiny-probe"}[1m])'
+between "requests per second, within 5% of those sent" \
+    "$(awk -v rate="$rate" 'BEGIN { print rate * 0.95 }')" "$(awk -v rate="$rate" 'BEGIN { print rate * 1.05 }')" \
+    'sum(rate(app_request_count_total{endpoint="/probe"}[1m]))'
+# The gamma's median is 0.267 s and its 0.9 quantile 0.532 s; the limits are those of their buckets.
+latency='instance_endpoint:app_request_latency_seconds:quantile1m{endpoint="/probe"'
+between "median latency" 0.25 0.5 "$latency, quantile=\"0.5\"}"
+between "p90 of the latency" 0.5 0.75 "$latency, quantile=\"0.9\"}"
+# Four standard deviations of the share of 3000 requests that fail with a probability of 0.01.
+between "error ratio" 0.0027 0.0173 'instance_endpoint:app_request_errors:ratio_rate1m{endpoint="/probe"}'
+between "TinyProbeErrors has resolved, no alert fires" 1 1 'absent(ALERTS{alertstate="firing"})'
+between "no other alert has fired" 1 1 'absent_over_time(ALERTS{alertstate="firing", alertname!="TinyProbeErrors"}[3m])'
+
+# Every expression of the dashboard, its panels' and its variables', has a value that is a number.
+dashboard=deploy/grafana/tiny-probe.json
+# shellcheck disable=SC2016  # The dollars are Grafana's.
+jq -r '(.panels[].targets[].expr), (.templating.list[] | select(.type == "query").query.query)' "$dashboard" |
+    sed -e 's/\$__rate_interval/1m/g' -e 's/\$__range/1m/g' -e 's/\$instance/.+/g' -e 's|\$endpoint|/probe|g' \
+        -e 's/^label_values(\(.*\), *\([a-z]*\))$/count by (\2) (\1)/' >"$folder/expressions"
+while read -r expression; do
+    [ -n "$(values "$expression")" ] || fail "no data for the dashboard: $expression"
+done <"$folder/expressions"
+printf 'ok      the dashboard has data for each of its %d expressions\n' "$(wc -l <"$folder/expressions")"
+
+"${PYTHON:-python3}" scripts/check-exposition.py tests/service/seed-metrics.txt "$folder/page"

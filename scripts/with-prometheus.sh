@@ -1,0 +1,26 @@
+#!/bin/sh
+# Starts Prometheus with deploy/prometheus, runs a command with its URL in PROMETHEUS_URL, stops it again.
+# Usage: BASE_URL=http://ADDRESS:PORT scripts/with-prometheus.sh COMMAND [ARGUMENT...]
+# Three things differ from deploy/prometheus, the last two so that a minute shows something: the
+# service's address, an interval of 1 s instead of 5 s, and alerts that wait for 5 s instead of 1 m.
+set -eu
+
+folder=$(mktemp -d)
+sed -e "s|tiny-probe:8080|${BASE_URL#http://}|" -e 's/_interval: 5s/_interval: 1s/' \
+    deploy/prometheus/prometheus.yml >"$folder/prometheus.yml"
+sed 's/for: 1m/for: 5s/' deploy/prometheus/alerting_rules.yml >"$folder/alerting_rules.yml"
+cp deploy/prometheus/recording_rules.yml "$folder"
+
+prometheus --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/data" \
+    --web.listen-address=127.0.0.1:0 2>"$folder/log" &
+prometheus=$!
+trap 'kill "$prometheus" 2>/dev/null && wait "$prometheus" || true; rm -rf "$folder"' EXIT
+trap 'exit 1' INT TERM
+
+until grep -q 'Server is ready' "$folder/log"; do
+    kill -0 "$prometheus" || { cat "$folder/log" >&2; exit 1; }
+    sleep 0.1
+done
+PROMETHEUS_URL=http://$(sed -n '/Listening on/s/.*address=\([0-9.:]*\).*/\1/p' "$folder/log")
+export PROMETHEUS_URL
+"$@"
