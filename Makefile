@@ -97,23 +97,24 @@ check-kubernetes: ## check deploy/kubernetes against the schemas
 
 # Whichever of the two generations is installed.
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+COMPOSE_DEMO = $(COMPOSE) --project-name tiny-probe --file deploy/compose.yaml
 
 .PHONY: demo
 demo: ## tiny-probe, Prometheus, Grafana and a steady load in containers
-	$(COMPOSE) --file deploy/compose.yaml up --build --detach
+	$(COMPOSE_DEMO) up --build --detach
 	@echo 'tiny-probe  http://localhost:8080'
 	@echo 'Prometheus  http://localhost:9090/alerts'
 	@echo 'Grafana     http://localhost:3000'
 
 .PHONY: demo-down
 demo-down: ## end the demo and remove its data
-	$(COMPOSE) --file deploy/compose.yaml down --volumes
+	$(COMPOSE_DEMO) down --volumes
 
 .PHONY: check-deploy
 check-deploy: ## check Prometheus' configuration, test its rules, check the compose file
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool test rules deploy/prometheus/*_test.yml
-	$(COMPOSE) --file deploy/compose.yaml config >/dev/null
+	$(COMPOSE_DEMO) config >/dev/null
 
 .PHONY: check-scrape
 check-scrape: build ## have Prometheus scrape the service under load, and ask Prometheus about it
@@ -121,6 +122,11 @@ check-scrape: build ## have Prometheus scrape the service under load, and ask Pr
 	target/python/bin/pip install --quiet --disable-pip-version-check prometheus_client==0.26.0
 	PYTHON=target/python/bin/python3 FAIL_RATE=0.5 \
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/check-scrape.sh
+
+.PHONY: screenshot
+screenshot: build ## take docs/prometheus.png anew; needs Chromium, takes three minutes
+	FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms \
+		scripts/with-service.sh scripts/with-prometheus.sh scripts/screenshot.sh docs/prometheus.png
 
 .PHONY: clean
 clean: ## remove what was built

@@ -24,16 +24,16 @@ now() { echo "${EPOCHREALTIME/[.,]/}"; }
 start=$(now)
 seconds=0
 while [ "$seconds" -lt "$duration" ]; do
-    # One process per second sends that second's requests. Its output is short enough for a single write.
-    curl --no-progress-meter --parallel --parallel-immediate --parallel-max "$rate" --max-time 30 \
+    # One process per second sends that second's requests, and writes a line as each is answered.
+    stdbuf --output=L curl --no-progress-meter --parallel --parallel-immediate --parallel-max "$rate" --max-time 30 \
         --output /dev/null --write-out '%{http_code} %{time_total}\n' "$url/probe?[1-$rate]" >>"$answers" &
     seconds=$((seconds + 1))
-    progress
     # Until the second is over, counted from the start: no delay adds up.
     left=$((start + seconds * 1000000 - $(now)))
     if [ "$left" -gt 0 ]; then
         sleep "$((left / 1000000)).$(printf '%06d' $((left % 1000000)))" || true
     fi
+    progress
 done
 sending=$(($(now) - start))
 wait
@@ -41,12 +41,14 @@ progress
 echo >&2
 
 sort --key 2 --numeric-sort "$answers" | awk -v sent=$((seconds * rate)) -v sending="$sending" '
-    { statuses[$1]++; latency[NR] = $2 }
-    function percentile(p) { return latency[int((NR - 1) * p / 100) + 1] }
+    { statuses[$1]++ }
+    $1 != "000" { latency[++answered] = $2 }
+    function percentile(p) { return latency[int((answered - 1) * p / 100) + 1] }
     END {
         printf "requests  %d in %.1f s, %.1f per second\n", sent, sending / 1e6, sent * 1e6 / sending
         for (status in statuses)
             printf "status    %s: %d\n", status, statuses[status]
-        printf "latency   p50 %.3f s, p90 %.3f s, p99 %.3f s\n", percentile(50), percentile(90), percentile(99)
-        exit NR < sent || "000" in statuses
+        if (answered > 0)
+            printf "latency   p50 %.3f s, p90 %.3f s, p99 %.3f s\n", percentile(50), percentile(90), percentile(99)
+        exit answered < sent
     }'
