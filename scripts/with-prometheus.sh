@@ -2,13 +2,13 @@
 # Starts Prometheus with deploy/prometheus, runs a command with its URL in PROMETHEUS_URL, stops it again.
 # Usage: BASE_URL=http://ADDRESS:PORT scripts/with-prometheus.sh COMMAND [ARGUMENT...]
 # Three things differ from deploy/prometheus, the last two so that a minute shows something: the
-# service's address, an interval of 1 s instead of 5 s, and alerts that wait for 5 s instead of 1 m.
+# service's address, an interval of 1 s instead of 5 s, and alerts that wait for 10 s instead of 1 m.
 set -eu
 
 folder=$(mktemp -d)
 sed -e "s|tiny-probe:8080|${BASE_URL#http://}|" -e 's/_interval: 5s/_interval: 1s/' \
     deploy/prometheus/prometheus.yml >"$folder/prometheus.yml"
-sed 's/for: 1m/for: 5s/' deploy/prometheus/alerting_rules.yml >"$folder/alerting_rules.yml"
+sed 's/for: 1m/for: 10s/' deploy/prometheus/alerting_rules.yml >"$folder/alerting_rules.yml"
 cp deploy/prometheus/recording_rules.yml "$folder"
 
 prometheus --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/data" \
