@@ -17,7 +17,7 @@ sleep 190
 url="$PROMETHEUS_URL/classic/graph?"
 number=0
 for expression in \
-    'histogram_quantile(0.9, sum by (le) (rate(app_request_latency_seconds_bucket{endpoint="/probe"}[1m])))' \
+    '1000 * instance_endpoint:app_request_latency_seconds:quantile1m{endpoint="/probe", quantile!="0.99"}' \
     'sum by (http_status) (rate(app_request_count_total{endpoint="/probe"}[1m]))'; do
     url+="g$number.tab=0&g$number.range_input=2m&g$number.step_input=1&g$number.expr="
     url+="$(jq --null-input --raw-output --arg text "$expression" '$text | @uri')&"
@@ -26,7 +26,7 @@ done
 
 mkdir -p "$(dirname "$file")"
 # No sandbox: Chromium refuses to start one as root, and the page is our own.
-chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1200,1470 \
+chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1200,1540 \
     --virtual-time-budget=10000 --screenshot="$PWD/$file" "$url" 2>"$log" || { cat "$log" >&2; exit 1; }
 size=$(wc -c <"$file")
 if [ "$size" -ge 150000 ]; then
