@@ -1,0 +1,45 @@
+/* The floor that the benchmark compares with: the least that a server on epoll can do. One thread,
+ * keep-alive, one constant answer to each read; it parses nothing and records nothing. No real
+ * server can cost less, so what a server costs above it is what its work costs.
+ *
+ * cc -O2 -o floor floor.c && ./floor 8080        listens on 127.0.0.1 */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#define HEAD "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n" \
+    "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 7\r\n"
+#define CLOSE "Connection: close\r\n"
+static const char KEEP_ALIVE[] = HEAD "\r\nI'm ok!", LAST[] = HEAD CLOSE "\r\nI'm ok!";
+
+int main(int count, char **arguments) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+        .sin_port = htons(count > 1 ? atoi(arguments[1]) : 8080)};
+    int on = 1, epoll = epoll_create1(0), listener = socket(AF_INET, SOCK_STREAM, 0);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 1024))
+        return 1;
+    epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &(struct epoll_event){EPOLLIN, {.fd = listener}});
+    for (struct epoll_event events[256];;) {
+        int ready = epoll_wait(epoll, events, 256, -1);
+        for (int i = 0; i < ready; i++) {
+            int client = events[i].data.fd;
+            if (client == listener) {
+                client = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
+                epoll_ctl(epoll, EPOLL_CTL_ADD, client, &(struct epoll_event){EPOLLIN, {.fd = client}});
+                continue;
+            }
+            char head[4096];
+            ssize_t length = read(client, head, sizeof head);
+            int last = length <= 0 || memmem(head, length, CLOSE, sizeof CLOSE - 1);
+            if (length > 0)
+                length = last ? send(client, LAST, sizeof LAST - 1, MSG_NOSIGNAL)
+                              : send(client, KEEP_ALIVE, sizeof KEEP_ALIVE - 1, MSG_NOSIGNAL);
+            if (last || length < 0)
+                close(client);
+        }
+    }
+}
