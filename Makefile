@@ -128,6 +128,20 @@ screenshot: build ## take docs/prometheus.png anew; needs Chromium, takes three 
 	FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms \
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/screenshot.sh docs/prometheus.png
 
+.PHONY: bench
+bench: build ## measure against the peers for eight minutes; writes bench/results.md and docs/bench.svg
+	bench/run.py
+
+.PHONY: microbench
+microbench: ## time each part without a socket, and count instructions per request
+	$(CARGO) bench --manifest-path bench/micro/Cargo.toml --locked --quiet
+	bench/instructions.sh
+
+SECONDS ?= 600
+.PHONY: soak
+soak: build ## good, bad and hostile clients for SECONDS=600: nothing leaks, every request is counted
+	bench/soak.py --seconds $(SECONDS)
+
 .PHONY: clean
 clean: ## remove what was built
 	$(CARGO) clean

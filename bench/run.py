@@ -1,0 +1,604 @@
+#!/usr/bin/env python3
+"""Measures tiny-probe against what its user would otherwise have, all in one run and taking turns.
+
+    make bench                    builds everything, measures for about eight minutes, and writes
+                                  bench/results.md and docs/bench.svg
+    bench/run.py --quick          one short round, to see that it works; these and every other
+                                  run with an option write into target/bench instead
+    bench/run.py --servers floor,event-loop --rounds 3
+
+Needs wrk and a built tiny-probe; a server whose tools are not installed is left out and named.
+Load comes from this machine, so it wants a second core, and nothing else running.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parent
+ROOT = BENCH.parent
+BUILT = ROOT / "target" / "bench"
+LUA = BENCH / "report.lua"
+IDLE_CONNECTIONS = 1000
+
+# What stands in the tables: the key, the heading, the path, the connections, and how many times
+# as long it runs (opening a thousand connections takes part of the time).
+KEEP_ALIVE = {f"c{n}": (f"{n}", "/probe", n, factor, []) for n, factor in
+              [(1, 1), (16, 1), (64, 1), (1000, 2)]}
+LOADS = KEEP_ALIVE | {
+    "metrics": ("/metrics", "/metrics", 16, 1, []),
+    # Last, as it leaves thousands of connections in TIME_WAIT for a minute, and who reads the
+    # kernel's table of connections reads them too.
+    "close": ("new connection each", "/probe", 16, 1, ["-H", "Connection: close"]),
+}
+QUICK = ("c64", "metrics", "close")
+
+
+class Failed(Exception):
+    """What cannot be built, started or measured here, and why. Who cannot be built is left out."""
+
+
+@dataclass
+class Server:
+    """One server of the comparison; {port} in its command becomes a free one."""
+
+    key: str
+    name: str
+    command: list
+    size: int  # bytes to install
+    version: str
+    note: str = ""  # what else must be installed
+    metrics: bool = True
+    directory: Path = ROOT
+    samples: dict = field(default_factory=dict)  # what was measured -> a value for each round
+    failures: dict = field(default_factory=dict)  # load -> failed requests by kind
+    remarks: set = field(default_factory=set)
+    process: subprocess.Popen = None
+    port: int = 0
+
+    def add(self, what, value):
+        self.samples.setdefault(what, []).append(value)
+
+
+# --- building -----------------------------------------------------------------------------------
+
+
+def run(command, **options):
+    result = subprocess.run(command, capture_output=True, text=True, **options)
+    if result.returncode != 0:
+        last = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]
+        raise Failed(f"`{' '.join(map(str, command))}` failed: {''.join(last)}")
+    return result.stdout.strip()
+
+
+def need(*tools):
+    for tool in tools:
+        if not shutil.which(tool):
+            raise Failed(f"{tool} is not installed")
+
+
+def floor():
+    need("cc")
+    binary = BUILT / "floor"
+    run(["cc", "-O2", "-o", binary, BENCH / "floor.c"])
+    version = run(["cc", "-dumpfullversion"])
+    return Server("floor", "C, epoll, a constant answer (the floor)", [binary, "{port}"],
+                  binary.stat().st_size, f"cc {version}", metrics=False)
+
+
+def tiny_probe(binary, loop):
+    if not binary.exists():
+        sys.exit(f"bench: {binary} is missing; make it with `make build`, or name one with --tiny-probe")
+    command = [binary, "--server", loop, "--listen", "127.0.0.1:{port}"]
+    # A wrong flag is exit code 2, before anything is bound; an address in use is 1.
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = subprocess.run([part if part != command[-1] else f"127.0.0.1:{port}" for part in command],
+                                capture_output=True, text=True, timeout=10)
+    if result.returncode == 2:
+        raise Failed(result.stderr.strip())
+    return Server(loop, f"tiny-probe, {loop}", command, binary.stat().st_size,
+                  run([binary, "--version"]))
+
+
+def rust_peer(name, crate):
+    need("cargo")
+    workspace = BENCH / "peers"
+    run(["cargo", "build", "--release", "--locked", "--quiet", "--package", f"peer-{name}"], cwd=workspace)
+    locked = tomllib.loads((workspace / "Cargo.lock").read_text())["package"]
+    version = next(package["version"] for package in locked if package["name"] == crate)
+    binary = workspace / "target" / "release" / f"peer-{name}"
+    title = {"axum": "axum, one tokio thread", "actix": "actix-web, one worker",
+             "hyper": "hyper, one tokio thread"}[name]
+    return Server(name, title, [binary, "127.0.0.1:{port}"], binary.stat().st_size, f"{crate} {version}")
+
+
+def go():
+    need("go")
+    sources = Path("/usr/share/gocode/src/github.com/prometheus/client_golang")
+    if not sources.exists():
+        raise Failed("Debian's golang-github-prometheus-client-golang-dev is not installed")
+    binary = BUILT / "peer-go"
+    # Debian has the library as sources under /usr/share/gocode, which wants the mode before modules.
+    environment = os.environ | {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": ""}
+    run(["go", "build", "-ldflags=-s -w", "-o", binary, BENCH / "go" / "main.go"], env=environment)
+    library = run(["dpkg-query", "-W", "-f", "${Version}", "golang-github-prometheus-client-golang-dev"])
+    return Server("go", "Go net/http, client_golang", [binary, "127.0.0.1:{port}"], binary.stat().st_size,
+                  f"{run(['go', 'version']).split()[2]}, client_golang {library}")
+
+
+def flask(key, name, *command):
+    requirements, installed = BENCH / "flask" / "requirements.txt", BUILT / "venv" / "installed"
+    python = BUILT / "venv" / "bin" / "python"
+    if not installed.exists() or installed.read_text() != requirements.read_text():
+        run([sys.executable, "-m", "venv", "--clear", BUILT / "venv"])
+        run([python, "-m", "pip", "install", "--quiet", "--requirement", requirements])
+        shutil.copy(requirements, installed)
+    packages = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
+    size = sum(file.stat().st_size for package in packages.iterdir()
+               if not re.match("pip|setuptools|_distutils|distutils|pkg_resources|__pycache__", package.name)
+               for file in [package, *package.rglob("*")] if file.is_file())
+    frozen = dict(line.split("==") for line in run([python, "-m", "pip", "freeze"]).splitlines() if "==" in line)
+    names = ["Flask", "gunicorn" if key == "gunicorn" else "Werkzeug", "prometheus_client"]
+    version = ", ".join([run([python, "--version"]), *(f"{name} {frozen[name]}" for name in names)])
+    return Server(key, name, [python, "-m", *command], size, version, note="and Python",
+                  directory=BENCH / "flask")
+
+
+def build(arguments):
+    """Builds the servers. Gives them, and why others are left out."""
+    wanted = {
+        "event-loop": lambda: tiny_probe(arguments.tiny_probe, "event-loop"),
+        "tiny-http": lambda: tiny_probe(arguments.tiny_probe, "tiny-http"),
+        "hyper": lambda: rust_peer("hyper", "hyper"),
+        "axum": lambda: rust_peer("axum", "axum"),
+        "actix": lambda: rust_peer("actix", "actix-web"),
+        "go": go,
+        "gunicorn": lambda: flask("gunicorn", "Flask on gunicorn, one worker",
+                                  "gunicorn", "--workers", "1", "--bind", "127.0.0.1:{port}", "app:app"),
+        "flask": lambda: flask("flask", "Flask's own server",
+                               "flask", "--app", "app", "run", "--port", "{port}"),
+        "floor": floor,
+    }
+    keys = arguments.servers.split(",") if arguments.servers else list(wanted)
+    if unknown := [key for key in keys if key not in wanted]:
+        sys.exit(f"bench: no server is called {', '.join(unknown)}; there are {', '.join(wanted)}")
+    BUILT.mkdir(parents=True, exist_ok=True)
+    servers, left_out = [], {}
+    for key in keys:
+        progress(f"building {key}")
+        try:
+            servers.append(wanted[key]())
+        except Failed as why:
+            left_out[key] = str(why)
+            progress(f"{key} is left out: {why}", stays=True)
+    return servers, left_out
+
+
+# --- a running server ---------------------------------------------------------------------------
+
+
+def start(server):
+    """Starts a server and waits for its first 200. Gives the seconds that this took."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        server.port = free.getsockname()[1]
+    command = [str(part).replace("{port}", str(server.port)) for part in server.command]
+    began = time.perf_counter()
+    server.process = subprocess.Popen(command, cwd=server.directory, stdin=subprocess.DEVNULL,
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not answers(server.port):
+        if server.process.poll() is not None or time.perf_counter() - began > 20:
+            raise Failed(f"{server.name} does not come up: {' '.join(command)}")
+        time.sleep(0.0005)
+    return time.perf_counter() - began
+
+
+def answers(port):
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            return ask(connection)[0].startswith((b"HTTP/1.1 200 ", b"HTTP/1.0 200 "))
+    except OSError:
+        return False
+
+
+def ask(connection):
+    """Asks for /probe; gives the answer and whether the connection stays open."""
+    connection.sendall(b"GET /probe HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"I'm ok!"):
+        received = connection.recv(4096)
+        if not received:
+            break
+        answer += received
+    stays = answer.startswith(b"HTTP/1.1") and b"connection: close" not in answer.lower()
+    return answer, stays
+
+
+def stop(server):
+    server.process.terminate()
+    try:
+        server.process.wait(10)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        server.process.wait()
+
+
+def processes(server):
+    """The server's process and those that it started."""
+    found = [server.process.pid]
+    for pid in found:
+        try:
+            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        except FileNotFoundError:
+            pass  # gone meanwhile
+    return found
+
+
+def cpu_seconds(server):
+    """User and system time so far, to the nanosecond: the clock that clock_getcpuclockid(3) gives.
+    /proc/PID/stat has it too, in steps of 10 ms."""
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in processes(server))
+
+
+def from_status(server, name):
+    total = 0
+    for pid in processes(server):
+        try:
+            total += int(re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
+        except (FileNotFoundError, ProcessLookupError, TypeError):
+            pass  # gone meanwhile
+    return total
+
+
+def resident_bytes(server):
+    return from_status(server, "VmRSS") * 1024
+
+
+def settle(server):
+    """Waits until a server has finished what the load left behind, for 10 s at most."""
+    deadline = time.monotonic() + 10
+    before = cpu_seconds(server)
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        now = cpu_seconds(server)
+        if now - before < 0.0025:
+            return
+        before = now
+
+
+@contextmanager
+def watch(server):
+    """Collects the most memory and threads that a server has meanwhile, looking 20 times a second."""
+    most = {"resident": 0, "threads": 0}
+    done = threading.Event()
+
+    def look():
+        while not done.wait(0.05):
+            most["resident"] = max(most["resident"], resident_bytes(server))
+            most["threads"] = max(most["threads"], from_status(server, "Threads"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        thread.join()
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def load(server, key, seconds):
+    """Puts one load on one server and keeps what came of it."""
+    heading, path, connections, factor, options = LOADS[key]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds * factor}s", "-s", str(LUA), *options,
+               f"http://127.0.0.1:{server.port}{path}"]
+    cpu = cpu_seconds(server)
+    with watch(server) as most:
+        output = run(command)
+        cpu = cpu_seconds(server) - cpu
+    result = json.loads(output.splitlines()[-1])
+    requests = result["requests"]
+    server.add(f"{key} rate", requests / result["seconds"])
+    if requests:
+        server.add(f"{key} p99", result["p99"])
+        server.add(f"{key} cpu", cpu / requests)
+    failed = server.failures.setdefault(key, {})
+    for kind, count in result["failed"].items():
+        if count:
+            failed[kind] = failed.get(kind, 0) + count
+    if key == "c64":
+        server.add("resident 64", most["resident"])
+        server.add("threads", most["threads"])
+    settle(server)
+    return requests / result["seconds"]
+
+
+def idle(server):
+    """Opens connections that ask once and then stay; keeps the memory that the server has then."""
+    connections = []
+    try:
+        for _ in range(IDLE_CONNECTIONS):
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=2)
+            connections.append(connection)
+            _, stays = ask(connection)
+            if not stays:
+                server.remarks.add("closes the connection after each answer, so that there is no keep-alive")
+                return
+        server.add("resident idle connections", resident_bytes(server))
+    except OSError as error:
+        server.remarks.add(f"answered {len(connections) - 1} of {IDLE_CONNECTIONS} connections "
+                           f"that were opened one after the other, then: {error}")
+    finally:
+        for connection in connections:
+            connection.close()
+        settle(server)
+
+
+def measure(servers, loads, rounds, seconds):
+    """All servers run at once, but only one has something to do at any time. They take turns at
+    each load, so that what disturbs the machine for a while disturbs all."""
+    for number in range(rounds):
+        try:
+            for server in servers:
+                progress(f"round {number + 1} of {rounds}: starting {server.name}")
+                server.add("start", start(server))
+                settle(server)
+                server.add("resident", resident_bytes(server))
+            for key in loads:
+                # Nobody is always first, and nobody always follows the same one.
+                for server in servers[number:] + servers[:number]:
+                    if key == "metrics" and not server.metrics:
+                        continue
+                    if server.process.poll() is not None:
+                        server.remarks.add(f"ended by itself before the load “{LOADS[key][0]}”")
+                        start(server)
+                    rate = load(server, key, seconds)
+                    progress(f"round {number + 1} of {rounds}: {LOADS[key][0]:>20}: {server.name}: {rate:.0f}/s")
+            for server in servers:
+                progress(f"round {number + 1} of {rounds}: {IDLE_CONNECTIONS} idle connections: {server.name}")
+                idle(server)
+        finally:
+            for server in servers:
+                if server.process:
+                    stop(server)
+
+
+def progress(line, stays=False):
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{line}" + ("\n" if stays else ""))
+    else:
+        sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+# --- what comes of it ---------------------------------------------------------------------------
+
+
+def count(value):
+    """23 456 as 23.5 k."""
+    if value < 1000:
+        return f"{value:.0f}"
+    return f"{value / 1000:.1f} k" if value < 99_950 else f"{value / 1000:.0f} k"
+
+
+def milliseconds(value):
+    value *= 1000
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def microseconds(value):
+    value *= 1e6
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def megabytes(value):
+    return f"{value / 1e6:.2f}" if value < 10e6 else f"{value / 1e6:.1f}"
+
+
+def whole(value):
+    return f"{value:.0f}"
+
+
+def cell(server, what, form):
+    """The median, and in brackets the least and the most."""
+    values = server.samples.get(what)
+    if not values:
+        return "–"
+    median, least, most = (form(f(values)) for f in (statistics.median, min, max))
+    return median if least == most else f"{median} ({least}–{most})"
+
+
+def median(server, what):
+    values = server.samples.get(what)
+    return statistics.median(values) if values else None
+
+
+def table(servers, columns):
+    lines = ["| | " + " | ".join(heading for heading, _, _ in columns) + " |",
+             "| --- |" + " ---: |" * len(columns)]
+    for server in servers:
+        cells = [cell(server, what, form) for _, what, form in columns]
+        lines.append(f"| {server.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def machine():
+    info = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"^model name\s*:\s*(.+)$", info, re.M)
+    return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+
+
+def goals(servers):
+    """The two that the project set itself."""
+    by_key = {server.key: server for server in servers}
+    lines = []
+    for text, ours, theirs, what, bound in [
+        ("CPU time per `GET /probe` on 64 keep-alive connections, event-loop to the floor",
+         "event-loop", "floor", "c64 cpu", 1.25),
+        ("CPU time per `GET /metrics`, event-loop to Go's promhttp with the same series",
+         "event-loop", "go", "metrics cpu", 0.5),
+    ]:
+        if ours in by_key and theirs in by_key:
+            # Round by round, as both had their turn within seconds of each other.
+            ratios = [a / b for a, b in zip(by_key[ours].samples.get(what, []), by_key[theirs].samples.get(what, []))]
+            if ratios:
+                lines.append(f"- {text}: **{statistics.median(ratios):.2f}** "
+                             f"({min(ratios):.2f}–{max(ratios):.2f}); the goal is {bound} at most.")
+    return "\n".join(lines)
+
+
+def report(servers, left_out, rounds, seconds):
+    keep_alive = [f"{heading} connection{'s' * (heading != '1')}" for heading, *_ in KEEP_ALIVE.values()]
+    keys = [*KEEP_ALIVE, "close"]
+    headings = [*keep_alive, "a new connection each"]
+    longest = max(factor for _, _, _, factor, _ in LOADS.values())
+    parts = [
+        "# Measured",
+        f"By `make bench` on {time.strftime('%Y-%m-%d', time.gmtime())}, on {machine()}, "
+        f"with {run_version('wrk')} (one thread) on the same machine. "
+        f"Medians of {rounds} round{'s' * (rounds > 1)}, in brackets the least and the most. "
+        f"Each load runs for {seconds} s in each round ({seconds * longest} s with 1000 connections); the "
+        "servers take turns at each. wrk sends its next request when it has the answer to the last, so that a "
+        "server that stalls is asked less: p99 is to be compared at similar rates only.",
+        "## Requests per second, GET /probe",
+        table(servers, [(heading, f"{key} rate", count) for heading, key in zip(headings, keys)]),
+        "## 99th percentile of latency in milliseconds, GET /probe",
+        table(servers, [(heading, f"{key} p99", milliseconds) for heading, key in zip(headings, keys)]),
+        "## CPU time per request in microseconds, user and system",
+        table(servers, [("64 connections", "c64 cpu", microseconds),
+                        ("a new connection each", "close cpu", microseconds),
+                        ("GET /metrics, 16 connections", "metrics cpu", microseconds),
+                        ("GET /metrics per second", "metrics rate", count)]),
+    ]
+    if text := goals(servers):
+        parts.append(text)
+    footprint = [("resident MB after start", "resident", megabytes),
+                 ("under 64 connections", "resident 64", megabytes),
+                 (f"{IDLE_CONNECTIONS} idle connections, after all loads", "resident idle connections", megabytes),
+                 ("threads", "threads", whole),
+                 ("MB to install", "size", megabytes),
+                 ("ms to the first 200", "start", milliseconds)]
+    for server in servers:
+        server.samples["size"] = [server.size]
+    rows = table(servers, footprint)
+    for server in servers:
+        if server.note:
+            rows = re.sub(rf"(?m)^(\| {re.escape(server.name)} \|(?:[^|]*\|){{4}} [^|]*?) \|", rf"\1 {server.note} |", rows)
+    parts += ["## Memory, threads, size, start", rows]
+    notes = [f"- {server.name}: {remark}." for server in servers for remark in sorted(server.remarks)]
+    notes += [f"- {server.name}, {LOADS[key][0]}: " + ", ".join(f"{n} × {kind}" for kind, n in failed.items()) + "."
+              for server in servers for key, failed in server.failures.items() if failed]
+    notes += [f"- {key} is left out: {why}." for key, why in left_out.items()]
+    if notes:
+        parts += ["## Left out, failed, or otherwise", "\n".join(notes)]
+    parts += ["## Versions", "\n".join(f"- {server.name}: {server.version}" for server in servers)]
+    return "\n\n".join(parts) + "\n"
+
+
+def run_version(tool):
+    result = subprocess.run([tool, "-v"], capture_output=True, text=True)
+    return " ".join((result.stdout + result.stderr).split()[:2])
+
+
+def svg(servers):
+    """Three bar charts side by side. One grey that reads on light and on dark ground, no ground of
+    its own."""
+    charts = [("requests per second", "64 keep-alive connections", "c64 rate", count),
+              ("CPU µs per request", "less is better", "c64 cpu", microseconds),
+              ("resident MB", "under 64 connections; less is better", "resident 64", megabytes)]
+    left, chart, gap, row, top = 290, 200, 70, 30, 62
+    width, height = left + len(charts) * (chart + gap), top + row * len(servers) + 8
+    text = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" font-family="system-ui, sans-serif" font-size="14" fill="#76808a" role="img">',
+        "<title>tiny-probe and its peers: requests per second, CPU time per request, memory</title>",
+    ]
+    for index, server in enumerate(servers):
+        y = top + row * index + row / 2
+        weight = ' font-weight="600"' if server.name.startswith("tiny-probe") else ""
+        text.append(f'<text x="{left - 14}" y="{y + 5:.0f}" text-anchor="end"{weight}>{server.name}</text>')
+    for position, (heading, remark, what, form) in enumerate(charts):
+        x = left + position * (chart + gap)
+        text.append(f'<text x="{x}" y="22" font-weight="600">{heading}</text>')
+        text.append(f'<text x="{x}" y="42" font-size="12">{remark}</text>')
+        values = [median(server, what) for server in servers]
+        # A bar far beyond most others is cut short, so that the rest can be told apart.
+        middle = statistics.median(value for value in values if value)
+        most = max(value for value in values if value)
+        full = most if most < 6 * middle else 2.5 * middle
+        for index, (server, value) in enumerate(zip(servers, values)):
+            if not value:
+                continue
+            y = top + row * index
+            color = ("#e8590c" if server.key == "event-loop" else "#f0a070" if server.key == "tiny-http"
+                     else "#76808a")
+            length = max(1.5, chart * min(1, value / full))
+            opacity = ' fill-opacity="0.45"' if server.key == "floor" else ""
+            text.append(f'<rect x="{x}" y="{y + 6}" width="{length:.1f}" height="{row - 12}" rx="2" '
+                        f'fill="{color}"{opacity}/>')
+            if value > full:  # the cut: the bar ends in two pieces
+                text[-1] = text[-1].replace(f'width="{length:.1f}"', f'width="{length - 22:.1f}"')
+                text.append(f'<rect x="{x + length - 17}" y="{y + 6}" width="6" height="{row - 12}" fill="{color}"/>')
+                text.append(f'<rect x="{x + length - 6}" y="{y + 6}" width="6" height="{row - 12}" rx="2" fill="{color}"/>')
+            text.append(f'<text x="{x + length + 7:.1f}" y="{y + row / 2 + 5:.0f}" font-size="13">{form(value)}</text>')
+    return "\n".join(text) + "\n</svg>\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measures tiny-probe against its peers.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=1, help="of each load in each round")
+    parser.add_argument("--servers", metavar="A,B", help="only these")
+    parser.add_argument("--quick", action="store_true", help="one round of the main loads")
+    parser.add_argument("--tiny-probe", type=Path, metavar="BINARY",
+                        default=ROOT / "target" / "release" / "tiny-probe")
+    arguments = parser.parse_args()
+    arguments.tiny_probe = arguments.tiny_probe.resolve()
+    is_full = len(sys.argv) == 1
+    if arguments.quick:
+        arguments.rounds = 1
+    if not shutil.which("wrk"):
+        sys.exit("bench: wrk is not installed; on Debian: apt-get install wrk")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4096:
+        sys.exit(f"bench: needs 4096 descriptors, and the limit is {hard}; raise it with ulimit -Hn")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    servers, left_out = build(arguments)
+    began = time.monotonic()
+    measure(servers, QUICK if arguments.quick else LOADS, arguments.rounds, arguments.seconds)
+    progress(f"measured in {time.monotonic() - began:.0f} s", stays=True)
+
+    text = report(servers, left_out, arguments.rounds, arguments.seconds)
+    results, picture = ((BENCH / "results.md", ROOT / "docs" / "bench.svg") if is_full
+                        else (BUILT / "results.md", BUILT / "bench.svg"))
+    picture.parent.mkdir(exist_ok=True)
+    results.write_text(text)
+    picture.write_text(svg(servers))
+    print(text)
+    progress(f"written: {results.relative_to(ROOT)} and {picture.relative_to(ROOT)}", stays=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failed as why:
+        sys.exit(f"bench: {why}")
+    except KeyboardInterrupt:
+        sys.exit(130)
