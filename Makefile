@@ -28,6 +28,9 @@ lint: ## check format, clippy, shell scripts
 	$(CARGO) clippy --locked --all-targets -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --locked --no-deps --quiet
 	shellcheck scripts/*.sh .ci/run
+	$(CARGO) fmt --check --all --manifest-path bench/peers/Cargo.toml
+	$(CARGO) fmt --check --manifest-path bench/micro/Cargo.toml
+	shellcheck bench/*.sh
 
 .PHONY: smoke
 smoke: build ## start the built binary on a free port and ask it with curl
@@ -134,7 +137,7 @@ bench: build ## measure against the peers for eight minutes; writes bench/result
 
 .PHONY: microbench
 microbench: ## time each part without a socket, and count instructions per request
-	$(CARGO) bench --manifest-path bench/micro/Cargo.toml --locked --quiet
+	$(CARGO) bench --manifest-path bench/micro/Cargo.toml --quiet
 	bench/instructions.sh
 
 SECONDS ?= 600

@@ -15,7 +15,7 @@ if ! command -v valgrind >/dev/null; then
 fi
 mkdir -p target/bench
 # The benchmarks' profile is the release's with line numbers.
-"${CARGO:-cargo}" build --profile bench --locked --quiet --manifest-path bench/micro/Cargo.toml
+"${CARGO:-cargo}" build --profile bench --quiet --manifest-path bench/micro/Cargo.toml
 binary=bench/micro/target/release/micro
 
 count() {

@@ -41,8 +41,6 @@ KEEP_ALIVE = {f"c{n}": (f"{n}", "/probe", n, factor, []) for n, factor in
               [(1, 1), (16, 1), (64, 1), (1000, 2)]}
 LOADS = KEEP_ALIVE | {
     "metrics": ("/metrics", "/metrics", 16, 1, []),
-    # Last, as it leaves thousands of connections in TIME_WAIT for a minute, and who reads the
-    # kernel's table of connections reads them too.
     "close": ("new connection each", "/probe", 16, 1, ["-H", "Connection: close"]),
 }
 QUICK = ("c64", "metrics", "close")
@@ -351,32 +349,45 @@ def idle(server):
 
 
 def measure(servers, loads, rounds, seconds):
-    """All servers run at once, but only one has something to do at any time. They take turns at
-    each load, so that what disturbs the machine for a while disturbs all."""
+    """New connections come after all other rounds: they leave tens of thousands of TIME_WAITs for a
+    minute, and tiny-http's /metrics reads the kernel's table of connections."""
+    staying = [key for key in loads if key != "close"]
     for number in range(rounds):
-        try:
+        take_turns(servers, staying, f"round {number + 1} of {rounds}", number, seconds, idle)
+    for number in range(rounds):
+        take_turns(servers, ["close"], f"new connections, round {number + 1} of {rounds}", number, seconds)
+
+
+def take_turns(servers, loads, title, first, seconds, at_the_end=None):
+    """All servers run, but only one has something to do at any time. They take turns at each load,
+    so that what disturbs the machine for a while disturbs all."""
+    # Nobody is always first.
+    first %= len(servers)
+    servers = servers[first:] + servers[:first]
+    try:
+        for server in servers:
+            progress(f"{title}: starting {server.name}")
+            server.add("start", start(server))
+            settle(server)
+            server.add("resident", resident_bytes(server))
+        for key in loads:
             for server in servers:
-                progress(f"round {number + 1} of {rounds}: starting {server.name}")
-                server.add("start", start(server))
-                settle(server)
-                server.add("resident", resident_bytes(server))
-            for key in loads:
-                # Nobody is always first, and nobody always follows the same one.
-                for server in servers[number:] + servers[:number]:
-                    if key == "metrics" and not server.metrics:
-                        continue
-                    if server.process.poll() is not None:
-                        server.remarks.add(f"ended by itself before the load “{LOADS[key][0]}”")
-                        start(server)
-                    rate = load(server, key, seconds)
-                    progress(f"round {number + 1} of {rounds}: {LOADS[key][0]:>20}: {server.name}: {rate:.0f}/s")
+                if key == "metrics" and not server.metrics:
+                    continue
+                if server.process.poll() is not None:
+                    server.remarks.add(f"ended by itself before the load “{LOADS[key][0]}”")
+                    start(server)
+                rate = load(server, key, seconds)
+                progress(f"{title}: {LOADS[key][0]}: {server.name}: {rate:.0f}/s")
+        if at_the_end:
             for server in servers:
-                progress(f"round {number + 1} of {rounds}: {IDLE_CONNECTIONS} idle connections: {server.name}")
-                idle(server)
-        finally:
-            for server in servers:
-                if server.process:
-                    stop(server)
+                progress(f"{title}: {IDLE_CONNECTIONS} idle connections: {server.name}")
+                at_the_end(server)
+    finally:
+        for server in servers:
+            if server.process:
+                stop(server)
+                server.process = None
 
 
 def progress(line, stays=False):
@@ -490,7 +501,7 @@ def report(servers, left_out, rounds, seconds):
         parts.append(text)
     footprint = [("resident MB after start", "resident", megabytes),
                  ("under 64 connections", "resident 64", megabytes),
-                 (f"{IDLE_CONNECTIONS} idle connections, after all loads", "resident idle connections", megabytes),
+                 (f"{IDLE_CONNECTIONS} idle connections, after the loads", "resident idle connections", megabytes),
                  ("threads", "threads", whole),
                  ("MB to install", "size", megabytes),
                  ("ms to the first 200", "start", milliseconds)]
