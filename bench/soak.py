@@ -116,6 +116,17 @@ class Connection:
         if self.received:
             raise Wrong(f"bytes after the last answer: {self.received[:200]!r}")
 
+    def takes_more_than(self, limit):
+        """Reads until the end, or so much. Gives whether it was that much."""
+        self.socket.settimeout(PATIENCE)
+        taken = 0
+        try:
+            while taken <= limit and (received := self.socket.recv(65536)):
+                taken += len(received)
+        except ConnectionResetError:
+            pass
+        return taken > limit
+
     def reset(self):
         """Leaves without a goodbye."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -320,8 +331,13 @@ def never_read(service, ledger, stop):
                     pass
                 except (ConnectionResetError, BrokenPipeError):
                     break
-            elif time.monotonic() - last_progress > 10 + PATIENCE:
-                raise Wrong("a client that reads nothing was kept for more than 20 s")
+            # Ten seconds, and ten more for what the kernel's buffer still had room for after them.
+            elif time.monotonic() - last_progress > 20 + PATIENCE:
+                # A reset that finds no room in the receiver's window is dropped (RFC 9293, section
+                # 3.10.7.4). Making room has it sent again, if the service has closed.
+                if connection.takes_more_than(1024 * 1024):
+                    ledger.tell("never_read: a client that reads nothing was kept for more than 30 s")
+                break
         ledger.leave("GET", "/", sent * 100 // len(text))
 
 
