@@ -3,23 +3,31 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
+use rustix::net::sockopt;
+
 pub mod connection;
 pub mod event_loop;
 pub mod request_head;
-mod tcp_table;
+mod sockets;
 pub mod tiny_http;
 
 /// Connections that the kernel may complete before they are accepted; it has a bound of its own.
 const BACKLOG: i32 = 4096;
+/// What the kernel may hold of one connection in either direction, in bytes; it doubles both. Left
+/// alone it grows to megabytes for a client that does not read, and counts as the container's memory.
+const SEND_BUFFER: usize = 64 * 1024;
+const RECEIVE_BUFFER: usize = 32 * 1024;
 
 /// Listens on an address, for either request loop.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
+    // Accepted connections inherit these three. Without the first, the second write of an answer
+    // waits for the client's delayed ACK to the first write, 40 ms.
+    sockopt::set_tcp_nodelay(&listener, true)?;
+    sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER)?;
+    sockopt::set_socket_recv_buffer_size(&listener, RECEIVE_BUFFER)?;
     // The standard library's backlog is 128: of a thousand clients at once most would wait a
     // second for their second SYN.
     rustix::net::listen(&listener, BACKLOG)?;
-    // Accepted connections inherit it. Without it the second write of an answer waits for the
-    // client's delayed ACK to the first, 40 ms.
-    rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
     Ok(listener)
 }

@@ -16,7 +16,7 @@ use tiny_http::{Header, Response, Server, StatusCode};
 use crate::access_log::AccessLog;
 use crate::app::{ALLOW, App, Reply};
 use crate::http::Status;
-use crate::server::tcp_table;
+use crate::server::sockets;
 use crate::shutdown::GRACE;
 
 /// Serves until `told_to_stop` becomes readable and the requests received by then are answered.
@@ -29,7 +29,7 @@ pub fn run(
     mut app: App,
     access_log: AccessLog,
 ) -> io::Result<()> {
-    let port = listener.local_addr()?.port();
+    let other_sockets = sockets::open();
     let server = Arc::new(Server::from_listener(listener, None).map_err(io::Error::other)?);
     stop_when_told(told_to_stop, Arc::clone(&server));
     loop {
@@ -40,8 +40,9 @@ pub fn run(
             Err(_) => return Ok(()),
         };
         if request.url().starts_with("/metrics") {
-            let open = tcp_table::connections_open(port);
-            app.metrics().connections_open().set(open);
+            let connections = sockets::open().saturating_sub(other_sockets);
+            let connections = i64::try_from(connections).unwrap_or(i64::MAX);
+            app.metrics().connections_open().set(connections);
         }
 
         let peer = request.remote_addr().copied();
