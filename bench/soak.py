@@ -331,12 +331,11 @@ def never_read(service, ledger, stop):
                     pass
                 except (ConnectionResetError, BrokenPipeError):
                     break
-            # Ten seconds, and ten more for what the kernel's buffer still had room for after them.
-            elif time.monotonic() - last_progress > 20 + PATIENCE:
+            elif time.monotonic() - last_progress > 10 + PATIENCE:
                 # A reset that finds no room in the receiver's window is dropped (RFC 9293, section
                 # 3.10.7.4). Making room has it sent again, if the service has closed.
                 if connection.takes_more_than(1024 * 1024):
-                    ledger.tell("never_read: a client that reads nothing was kept for more than 30 s")
+                    ledger.tell("never_read: a client that reads nothing was kept for more than 20 s")
                 break
         ledger.leave("GET", "/", sent * 100 // len(text))
 

@@ -118,6 +118,8 @@ struct Client {
     is_readable: bool,
     /// The client has closed its end: after the bytes comes the end, and no other edge.
     end_follows: bool,
+    /// The socket was full, and no edge has said since that there is room.
+    is_full: bool,
     /// The socket was full once, and is watched for room since.
     is_watched_for_room: bool,
     /// The client is among the unfinished.
@@ -243,6 +245,7 @@ impl EventLoop {
         }
         client.is_readable |= event.is_readable();
         client.end_follows |= event.is_read_closed();
+        client.is_full &= !event.is_writable();
         if !client.is_unfinished {
             self.take_turn(place);
         }
@@ -372,6 +375,7 @@ impl EventLoop {
             late: None,
             is_readable: false,
             end_follows: false,
+            is_full: false,
             is_watched_for_room: false,
             is_unfinished: false,
         });
@@ -569,16 +573,18 @@ impl Client {
     }
 
     fn send(&mut self, place: usize, shared: &Shared, registry: &Registry) -> io::Result<()> {
-        while !self.connection.unsent().is_empty() {
+        // A full socket takes a little more now and then although the client reads nothing. Were it
+        // tried without an edge, that would count as progress.
+        while !self.is_full && !self.connection.unsent().is_empty() {
             match self.stream.write(self.connection.unsent()) {
                 Ok(count) => self.connection.sent(count, shared.now),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.is_full = true;
                     if !self.is_watched_for_room {
                         let interest = Interest::READABLE | Interest::WRITABLE;
                         registry.reregister(&mut self.stream, Token(place), interest)?;
                         self.is_watched_for_room = true;
                     }
-                    break;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

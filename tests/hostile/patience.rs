@@ -83,8 +83,9 @@ fn a_client_that_takes_no_answers_is_closed(service: &Service) {
         })
     };
     while is_open() {
+        // What the kernel's buffer takes of itself is no progress, and earns no second patience.
         assert!(
-            started.elapsed() < Duration::from_secs(60),
+            started.elapsed() < Duration::from_secs(20),
             "it is not closed"
         );
         thread::sleep(Duration::from_millis(100));
