@@ -127,17 +127,22 @@ impl Reply {
 /// The path of a request target in origin-form or absolute-form (RFC 9112, section 3.2), without
 /// its query.
 fn path(target: &str) -> &str {
-    let path = match target.split_once("://") {
-        Some((scheme, rest)) if !scheme.contains(['/', '?']) => {
-            rest.find(['/', '?']).map_or("/", |start| &rest[start..])
-        }
-        _ => target,
+    let path = if target.starts_with('/') {
+        target
+    } else {
+        after_authority(target).unwrap_or(target)
     };
-    match path.split_once('?') {
-        Some(("", _)) => "/",
-        Some((path, _)) => path,
-        None => path,
+    let query = path.bytes().position(|byte| byte == b'?');
+    match &path[..query.unwrap_or(path.len())] {
+        "" if query.is_some() => "/",
+        path => path,
     }
+}
+
+/// What follows `scheme://authority`, if the target begins so.
+fn after_authority(target: &str) -> Option<&str> {
+    let (_, rest) = target.split_once("://")?;
+    Some(rest.find(['/', '?']).map_or("/", |start| &rest[start..]))
 }
 
 fn endpoint(path: &str) -> Endpoint {

@@ -10,7 +10,6 @@
 //!
 //! Requests are given out one at a time, so that answers stay in order however late one of them is.
 
-use std::io::Write;
 use std::mem;
 use std::time::{Duration, Instant};
 
@@ -116,12 +115,15 @@ impl Connection {
         if self.buffers.received.is_empty() && matches!(self.state, State::Reading) {
             self.since = now;
         }
-        self.buffers.received.drain(..self.start);
-        self.start = 0;
+        if self.start > 0 {
+            self.buffers.received.drain(..self.start);
+            self.start = 0;
+        }
         self.buffers.received.extend_from_slice(bytes);
         self.discard_body(now);
-        // A head ends with a line, so that nothing else is worth another look at it.
-        let completes_a_line = bytes.contains(&b'\n');
+        // A head ends with a line, so that nothing else is worth another look at it. Most often
+        // that is the last byte.
+        let completes_a_line = bytes.ends_with(b"\n") || bytes.contains(&b'\n');
         if completes_a_line || self.buffers.received.len() >= MAX_HEAD {
             self.needs_bytes = self.buffers.received.is_empty();
         }
@@ -192,8 +194,8 @@ impl Connection {
             self.start = 0;
         }
         let connection = match (close, answering.is_http_1_0) {
-            (true, _) => "Connection: close\r\n",
-            (false, true) => "Connection: keep-alive\r\n",
+            (true, _) => "\r\nConnection: close",
+            (false, true) => "\r\nConnection: keep-alive",
             (false, false) => "",
         };
         write_answer(&mut self.buffers.to_send, reply, date, connection);
@@ -367,20 +369,22 @@ impl Connection {
 }
 
 fn write_answer(to_send: &mut Vec<u8>, reply: &Reply, date: &str, connection: &str) {
-    let mut write = |parts: &[&str]| {
-        for part in parts {
-            to_send.extend_from_slice(part.as_bytes());
-        }
-    };
-    write(&["HTTP/1.1 ", reply.status.line()]);
-    write(&["\r\nContent-Type: ", reply.content_type]);
-    write(&["\r\nDate: ", date, "\r\n", connection]);
+    let mut write = |part: &str| to_send.extend_from_slice(part.as_bytes());
+    write("HTTP/1.1 ");
+    write(reply.status.line());
+    write("\r\nContent-Type: ");
+    write(reply.content_type);
+    write("\r\nDate: ");
+    write(date);
+    write(connection);
     if reply.status == Status::MethodNotAllowed {
-        write(&["Allow: ", ALLOW, "\r\n"]);
+        write("\r\nAllow: ");
+        write(ALLOW);
     }
-    // A Vec takes every write.
-    let _ = write!(to_send, "Content-Length: {}\r\n\r\n", reply.body.len());
+    write("\r\nContent-Length: ");
+    write(itoa::Buffer::new().format(reply.body.len()));
+    write("\r\n\r\n");
     if reply.method != Method::Head {
-        to_send.extend_from_slice(reply.body.as_bytes());
+        write(&reply.body);
     }
 }
