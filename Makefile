@@ -140,6 +140,10 @@ microbench: ## time each part without a socket, and count instructions per reque
 	$(CARGO) bench --manifest-path bench/micro/Cargo.toml --quiet
 	bench/instructions.sh
 
+.PHONY: hostile
+hostile: build ## show what hostile clients do to each request loop
+	bench/hostile.py
+
 SECONDS ?= 600
 .PHONY: soak
 soak: build ## good, bad and hostile clients for SECONDS=600: nothing leaks, every request is counted
