@@ -11,8 +11,8 @@ help: ## list the targets
 	done
 
 .PHONY: run
-run: ## serve on http://localhost:8080; settings as in FAIL_RATE=0.1 make run
-	$(CARGO) run --release --locked --quiet
+run: build ## serve on http://localhost:8080; settings as in FAIL_RATE=0.1 make run
+	@$(CARGO) run --release --locked --quiet
 
 .PHONY: build
 build: ## build target/release/tiny-probe

@@ -473,6 +473,22 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_has_the_same_table() {
+        let readme = include_str!("../README.md");
+        for flag in &FLAGS {
+            let default = match flag.default {
+                "from the system" => flag.default.to_owned(),
+                default => format!("`{default}`"),
+            };
+            let row = format!(
+                "| `--{}` | `{}` | {default} | {} |\n",
+                flag.name, flag.variable, flag.meaning
+            );
+            assert!(readme.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn help_names_every_flag_variable_and_default() {
         let help = help();
         for flag in &FLAGS {
