@@ -129,8 +129,13 @@ struct Client {
 /// An answer that is not due yet.
 struct Late {
     due: Instant,
-    started: Instant,
     reply: Reply,
+    begun: Begun,
+}
+
+/// A request that is being answered: since when, and what the access log says of it.
+struct Begun {
+    at: Instant,
     entry: Option<Entry>,
 }
 
@@ -392,8 +397,7 @@ impl EventLoop {
         self.accept_paused_until = None;
         if let Some(late) = client.late {
             // The client did not wait for its answer. The request is recorded all the same.
-            self.shared
-                .record(&late.reply, late.started, late.entry.as_ref());
+            self.shared.record(&late.reply, &late.begun);
         }
         self.forget_the_departed();
     }
@@ -445,10 +449,17 @@ fn plan_sweep(next_sweep: &mut Option<Instant>, deadline: Option<Instant>, now: 
 }
 
 impl Shared {
-    fn record(&self, reply: &Reply, started: Instant, entry: Option<&Entry>) {
-        let latency = started.elapsed();
+    /// Begins with a request: what follows until [`record`](Self::record) is its latency.
+    fn begin(&self, peer: SocketAddr, method: &str, target: &str) -> Begun {
+        let entry = self.access_log.note(Some(peer), method, target);
+        let at = Instant::now();
+        Begun { at, entry }
+    }
+
+    fn record(&self, reply: &Reply, begun: &Begun) {
+        let latency = begun.at.elapsed();
         self.app.record(reply, latency);
-        if let Some(entry) = entry {
+        if let Some(entry) = &begun.entry {
             entry.print(reply, latency);
         }
     }
@@ -470,7 +481,7 @@ impl Client {
         registry: &Registry,
     ) -> io::Result<Next> {
         if let Some(late) = self.late.take_if(|late| late.due <= shared.now) {
-            self.answer(&late.reply, late.started, late.entry.as_ref(), shared);
+            self.answer(&late.reply, &late.begun, shared);
         }
         let mut budget = REQUESTS_PER_TURN;
         self.answer_received(place, &mut budget, shared);
@@ -518,36 +529,28 @@ impl Client {
                 Ok(request) => request,
                 Err(rejection) => return self.refuse(rejection, shared),
             };
-            let entry = shared
-                .access_log
-                .note(Some(self.peer), request.method, request.target);
-            let started = Instant::now();
+            let begun = shared.begin(self.peer, request.method, request.target);
             let reply = shared.app.answer(request.method, request.target);
             #[cfg(test)]
             assert_ne!(request.target, "/fault", "a fault on purpose");
             if reply.delay.is_zero() {
-                self.answer(&reply, started, entry.as_ref(), shared);
+                self.answer(&reply, &begun, shared);
             } else {
-                let due = started + reply.delay;
+                let due = begun.at + reply.delay;
                 shared.due.push(Reverse((due, place)));
-                self.late = Some(Late {
-                    due,
-                    started,
-                    reply,
-                    entry,
-                });
+                self.late = Some(Late { due, reply, begun });
             }
         }
     }
 
     /// Answers what is no request.
     fn refuse(&mut self, rejection: Rejection, shared: &mut Shared) {
-        let entry = shared.access_log.note(Some(self.peer), "", "");
-        self.answer(&rejection.reply(), Instant::now(), entry.as_ref(), shared);
+        let begun = shared.begin(self.peer, "", "");
+        self.answer(&rejection.reply(), &begun, shared);
     }
 
-    fn answer(&mut self, reply: &Reply, started: Instant, entry: Option<&Entry>, shared: &Shared) {
-        shared.record(reply, started, entry);
+    fn answer(&mut self, reply: &Reply, begun: &Begun, shared: &Shared) {
+        shared.record(reply, begun);
         let date = &shared.date.text;
         self.connection
             .answer(reply, date, shared.is_stopping, shared.now);
