@@ -112,7 +112,8 @@ impl Connection {
         if matches!(self.state, State::Closing { .. } | State::Lingering) {
             return;
         }
-        if self.buffers.received.is_empty() && matches!(self.state, State::Reading) {
+        let is_silent = self.buffers.received.is_empty() && self.unsent().is_empty();
+        if is_silent && matches!(self.state, State::Reading) {
             self.since = now;
         }
         if self.start > 0 {
@@ -349,7 +350,10 @@ impl Connection {
             let here = left.min(self.buffers.received.len() - self.start);
             self.start += here;
             self.state = if here == left {
-                self.since = now;
+                // While answers wait, it is their being taken that counts.
+                if self.unsent().is_empty() {
+                    self.since = now;
+                }
                 State::Reading
             } else {
                 State::DiscardingBody(left - here)

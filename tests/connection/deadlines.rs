@@ -134,8 +134,20 @@ fn answers_may_go_untaken_for_10_seconds_and_any_progress_counts() {
         driver.connection.expire().is_none(),
         "closed without a word"
     );
-    driver.receive(REQUEST);
-    assert_eq!(driver.deadline(), Some(69), "more answers are no progress");
+}
+
+#[test]
+fn sending_more_is_no_progress_while_answers_go_untaken() {
+    let with_body = b"POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n";
+    let pieces: [&[u8]; 4] = [REQUEST, &REQUEST[..9], &REQUEST[9..], with_body];
+    let mut driver = Driver::new();
+    for piece in pieces {
+        driver.receive(piece);
+        assert_eq!(driver.deadline(), Some(10));
+        driver.wait(1);
+    }
+    driver.receive(b"1");
+    assert_eq!(driver.deadline(), Some(10));
 }
 
 #[test]
