@@ -116,10 +116,6 @@ impl Connection {
         if is_silent && matches!(self.state, State::Reading) {
             self.since = now;
         }
-        if self.start > 0 {
-            self.buffers.received.drain(..self.start);
-            self.start = 0;
-        }
         self.buffers.received.extend_from_slice(bytes);
         self.discard_body(now);
         // A head ends with a line, so that nothing else is worth another look at it. Most often
@@ -321,6 +317,10 @@ impl Connection {
     /// Takes back the buffers that the connection has nothing in, and cuts the others to size.
     pub fn give_back(&mut self, warm: &mut Buffers) {
         self.forget_if_done();
+        if self.start > 0 {
+            self.buffers.received.drain(..self.start);
+            self.start = 0;
+        }
         for (own, warm) in [
             (&mut self.buffers.received, &mut warm.received),
             (&mut self.buffers.to_send, &mut warm.to_send),
@@ -390,5 +390,40 @@ fn write_answer(to_send: &mut Vec<u8>, reply: &Reply, date: &str, connection: &s
     write("\r\n\r\n");
     if reply.method != Method::Head {
         write(&reply.body);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::App;
+    use crate::config::Config;
+
+    #[test]
+    fn an_idle_connection_holds_the_head_that_has_begun_and_nothing_else() {
+        let request = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
+        let with_body = "GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n";
+        for (begun, before) in [
+            ("", request.repeat(100)),
+            ("GET /", request.repeat(100)),
+            ("GET /", with_body.to_owned() + &"x".repeat(900)),
+        ] {
+            let now = Instant::now();
+            let mut app = App::new(&Config::default());
+            let mut connection = Connection::new(now);
+            let mut warm = Buffers::default();
+            connection.lend(&mut warm);
+            connection.receive((before + begun).as_bytes(), now);
+            while let Some(request) = connection.next_request() {
+                let request = request.expect("it is well-formed");
+                let reply = app.answer(request.method, request.target);
+                connection.answer(&reply, "now", false, now);
+            }
+            connection.sent(connection.unsent().len(), now);
+            connection.give_back(&mut warm);
+            assert!(connection.is_idle());
+            assert_eq!(connection.buffers.received.capacity(), begun.len());
+            assert_eq!(connection.buffers.to_send.capacity(), 0);
+        }
     }
 }
