@@ -180,9 +180,10 @@ impl Connection {
         }
         self.state = State::DiscardingBody(answering.body_length);
         self.discard_body(now);
-        let client_sends_more = !matches!(self.state, State::Reading) || !self.needs_bytes;
+        let body_is_here = matches!(self.state, State::Reading);
+        let client_sends_more = !body_is_here || !self.buffers.received.is_empty();
 
-        let close = !answering.keep_alive || (is_last && !client_sends_more);
+        let close = !answering.keep_alive || (is_last && !self.has_next_request());
         if close {
             self.state = State::Closing {
                 client_may_send: answering.is_rejected || client_sends_more,
@@ -330,6 +331,16 @@ impl Connection {
             }
             own.shrink_to_fit();
         }
+    }
+
+    /// Whether the next request is here, or what is to be refused.
+    fn has_next_request(&mut self) -> bool {
+        if !matches!(self.state, State::Reading) || self.needs_bytes {
+            return false;
+        }
+        self.skip_empty_lines();
+        let next = request_head::parse(&self.buffers.received[self.start..]);
+        !matches!(next, Ok(None))
     }
 
     /// Skips the empty lines that some clients send after a body (RFC 9112, section 2.2).

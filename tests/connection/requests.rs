@@ -180,3 +180,41 @@ fn heads_are_bounded_in_bytes_and_fields() {
     assert_eq!(statuses(&fields(64)), [200]);
     assert_eq!(statuses(&fields(65)), [431]);
 }
+
+#[test]
+fn the_last_answer_says_so_unless_another_request_is_here() {
+    use std::time::Instant;
+    use tiny_probe::server::connection::Connection;
+    let request = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
+    let with_body = "GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n";
+    for (request, after, closes, half) in [
+        (request, "", true, false),
+        (request, "\r\n", true, true),
+        (request, "GET /pro", true, true),
+        (request, "GET /probe HTTP/1.1\r\nHo", true, true),
+        (request, request, false, false),
+        (request, "nonsense\r\n", false, false),
+        (with_body, "", true, true),
+        (with_body, "ab", true, true),
+        (with_body, "abc", true, false),
+        (with_body, "abcGET /probe HTTP/1.1\r\nHo", true, true),
+    ] {
+        let now = Instant::now();
+        let mut connection = Connection::new(now);
+        connection.receive(format!("{request}{after}").as_bytes(), now);
+        let request = connection.next_request().expect("it is complete");
+        let request = request.expect("it is well-formed");
+        let reply = App::new(&Config::default()).answer(request.method, request.target);
+        connection.answer(&reply, DATE, true, now);
+        let answer = String::from_utf8_lossy(connection.unsent()).into_owned();
+        assert_eq!(
+            answer.contains("\r\nConnection: close\r\n"),
+            closes,
+            "{after}"
+        );
+        assert_eq!(connection.can_answer(), !closes, "{after}");
+        connection.sent(answer.len(), now);
+        assert_eq!(connection.wants_half_close(), half, "{after}");
+        assert_eq!(connection.is_finished(), closes && !half, "{after}");
+    }
+}
