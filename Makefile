@@ -149,6 +149,14 @@ SECONDS ?= 600
 soak: build ## good, bad and hostile clients for SECONDS=600: nothing leaks, every request is counted
 	bench/soak.py --seconds $(SECONDS)
 
+.PHONY: fuzz
+fuzz: ## look for input that breaks it, SECONDS=600 per target; needs nightly and cargo-fuzz
+	for target in connection schedule flags; do \
+		mkdir -p fuzz/found/$$target; \
+		$(CARGO) +nightly fuzz run $$target fuzz/found/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(SECONDS) || exit; \
+	done
+
 .PHONY: clean
 clean: ## remove what was built
 	$(CARGO) clean

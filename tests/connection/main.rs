@@ -1,5 +1,6 @@
 //! A connection without its socket: whatever the bytes, however they arrive, however long they take.
 
+mod corpus;
 mod deadlines;
 mod drive;
 #[path = "../support/heads.rs"]

@@ -1,0 +1,69 @@
+//! However bytes are cut into pieces, the answers are well-formed, one to each request, and the
+//! same as in one piece.
+
+use tiny_probe::app::App;
+use tiny_probe::config::Config;
+use tiny_probe::metrics;
+
+use super::answers::{Answer, read};
+use crate::drive::{Outcome, drive};
+
+/// How many bytes of the input say how the rest is cut: the lengths of the pieces, in turn, and 0
+/// is all that is left.
+const CUTS: usize = 8;
+
+pub fn check(input: &[u8]) {
+    let Some((lengths, bytes)) = input.split_at_checked(CUTS) else {
+        return;
+    };
+    let mut app = App::new(&Config::default());
+    let whole = drive(&mut app, [bytes]);
+    let cut = drive(&mut app, pieces(lengths, bytes));
+    assert_eq!(cut.requests, whole.requests);
+    assert_eq!(cut.is_open, whole.is_open);
+    assert_eq!(answers(&cut), answers(&whole));
+}
+
+fn pieces<'a>(lengths: &[u8], mut rest: &'a [u8]) -> Vec<&'a [u8]> {
+    let mut pieces = Vec::new();
+    for length in lengths.iter().cycle() {
+        if rest.is_empty() {
+            break;
+        }
+        let length = match usize::from(*length) {
+            0 => rest.len(),
+            length => length.min(rest.len()),
+        };
+        let (piece, after) = rest.split_at(length);
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces
+}
+
+/// The answers, without the figures of the process, which change from one page to the next.
+fn answers(outcome: &Outcome) -> Vec<Answer> {
+    let mut rest = &*outcome.answers;
+    let mut answers = Vec::new();
+    for (method, target, status) in &outcome.requests {
+        let (mut answer, _) = read(&mut rest, method).expect("every request is answered");
+        assert_eq!(answer.status, *status, "{method} {target}");
+        if answer.content_type == metrics::CONTENT_TYPE {
+            answer.content_length = 0;
+            let lines = answer.body.lines();
+            answer.body = lines
+                .filter(|line| !line.starts_with("process_"))
+                .collect::<Vec<_>>()
+                .join("\n");
+        }
+        answers.push(answer);
+    }
+    assert!(rest.is_empty(), "no request asked for this: {rest:?}");
+    let closing = answers.iter().position(|answer| answer.closes);
+    let expected = (!outcome.is_open).then(|| answers.len() - 1);
+    assert_eq!(
+        closing, expected,
+        "the last answer says that it is the last"
+    );
+    answers
+}

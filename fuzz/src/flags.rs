@@ -1,0 +1,100 @@
+//! Whatever the command line and the environment say, there are settings within their bounds, with
+//! which the service works, or there is one line that says what is wrong.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
+
+use tiny_probe::app::App;
+use tiny_probe::config::{Command, Config, ConfigError, FLAGS};
+
+/// The input is words with a NUL between them, as env(1) has them: variables, then arguments.
+pub fn check(input: &[u8]) {
+    let words: Vec<&[u8]> = input.split(|byte| *byte == 0).collect();
+    let variables: Vec<(&str, OsString)> = words.iter().map_while(|word| variable(word)).collect();
+    let arguments = &words[variables.len()..];
+    let arguments = arguments
+        .iter()
+        .map(|word| OsString::from_vec(word.to_vec()));
+    let command = Command::parse(arguments, |name| {
+        let mut values = variables.iter().filter(|variable| variable.0 == name);
+        values.next().map(|(_, value)| value.clone())
+    });
+    match command {
+        Ok(Command::Serve(config)) => check_settings(&config),
+        Ok(Command::Healthcheck(_) | Command::Help | Command::Version) => {}
+        Err(error) => check_message(&error),
+    }
+}
+
+fn variable(word: &[u8]) -> Option<(&'static str, OsString)> {
+    FLAGS.iter().find_map(|flag| {
+        let value = word.strip_prefix(flag.variable.as_bytes())?;
+        let value = value.strip_prefix(b"=")?;
+        Some((flag.variable, OsString::from_vec(value.to_vec())))
+    })
+}
+
+fn check_settings(config: &Config) {
+    assert!((0.0..=1.0).contains(&config.fail_rate));
+    assert!((0.0..=1.0).contains(&config.slow_rate));
+    assert!(config.latency <= Duration::from_secs(3600));
+    assert!(config.slow_latency <= Duration::from_secs(3600));
+    assert!((1..=1_000_000).contains(&config.max_connections));
+    assert_eq!(
+        Command::parse(written(config), |_| None),
+        Ok(Command::Serve(config.clone()))
+    );
+
+    let mut app = App::new(config);
+    for _ in 0..4 {
+        app.answer("GET", "/probe");
+    }
+    assert!(!app.answer("GET", "/").body.contains("<script"));
+    let page = app.answer("GET", "/metrics").body;
+    for line in page.split_terminator('\n') {
+        let value = line.rsplit_once(' ').map(|(_, value)| value.parse::<f64>());
+        assert!(
+            line.starts_with("# ") || matches!(value, Some(Ok(_))),
+            "{line:?}"
+        );
+    }
+}
+
+/// The command line that says the same, flag by flag.
+fn written(config: &Config) -> Vec<OsString> {
+    let nanoseconds = |latency: Duration| format!("{}ns", latency.as_nanos());
+    let mut words = vec![
+        format!("--listen={}", config.listen),
+        format!("--server={}", config.server),
+        format!("--fail-rate={}", config.fail_rate),
+        format!("--slow-rate={}", config.slow_rate),
+        format!("--latency={}", nanoseconds(config.latency)),
+        format!("--slow-latency={}", nanoseconds(config.slow_latency)),
+        format!("--app-version={}", config.app_version),
+        format!("--app-config={}", config.app_config),
+        format!("--max-connections={}", config.max_connections),
+        format!(
+            "--access-log={}",
+            if config.access_log { "on" } else { "off" }
+        ),
+    ];
+    words.extend(
+        config
+            .random_seed
+            .map(|seed| format!("--random-seed={seed}")),
+    );
+    words.into_iter().map(OsString::from).collect()
+}
+
+fn check_message(error: &ConfigError) {
+    let message = error.to_string();
+    assert!(!message.contains(char::is_control), "{message:?}");
+    let is_bad_value = FLAGS.iter().any(|flag| {
+        message.contains(&format!("--{}", flag.name)) && message.contains(flag.accepted)
+    });
+    assert!(
+        is_bad_value || message.ends_with("; see --help"),
+        "{message:?}"
+    );
+}
