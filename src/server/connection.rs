@@ -121,7 +121,7 @@ impl Connection {
         // A head ends with a line, so that nothing else is worth another look at it. Most often
         // that is the last byte.
         let completes_a_line = bytes.ends_with(b"\n") || bytes.contains(&b'\n');
-        if completes_a_line || self.buffers.received.len() >= MAX_HEAD {
+        if completes_a_line || self.buffers.received.len() - self.start >= MAX_HEAD {
             self.needs_bytes = self.buffers.received.is_empty();
         }
     }
