@@ -133,7 +133,7 @@ screenshot: build ## take docs/prometheus.png anew; needs Chromium, takes three 
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/screenshot.sh docs/prometheus.png
 
 .PHONY: bench
-bench: build ## measure against the peers for eight minutes; writes bench/results.md and docs/bench.svg
+bench: build ## measure against the peers for seven minutes; writes bench/results.md and docs/bench.svg
 	bench/run.py
 
 .PHONY: microbench

@@ -216,9 +216,7 @@ impl Connection {
 
     /// Whether what was received may hold a complete request that can be given out.
     pub fn can_answer(&self) -> bool {
-        matches!(self.state, State::Reading)
-            && !self.needs_bytes
-            && self.unsent().len() < MAX_UNSENT
+        self.may_have_request() && self.unsent().len() < MAX_UNSENT
     }
 
     /// Whether more bytes should be read from the socket.
@@ -333,9 +331,13 @@ impl Connection {
         }
     }
 
+    fn may_have_request(&self) -> bool {
+        matches!(self.state, State::Reading) && !self.needs_bytes
+    }
+
     /// Whether the next request is here, or what is to be refused.
     fn has_next_request(&mut self) -> bool {
-        if !matches!(self.state, State::Reading) || self.needs_bytes {
+        if !self.may_have_request() {
             return false;
         }
         self.skip_empty_lines();
