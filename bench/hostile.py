@@ -4,7 +4,7 @@
     bench/hostile.py      of target/release/tiny-probe; takes a minute, on 127.0.0.1 alone
 
 Each client meets a service of its own, started at a limit of 1024 descriptors. Afterwards somebody
-else asks for /healthz, with a patience of two seconds. What the table says of memory is the most
+else asks for /healthz, with a timeout of two seconds. What the table says of memory is the most
 that was ever resident.
 """
 
@@ -17,7 +17,7 @@ import time
 
 PROGRAM = "target/release/tiny-probe"
 SERVERS = ["event-loop", "tiny-http"]
-PATIENCE = 2
+TIMEOUT = 2
 PROBE = b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -37,7 +37,7 @@ class Service:
         sys.exit(f"hostile: {PROGRAM} does not start; build it with `make build`")
 
     def connect(self):
-        client = socket.create_connection(("127.0.0.1", self.port), PATIENCE)
+        client = socket.create_connection(("127.0.0.1", self.port), TIMEOUT)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return client
 
@@ -130,7 +130,7 @@ def at_once(service):
     clients = [service.connect() for _ in range(64)]
     for client in clients:
         client.sendall(PROBE)
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     answered = 0
     for client in clients:
         client.settimeout(max(0.001, end - time.monotonic()))

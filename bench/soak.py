@@ -28,11 +28,11 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# One /probe in twenty fails and one in twenty is late, so that both ways are worn as well.
+# One /probe in twenty fails and one in twenty is delayed, so that both ways are worn as well.
 FLAGS = ["--server", "event-loop", "--fail-rate", "0.05", "--slow-rate", "0.05", "--latency", "1ms",
          "--slow-latency", "200ms"]
 # An answer is this late at most, on a machine that has other work as well.
-PATIENCE = 10
+TIMEOUT = 10
 # What the allocator and the kernel may keep between two equal loads. A leak of ten bytes for each
 # request is more in two minutes.
 MAX_GROWTH = 1024 * 1024
@@ -76,7 +76,7 @@ class Connection:
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(PATIENCE)
+        self.socket.settimeout(TIMEOUT)
         self.socket.connect(("127.0.0.1", port))
         self.received = b""
 
@@ -93,7 +93,7 @@ class Connection:
         try:
             received = self.socket.recv(most)
         except TimeoutError:
-            raise Wrong(f"nothing came for {PATIENCE} s") from None
+            raise Wrong(f"nothing came for {TIMEOUT} s") from None
         self.received += received
         return bool(received)
 
@@ -118,7 +118,7 @@ class Connection:
 
     def takes_more_than(self, limit):
         """Reads until the end, or so much. Gives whether it was that much."""
-        self.socket.settimeout(PATIENCE)
+        self.socket.settimeout(TIMEOUT)
         taken = 0
         try:
             while taken <= limit and (received := self.socket.recv(65536)):
@@ -249,7 +249,7 @@ def body_never_sent(service, ledger, stop):
         ledger.answer("PUT", "/probe", status)
         began = time.monotonic()
         while not stop.is_set() and not select.select([connection.socket], [], [], 0.5)[0]:
-            if time.monotonic() - began > 10 + PATIENCE:
+            if time.monotonic() - began > 10 + TIMEOUT:
                 raise Wrong("a body that never came was awaited for more than 20 s")
 
 
@@ -265,7 +265,7 @@ def slow_head(service, ledger, stop):
             connection.send(bytes([byte]))
             if select.select([connection.socket], [], [], 1)[0]:
                 break
-            if time.monotonic() - began > 10 + PATIENCE:
+            if time.monotonic() - began > 10 + TIMEOUT:
                 raise Wrong("a head was awaited for more than 20 s")
         if connection.receive():
             status, _ = connection.answer()
@@ -331,7 +331,7 @@ def never_read(service, ledger, stop):
                     pass
                 except (ConnectionResetError, BrokenPipeError):
                     break
-            elif time.monotonic() - last_progress > 10 + PATIENCE:
+            elif time.monotonic() - last_progress > 10 + TIMEOUT:
                 # A reset that finds no room in the receiver's window is dropped (RFC 9293, section
                 # 3.10.7.4). Making room has it sent again, if the service has closed.
                 if connection.takes_more_than(1024 * 1024):
@@ -369,11 +369,11 @@ class Service:
         if not (address := re.search(r"on http://[\d.]+:(\d+)$", line.strip())):
             sys.exit(f"soak: {binary} does not serve: {line.strip()}")
         self.port = int(address[1])
-        self.complaints = []
+        self.diagnostics = []
         threading.Thread(target=self.listen, daemon=True).start()
 
     def listen(self):
-        self.complaints.extend(line.strip() for line in self.process.stderr)
+        self.diagnostics.extend(line.strip() for line in self.process.stderr)
 
     def use(self):
         """What it takes of the machine now: resident bytes, descriptors, threads."""
@@ -391,10 +391,10 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(PATIENCE)
+            return self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return f"none within {PATIENCE} s"
+            return f"none within {TIMEOUT} s"
 
 
 class Scraper:
@@ -452,11 +452,11 @@ def run(service, ledger, scraper, seconds, began, peak):
         stop.set()
         for thread in threads:
             thread.join()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while scraper.scrape()["app_connections_open"] != 1:
         if time.monotonic() > deadline:
             raise Wrong(f"{scraper.last['app_connections_open'] - 1:.0f} connections are still open "
-                        f"{PATIENCE} s after their clients have left")
+                        f"{TIMEOUT} s after their clients have left")
         time.sleep(0.05)
     return service.use()
 
@@ -539,8 +539,8 @@ def main():
         exit_code = service.end()
     if exit_code != 0:
         ledger.tell(f"the service ended with exit code {exit_code}")
-    for complaint in service.complaints:
-        ledger.tell(f"the service complained: {complaint}")
+    for line in service.diagnostics:
+        ledger.tell(f"the service reported: {line}")
 
     print("\nwhat the clients did:")
     for client in CLIENTS:

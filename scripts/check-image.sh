@@ -116,9 +116,9 @@ within 20 is Health.Status healthy || failed "no longer stuck, and the health st
 ok "and healthy again when it goes on"
 
 start --publish 127.0.0.1::8080 --env SLOW_RATE=1 --env SLOW_LATENCY=1h
-curl --silent --verbose --max-time 60 "$(url_published)/probe" >/dev/null 2>"$scratch/late" &
-within 10 grep -qs '^> GET /probe' "$scratch/late" || failed "the late request is not sent"
+curl --silent --verbose --max-time 60 "$(url_published)/probe" >/dev/null 2>"$scratch/delayed" &
+within 10 grep -qs '^> GET /probe' "$scratch/delayed" || failed "the request is not sent"
 # Whatever becomes of this later one, the service has read the earlier one by then.
 curl --silent --max-time 1 --output /dev/null "$(url_published)/healthz" || true
-stop_within 6000 "with a late answer waiting"
-[ "$took" -ge 4000 ] || failed "docker stop: the late answer was waited for $took ms only, 5 s expected"
+stop_within 6000 "with a delayed answer waiting"
+[ "$took" -ge 4000 ] || failed "docker stop: the delayed answer was waited for $took ms only, 5 s expected"

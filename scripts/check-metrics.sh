@@ -14,9 +14,9 @@ trap 'rm -f "$page"' EXIT
 curl --silent --show-error --fail --output "$page" "$url/metrics"
 grep -q '^app_request_count_total{.*} 1$' "$page"
 # promtool reports on standard error and fails on errors only; here nothing at all is to be said.
-complaints=$(promtool check metrics <"$page" 2>&1) || true
-if [ -n "$complaints" ]; then
-    printf '%s\n' "$complaints" >&2
+findings=$(promtool check metrics <"$page" 2>&1) || true
+if [ -n "$findings" ]; then
+    printf '%s\n' "$findings" >&2
     exit 1
 fi
 echo "ok      promtool check metrics has nothing to say about $(grep -vc '^#' "$page") series"

@@ -37,7 +37,7 @@ pub struct Reply {
     pub content_type: &'static str,
     /// The body, for HEAD too: its length is announced.
     pub body: Cow<'static, str>,
-    /// How late the answer is to be sent.
+    /// How long the answer is to wait.
     pub delay: Duration,
 }
 
@@ -260,14 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn only_probe_fails_and_is_late() {
+    fn only_probe_fails_and_is_delayed() {
         let mut app = App::new(&Config {
             fail_rate: 0.5,
             latency: Duration::from_secs(1),
             random_seed: Some(1),
             ..Config::default()
         });
-        let (mut failed, mut late) = (0, 0);
+        let (mut failed, mut delayed) = (0, 0);
         for _ in 0..100 {
             for target in ["/", "/healthz", "/metrics", "/nope"] {
                 let reply = app.answer("GET", target);
@@ -278,11 +278,11 @@ mod tests {
             let reply = app.answer("GET", "/probe");
             match reply.status {
                 Status::InternalServerError => failed += 1,
-                _ => late += u32::from(!reply.delay.is_zero()),
+                _ => delayed += u32::from(!reply.delay.is_zero()),
             }
         }
-        assert!(failed > 0 && late > 0);
-        assert_eq!(failed + late, 100);
+        assert!(failed > 0 && delayed > 0);
+        assert_eq!(failed + delayed, 100);
     }
 
     #[test]

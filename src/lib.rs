@@ -37,8 +37,8 @@
 
 pub mod access_log;
 pub mod app;
-pub mod complaint;
 pub mod config;
+pub mod diagnostics;
 pub mod healthcheck;
 pub mod http;
 pub mod metrics;

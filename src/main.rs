@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: &Config) -> Result<(), String> {
-    let told_to_stop =
+    let stop_signal =
         shutdown::on_signal().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listen = config.listen;
     let listener = server::listen(listen).map_err(|error| {
@@ -47,12 +47,12 @@ fn serve(config: &Config) -> Result<(), String> {
     match config.server {
         Server::EventLoop => server::event_loop::run(
             listener,
-            told_to_stop,
+            stop_signal,
             app,
             access_log,
             config.max_connections,
         ),
-        Server::TinyHttp => server::tiny_http::run(listener, told_to_stop, app, access_log),
+        Server::TinyHttp => server::tiny_http::run(listener, stop_signal, app, access_log),
     }
     .map_err(|error| format!("cannot go on serving: {error}"))
 }

@@ -25,7 +25,7 @@ pub struct Probe {
 pub enum Outcome {
     /// It fails, at once.
     Fail,
-    /// It succeeds, this late.
+    /// It succeeds, after this delay.
     Succeed(Duration),
 }
 

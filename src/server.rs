@@ -5,10 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use rustix::net::sockopt;
 
-pub mod connection;
 pub mod event_loop;
-pub mod request_head;
-mod sockets;
 pub mod tiny_http;
 
 /// Connections that the kernel may complete before they are accepted; it has a bound of its own.

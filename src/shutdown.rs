@@ -16,7 +16,7 @@ pub const GRACE: Duration = Duration::from_secs(5);
 
 /// Handles the signals from now on. What is given back becomes readable on the first of them.
 pub fn on_signal() -> io::Result<UnixStream> {
-    let (told_to_stop, write_end) = UnixStream::pair()?;
+    let (stop_signal, write_end) = UnixStream::pair()?;
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
         // In this order, so that it is the second signal that finds the flag set. The exit code is
@@ -25,5 +25,5 @@ pub fn on_signal() -> io::Result<UnixStream> {
         flag::register(signal, Arc::clone(&stopping))?;
         pipe::register(signal, write_end.try_clone()?)?;
     }
-    Ok(told_to_stop)
+    Ok(stop_signal)
 }

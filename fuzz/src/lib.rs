@@ -3,8 +3,8 @@
 
 #[path = "../../tests/connection/drive.rs"]
 mod drive;
-#[path = "../../tests/support/heads.rs"]
-mod heads;
+#[path = "../../tests/support/request_heads.rs"]
+mod request_heads;
 
 mod answers;
 pub mod connection;

@@ -1,19 +1,19 @@
 //! One connection through everything that can happen to it, in any order: bytes in any pieces, a
-//! client that reads slowly or never, late answers, time, ends, and being told to stop.
+//! client that reads slowly or never, delayed replies, time, ends, and being told to stop.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use tiny_probe::app::{App, Reply};
 use tiny_probe::config::Config;
-use tiny_probe::server::connection::{
-    Buffers, Connection, IDLE_PATIENCE, LINGER_PATIENCE, MAX_UNSENT, SEND_PATIENCE,
+use tiny_probe::server::event_loop::connection::{
+    Buffers, Connection, KEEP_ALIVE_TIMEOUT, LINGERING_CLOSE_TIMEOUT, MAX_UNSENT, WRITE_TIMEOUT,
 };
-use tiny_probe::server::request_head::{MAX_HEAD, Rejection};
+use tiny_probe::server::event_loop::request_head::{MAX_HEAD, Rejection};
 
 use super::answers::{Answer, read};
 use crate::drive::{DATE, drive};
-use crate::heads::HEADS;
+use crate::request_heads::REQUEST_HEADS;
 
 /// What the event loop reads at once, and answers in one turn, at most.
 const READ: usize = 16 * 1024;
@@ -39,7 +39,7 @@ pub fn check(mut input: &[u8]) -> (Connection, usize) {
         let count = usize::from(*how_much);
         let tenths = Duration::from_millis(100) * u32::from(*how_much);
         match what % 11 {
-            0 => world.client_sends(HEADS[count % HEADS.len()].1.as_bytes()),
+            0 => world.client_sends(REQUEST_HEADS[count % REQUEST_HEADS.len()].1.as_bytes()),
             1 => world.client_sends(&REQUEST.repeat(count)),
             2 => {
                 let (bytes, rest) = input.split_at(count.min(input.len()));
@@ -74,15 +74,15 @@ struct World {
     now: Instant,
 
     connection: Connection,
-    warm: Buffers,
-    late: Option<(Instant, Reply)>,
+    spare: Buffers,
+    delayed: Option<(Instant, Reply)>,
     is_readable: bool,
     is_stopping: bool,
     is_closed: bool,
     /// An event has come, and is worth a turn.
     is_woken: bool,
 
-    /// How late the next answers will be.
+    /// How long the next replies are delayed.
     delay: Duration,
     read_size: usize,
     /// Sent by the client, and not yet read.
@@ -103,7 +103,7 @@ struct World {
     lingers_since: Option<Instant>,
     is_last_answered_while_stopping: bool,
     has_timed_out: bool,
-    is_out_of_patience: bool,
+    was_given_up: bool,
 }
 
 /// A request that was given out.
@@ -128,8 +128,8 @@ impl World {
             app: App::new(&Config::default()),
             now,
             connection: Connection::new(now),
-            warm: Buffers::default(),
-            late: None,
+            spare: Buffers::default(),
+            delayed: None,
             is_readable: false,
             is_stopping: false,
             is_closed: false,
@@ -148,7 +148,7 @@ impl World {
             lingers_since: None,
             is_last_answered_while_stopping: false,
             has_timed_out: false,
-            is_out_of_patience: false,
+            was_given_up: false,
         }
     }
 
@@ -185,7 +185,7 @@ impl World {
         self.client_reads(usize::MAX / 2);
         self.take_turns();
         while !self.is_closed
-            && let Some((due, _)) = self.late
+            && let Some((due, _)) = self.delayed
         {
             self.now = due;
             self.take_turns();
@@ -196,16 +196,19 @@ impl World {
 /// What the event loop does about it. The names are its own.
 impl World {
     fn take_turns(&mut self) {
-        let is_due = self.late.as_ref().is_some_and(|(due, _)| *due <= self.now);
+        let is_due = self
+            .delayed
+            .as_ref()
+            .is_some_and(|(due, _)| *due <= self.now);
         if self.is_closed || !(self.is_woken || is_due || self.has_deadline_passed()) {
             return;
         }
         self.is_woken = false;
         loop {
             let before = self.progress();
-            self.connection.lend(&mut self.warm);
+            self.connection.take_spare(&mut self.spare);
             let next = self.serve();
-            self.connection.give_back(&mut self.warm);
+            self.connection.put_back(&mut self.spare);
             match next {
                 Next::AnotherTurn => assert_ne!(self.progress(), before, "turns without an end"),
                 Next::Wait => return self.check_wait(),
@@ -225,7 +228,7 @@ impl World {
     }
 
     fn serve(&mut self) -> Next {
-        if let Some((_, reply)) = self.late.take_if(|(due, _)| *due <= self.now) {
+        if let Some((_, reply)) = self.delayed.take_if(|(due, _)| *due <= self.now) {
             self.answer(&reply);
         }
         let mut budget = REQUESTS_PER_TURN;
@@ -237,7 +240,7 @@ impl World {
         self.send();
         if self.has_deadline_passed() {
             let Some(rejection) = self.connection.expire() else {
-                self.is_out_of_patience = true;
+                self.was_given_up = true;
                 return Next::Close;
             };
             self.has_timed_out = true;
@@ -266,7 +269,7 @@ impl World {
                 return;
             };
             *budget -= 1;
-            assert!(unsent < MAX_UNSENT && self.late.is_none());
+            assert!(unsent < MAX_UNSENT && self.delayed.is_none());
             let request = match request {
                 Ok(request) => request,
                 Err(rejection) => return self.refuse(rejection),
@@ -288,7 +291,7 @@ impl World {
             if self.delay.is_zero() {
                 self.answer(&reply);
             } else {
-                self.late = Some((self.now + self.delay, reply));
+                self.delayed = Some((self.now + self.delay, reply));
             }
         }
     }
@@ -344,7 +347,7 @@ impl World {
     /// Nothing is to be done: something must be waited for, and not forever.
     fn check_wait(&self) {
         let connection = &self.connection;
-        let is_answering = self.late.is_some();
+        let is_answering = self.delayed.is_some();
         let is_sending = !connection.unsent().is_empty();
         assert!(!is_sending || self.room == 0);
         assert!(!connection.wants_bytes() || self.in_flight.is_empty());
@@ -370,11 +373,11 @@ impl World {
             is_sending || !is_answering,
             "the client waits, and is to blame"
         );
-        assert!(deadline > self.now && deadline <= self.now + IDLE_PATIENCE);
+        assert!(deadline > self.now && deadline <= self.now + KEEP_ALIVE_TIMEOUT);
         if let Some(since) = self.lingers_since {
-            assert_eq!(deadline, since + LINGER_PATIENCE);
+            assert_eq!(deadline, since + LINGERING_CLOSE_TIMEOUT);
         } else if let (true, Some(since)) = (is_sending, self.stalled_since) {
-            assert_eq!(deadline, since + SEND_PATIENCE);
+            assert_eq!(deadline, since + WRITE_TIMEOUT);
         }
     }
 
@@ -383,7 +386,7 @@ impl World {
         let in_one_piece = drive(&mut self.app, [&self.read[..]]).requests;
         let understood = self.requests.len() - usize::from(self.has_timed_out);
         let lines = self.requests[..understood].iter().map(|asked| &asked.line);
-        if self.is_out_of_patience {
+        if self.was_given_up {
             assert!(in_one_piece.iter().zip(lines.clone()).all(|(a, b)| a == b));
             assert!(understood <= in_one_piece.len());
         } else {
@@ -395,21 +398,21 @@ impl World {
         let mut closes = false;
         for (asked, expected) in self.requests.iter().zip(&self.answers) {
             let Some((mut answer, interims)) = read(&mut rest, &asked.line.0) else {
-                assert!(self.is_out_of_patience, "an answer was not sent");
+                assert!(self.was_given_up, "an answer was not sent");
                 return;
             };
             assert!(!closes, "an answer after the last");
             closes = std::mem::take(&mut answer.closes);
             assert_eq!((&answer, interims), (expected, asked.interims));
         }
-        let is_before_answer = self.is_out_of_patience && INTERIM.starts_with(rest);
+        let is_before_answer = self.was_given_up && INTERIM.starts_with(rest);
         assert!(rest.is_empty() || is_before_answer, "{rest:?}");
         let is_over = self.is_closed || self.lingers_since.is_some();
         assert!(is_over || !closes, "the last was not the last");
         let is_refused = (self.requests.last()).is_some_and(|asked| asked.line.0.is_empty());
-        let lingers = self.lingers_since.is_some() || self.has_ended || self.is_out_of_patience;
+        let lingers = self.lingers_since.is_some() || self.has_ended || self.was_given_up;
         assert!(lingers || !is_refused, "the refusal may be lost to a reset");
-        let may_close = closes || self.has_ended || self.is_out_of_patience;
+        let may_close = closes || self.has_ended || self.was_given_up;
         let goes_unsaid = self.is_stopping && !self.is_last_answered_while_stopping;
         assert!(
             !is_over || may_close || goes_unsaid,
@@ -421,7 +424,7 @@ impl World {
     fn may_hold(&self) -> usize {
         let idle_since = self.connection.idle_since();
         let is_within_head = self.connection.is_idle()
-            && idle_since.map(|since| since + IDLE_PATIENCE) != self.connection.deadline();
+            && idle_since.map(|since| since + KEEP_ALIVE_TIMEOUT) != self.connection.deadline();
         match (self.is_closed, is_within_head) {
             (true, _) => usize::MAX,
             (false, true) => MAX_HEAD,

@@ -1,37 +1,37 @@
 //! The plain request loop, on `tiny_http`.
 //!
-//! One thread handles every request, so a late /probe holds up all others, as it would in any such
+//! One thread handles every request, so a delayed /probe holds up all others, as it would in any such
 //! loop. `tiny_http` reads and parses on threads of its own, and puts no bounds on what a client
 //! can take: this loop is for reading, and for clients that one trusts.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
-use std::{process, thread};
+use std::{fs, process, thread};
 
 use tiny_http::{Header, Response, Server, StatusCode};
 
 use crate::access_log::AccessLog;
 use crate::app::{ALLOW, App, Reply};
 use crate::http::Status;
-use crate::server::sockets;
 use crate::shutdown::GRACE;
 
-/// Serves until `told_to_stop` becomes readable and the requests received by then are answered.
+/// Serves until `stop_signal` becomes readable and the requests received by then are answered.
 ///
 /// # Errors
 /// When accepting a connection fails: `tiny_http` stops accepting then, for good.
 pub fn run(
     listener: TcpListener,
-    told_to_stop: UnixStream,
+    stop_signal: UnixStream,
     mut app: App,
     access_log: AccessLog,
 ) -> io::Result<()> {
-    let other_sockets = sockets::open();
+    let others = open_sockets();
     let server = Arc::new(Server::from_listener(listener, None).map_err(io::Error::other)?);
-    stop_when_told(told_to_stop, Arc::clone(&server));
+    stop_when_told(stop_signal, Arc::clone(&server));
     loop {
         let request = match server.recv() {
             Ok(request) => request,
@@ -40,7 +40,7 @@ pub fn run(
             Err(_) => return Ok(()),
         };
         if request.url().starts_with("/metrics") {
-            let connections = sockets::open().saturating_sub(other_sockets);
+            let connections = open_sockets().saturating_sub(others);
             let connections = i64::try_from(connections).unwrap_or(i64::MAX);
             app.metrics().connections_open().set(connections);
         }
@@ -64,9 +64,9 @@ pub fn run(
 
 /// On the first signal, has `recv` give out what is queued and then fail; ends the process itself
 /// if that takes longer than the grace.
-fn stop_when_told(mut told_to_stop: UnixStream, server: Arc<Server>) {
+fn stop_when_told(mut stop_signal: UnixStream, server: Arc<Server>) {
     thread::spawn(move || {
-        if told_to_stop.read(&mut [0]).is_ok() {
+        if stop_signal.read(&mut [0]).is_ok() {
             server.unblock();
             thread::sleep(GRACE);
             process::exit(0);
@@ -92,4 +92,18 @@ fn response(reply: &Reply) -> Response<&[u8]> {
     )
     // Every length is known, so nothing needs to be chunked.
     .with_chunked_threshold(usize::MAX)
+}
+
+/// Counts the sockets of this process, each once however many descriptors it has: `tiny_http` makes
+/// two for a connection, and does not tell how many connections are open. 0 where there is no /proc.
+fn open_sockets() -> usize {
+    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else {
+        return 0;
+    };
+    let sockets: HashSet<_> = descriptors
+        .flatten()
+        .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
+        .filter(|target| target.to_string_lossy().starts_with("socket:"))
+        .collect();
+    sockets.len()
 }

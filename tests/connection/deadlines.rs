@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tiny_probe::app::App;
 use tiny_probe::config::Config;
-use tiny_probe::server::connection::{Connection, MAX_UNSENT};
+use tiny_probe::server::event_loop::connection::{Connection, MAX_UNSENT};
 
 use crate::drive::DATE;
 

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use tiny_probe::app::App;
-use tiny_probe::server::connection::{Buffers, Connection, MAX_UNSENT};
+use tiny_probe::server::event_loop::connection::{Buffers, Connection, MAX_UNSENT};
 
 pub const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 
@@ -23,14 +23,14 @@ pub struct Outcome {
 pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
     let now = Instant::now();
     let mut connection = Connection::new(now);
-    let mut warm = Buffers::default();
+    let mut spare = Buffers::default();
     let mut outcome = Outcome {
         requests: Vec::new(),
         answers: String::new(),
         is_open: true,
     };
     for piece in pieces {
-        connection.lend(&mut warm);
+        connection.take_spare(&mut spare);
         connection.receive(piece, now);
         loop {
             answer_received(app, &mut connection, &mut outcome, now);
@@ -50,7 +50,7 @@ pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
             connection.deadline().is_some(),
             "nothing is waited for forever"
         );
-        connection.give_back(&mut warm);
+        connection.put_back(&mut spare);
     }
     outcome.answers = outcome.answers.replace("HTTP/1.1 100 Continue\r\n\r\n", "");
     outcome

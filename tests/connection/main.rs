@@ -3,7 +3,7 @@
 mod corpus;
 mod deadlines;
 mod drive;
-#[path = "../support/heads.rs"]
-mod heads;
+mod fragmentation;
+#[path = "../support/request_heads.rs"]
+mod request_heads;
 mod requests;
-mod splits;

@@ -4,7 +4,7 @@ use tiny_probe::app::App;
 use tiny_probe::config::Config;
 
 use crate::drive::{DATE, Outcome, drive};
-use crate::heads::HEADS;
+use crate::request_heads::REQUEST_HEADS;
 
 fn outcome(bytes: &str) -> Outcome {
     drive(&mut App::new(&Config::default()), [bytes.as_bytes()])
@@ -17,14 +17,14 @@ fn statuses(bytes: &str) -> Vec<u16> {
 
 #[test]
 fn every_head_gets_the_status_it_must_get() {
-    for (what, head, status) in HEADS {
+    for (what, head, status) in REQUEST_HEADS {
         assert_eq!(statuses(head), [*status], "{what}");
     }
 }
 
 #[test]
 fn what_is_refused_closes_the_connection_and_what_is_answered_does_not() {
-    for (what, head, status) in HEADS {
+    for (what, head, status) in REQUEST_HEADS {
         let outcome = outcome(head);
         let is_refused = matches!(status, 400 | 413 | 414 | 431 | 501 | 505);
         let closes = is_refused || head.contains("HTTP/1.0");
@@ -36,7 +36,7 @@ fn what_is_refused_closes_the_connection_and_what_is_answered_does_not() {
 
 #[test]
 fn nothing_after_a_refused_head_is_a_request() {
-    for (what, head, _) in HEADS.iter().filter(|(_, _, status)| *status >= 400) {
+    for (what, head, _) in REQUEST_HEADS.iter().filter(|(_, _, status)| *status >= 400) {
         let smuggled = format!("{head}GET /probe HTTP/1.1\r\nHost: a\r\n\r\n");
         let statuses = statuses(&smuggled);
         // 404 and 405 are answers to requests that were understood.
@@ -123,7 +123,7 @@ fn bodies_within_the_bound_are_skipped() {
 #[test]
 fn a_100_is_sent_to_who_waits_for_it_and_to_nobody_else() {
     use std::time::Instant;
-    use tiny_probe::server::connection::Connection;
+    use tiny_probe::server::event_loop::connection::Connection;
     for (version, expect, length, body, continues) in [
         ("1.1", "100-continue", 3, "", true),
         ("1.1", "100-Continue", 3, "", true),
@@ -184,7 +184,7 @@ fn heads_are_bounded_in_bytes_and_fields() {
 #[test]
 fn the_last_answer_says_so_unless_another_request_is_here() {
     use std::time::Instant;
-    use tiny_probe::server::connection::Connection;
+    use tiny_probe::server::event_loop::connection::Connection;
     let request = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
     let with_body = "GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n";
     for (request, after, closes, half) in [

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, prlimit};
 
-use crate::heads::HEADS;
-use crate::support::{Client, PATIENCE, Page, Service, wait_until};
+use crate::request_heads::REQUEST_HEADS;
+use crate::support::{Client, Page, Service, TIMEOUT, wait_until};
 use crate::{others_are_served, peak_resident};
 
 const SERVER: &str = "event-loop";
@@ -24,7 +24,7 @@ fn flood(client: &mut Client, chunk: &[u8], times: usize) {
 #[test]
 fn every_malformed_head_is_answered_closed_and_counted() {
     let service = Service::start(SERVER, &[]);
-    for (what, head, status) in HEADS {
+    for (what, head, status) in REQUEST_HEADS {
         let mut client = service.connect();
         client.send(head);
         assert_eq!(client.answer().status, *status, "{what}");
@@ -35,7 +35,9 @@ fn every_malformed_head_is_answered_closed_and_counted() {
     }
     let page = service.scrape();
     for refused in ["400", "413", "501", "505"] {
-        let expected = HEADS.iter().filter(|head| head.2.to_string() == refused);
+        let expected = REQUEST_HEADS
+            .iter()
+            .filter(|head| head.2.to_string() == refused);
         let series = format!(
             r#"app_request_count_total{{method="other",endpoint="other",http_status="{refused}"}}"#
         );
@@ -201,7 +203,7 @@ fn a_full_house_of_waiting_clients_lets_the_next_in_when_one_is_done() {
     let mut waiting: Vec<Client> = (0..5)
         .map(|_| {
             let mut client = service.connect();
-            client.send_late_probe();
+            client.send_delayed_probe();
             client
         })
         .collect();
@@ -262,24 +264,24 @@ fn accepting_pauses_without_descriptors_and_resumes_with_them() {
     for client in &mut clients[..3] {
         assert_eq!(client.ask("GET", "/probe").status, 200);
     }
-    let patience = Some(std::time::Duration::from_millis(200));
+    let timeout = Some(std::time::Duration::from_millis(200));
     let waiting = &mut clients[9];
-    waiting.stream.set_read_timeout(patience).unwrap();
+    waiting.stream.set_read_timeout(timeout).unwrap();
     waiting.send_request("GET", "/probe");
     assert!(
         waiting.stream.peek(&mut [0]).is_err(),
         "there is no descriptor for it"
     );
-    waiting.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    waiting.stream.set_read_timeout(Some(TIMEOUT)).unwrap();
 
     set_limit(page.count("process_max_fds"));
     assert_eq!(clients[9].answer().status, 200);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
-    let complaints = service.stderr();
+    let diagnostics = service.stderr();
     let expected = "tiny-probe: cannot accept connections for now: Too many open files";
-    assert!(complaints.starts_with(expected), "{complaints}");
-    assert!(complaints.lines().count() < 10, "{complaints}");
+    assert!(diagnostics.starts_with(expected), "{diagnostics}");
+    assert!(diagnostics.lines().count() < 10, "{diagnostics}");
 }
 
 #[test]

@@ -2,13 +2,13 @@
 //! are served meanwhile. A real process, real sockets, and crowds of them.
 
 mod bounds;
-mod crowds;
-#[path = "../support/heads.rs"]
-mod heads;
-mod late;
-mod patience;
+mod delayed_replies;
+mod many_connections;
+#[path = "../support/request_heads.rs"]
+mod request_heads;
 #[path = "../support/mod.rs"]
 mod support;
+mod timeouts;
 
 use std::time::{Duration, Instant};
 

@@ -10,7 +10,7 @@ on_every_server!(
     the_landing_page_links_to_the_others,
     failures_come_as_often_as_configured,
     the_seed_repeats_the_failures,
-    a_late_answer_is_late,
+    a_delayed_answer_is_late,
     ten_answers_on_one_connection,
     http_1_0_and_connection_close_end_the_connection,
     a_client_that_half_closes_gets_its_answer,
@@ -127,7 +127,7 @@ fn the_seed_repeats_the_failures(server: &str) {
     assert_ne!(with_seed("1"), with_seed("2"));
 }
 
-fn a_late_answer_is_late(server: &str) {
+fn a_delayed_answer_is_late(server: &str) {
     let flags = ["--slow-rate", "1", "--slow-latency", "200ms"];
     let service = Service::start(server, &[&flags[..], &["--random-seed", "1"]].concat());
     let started = std::time::Instant::now();

@@ -7,8 +7,8 @@ use crate::support::{Client, Service};
 
 on_every_server!(
     a_signal_ends_it_with_exit_code_0,
-    a_late_answer_is_still_given,
-    an_answer_later_than_the_grace_is_not_waited_for,
+    a_delayed_answer_is_still_given,
+    an_answer_due_after_the_grace_is_not_waited_for,
     a_second_signal_ends_it_at_once,
 );
 
@@ -24,15 +24,15 @@ fn a_signal_ends_it_with_exit_code_0(server: &str) {
     }
 }
 
-/// Sends a GET /probe that will be answered late, and returns when the service has received it.
-fn ask_late(service: &Service, server: &str) -> Client {
-    let mut late = service.connect();
+/// Sends a GET /probe whose answer is delayed, and returns when the service has received it.
+fn ask_delayed(service: &Service, server: &str) -> Client {
+    let mut delayed = service.connect();
     if server == "tiny-http" {
-        // The one thread that answers is busy with the late answer when nothing else is answered.
-        late.send_request("GET", "/probe");
+        // The one thread that answers waits with the delayed answer when nothing else is answered.
+        delayed.send_request("GET", "/probe");
         let mut other = service.connect();
-        let patience = Some(Duration::from_millis(200));
-        other.stream.set_read_timeout(patience).unwrap();
+        let timeout = Some(Duration::from_millis(200));
+        other.stream.set_read_timeout(timeout).unwrap();
         loop {
             other.send_request("GET", "/healthz");
             if other.stream.peek(&mut [0]).is_err() {
@@ -41,24 +41,24 @@ fn ask_late(service: &Service, server: &str) -> Client {
             other.answer();
         }
     } else {
-        late.send_late_probe();
+        delayed.send_delayed_probe();
     }
-    late
+    delayed
 }
 
-fn a_late_answer_is_still_given(server: &str) {
+fn a_delayed_answer_is_still_given(server: &str) {
     let slow = ["--slow-rate", "1", "--slow-latency", "2s"];
     let mut service = Service::start(server, &slow);
-    let mut late = ask_late(&service, server);
+    let mut delayed = ask_delayed(&service, server);
     service.signal("TERM");
-    assert_eq!(late.answer().body, "I'm ok!");
+    assert_eq!(delayed.answer().body, "I'm ok!");
     assert_eq!(service.wait(), Some(0));
 }
 
-fn an_answer_later_than_the_grace_is_not_waited_for(server: &str) {
+fn an_answer_due_after_the_grace_is_not_waited_for(server: &str) {
     let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
     let mut service = Service::start(server, &slow);
-    let _late = ask_late(&service, server);
+    let _delayed = ask_delayed(&service, server);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
 }
@@ -66,7 +66,7 @@ fn an_answer_later_than_the_grace_is_not_waited_for(server: &str) {
 fn a_second_signal_ends_it_at_once(server: &str) {
     let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
     let mut service = Service::start(server, &slow);
-    let _late = ask_late(&service, server);
+    let _delayed = ask_delayed(&service, server);
     service.signal("TERM");
     service.signal("INT");
     // 128 + the signal, as a shell says it; which of the two comes second is the kernel's choice.

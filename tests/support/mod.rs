@@ -1,6 +1,6 @@
 //! A running service and its clients, for the tests: the real process, real sockets, real signals.
 //!
-//! Every wait ends by itself after [`PATIENCE`], with a panic that says what was waited for. No
+//! Every wait ends by itself after [`TIMEOUT`], with a panic that says what was waited for. No
 //! test depends on how long anything takes before that.
 
 #![allow(dead_code, reason = "each test crate uses its own part of this module")]
@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tiny-probe");
 
@@ -114,7 +114,7 @@ impl Service {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(started.elapsed() < PATIENCE, "the service does not end");
+            assert!(started.elapsed() < TIMEOUT, "the service does not end");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -153,7 +153,7 @@ impl Drop for Service {
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(started.elapsed() < TIMEOUT, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -198,8 +198,8 @@ impl Client {
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("the service accepts");
         stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self::from(stream)
     }
 
@@ -211,9 +211,9 @@ impl Client {
         self.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
     }
 
-    /// Sends a GET /probe that will be answered late, and returns when the event loop has it: it
+    /// Sends a GET /probe whose answer is delayed, and returns when the event loop has it: it
     /// arrives in one piece with another request, which is answered.
-    pub fn send_late_probe(&mut self) {
+    pub fn send_delayed_probe(&mut self) {
         let request = |path| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
         self.send(request("/healthz") + &request("/probe"));
         assert_eq!(self.answer().body, "ok");

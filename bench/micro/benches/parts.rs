@@ -8,8 +8,8 @@ use tiny_probe::app::App;
 use tiny_probe::config::Config;
 use tiny_probe::http::{Method, Status};
 use tiny_probe::metrics::{Endpoint, Metrics};
-use tiny_probe::server::connection::Connection;
-use tiny_probe::server::request_head;
+use tiny_probe::server::event_loop::connection::Connection;
+use tiny_probe::server::event_loop::request_head;
 
 const CLIENTS: [&str; 3] = ["wrk", "Prometheus", "browser"];
 

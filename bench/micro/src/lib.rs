@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tiny_probe::app::App;
 use tiny_probe::config::Config;
-use tiny_probe::server::connection::Connection;
+use tiny_probe::server::event_loop::connection::Connection;
 
 /// A request as it is known to whoever sends it.
 pub struct Request {

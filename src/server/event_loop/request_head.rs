@@ -1,6 +1,6 @@
 //! A request head, read and judged as RFC 9112 has it for a server that takes no bodies.
 //!
-//! Whatever could be read in two ways is refused: what this server takes for one request and a
+//! Whatever could be read in two ways is rejected: what this server takes for one request and a
 //! proxy in front of it for two is how requests are smuggled.
 
 use std::mem::MaybeUninit;
@@ -36,7 +36,7 @@ pub struct RequestHead<'a> {
     pub expects_continue: bool,
 }
 
-/// Why a request is refused. The connection is closed after the answer: where the next request
+/// Why a request is rejected. The connection is closed after the answer: where the next request
 /// would start is anybody's guess.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejection {

@@ -5,7 +5,7 @@ use tiny_probe::app::App;
 use tiny_probe::config::Config;
 
 use crate::drive::drive;
-use crate::heads::HEADS;
+use crate::request_heads::REQUEST_HEADS;
 
 /// Everything on one connection that it survives, valid and not, and then something refused.
 fn conversations() -> Vec<String> {
@@ -23,7 +23,7 @@ fn conversations() -> Vec<String> {
         &get("/nope"),
     ]
     .concat();
-    let mut conversations: Vec<String> = HEADS
+    let mut conversations: Vec<String> = REQUEST_HEADS
         .iter()
         .map(|(_, head, _)| format!("{valid}{head}{}", get("/healthz")))
         .collect();
@@ -67,7 +67,10 @@ fn every_split_in_two() {
 fn random_pieces_of_random_conversations() {
     let mut app = App::new(&Config::default());
     let mut random = Rng::with_seed(9112);
-    let heads: Vec<&[u8]> = HEADS.iter().map(|(_, head, _)| head.as_bytes()).collect();
+    let heads: Vec<&[u8]> = REQUEST_HEADS
+        .iter()
+        .map(|(_, head, _)| head.as_bytes())
+        .collect();
     for _ in 0..3000 {
         let mut bytes = Vec::new();
         for _ in 0..random.usize(1..6) {

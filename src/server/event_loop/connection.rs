@@ -8,7 +8,7 @@
 //!               deadline -> expire
 //! ```
 //!
-//! Requests are given out one at a time, so that answers stay in order however late one of them is.
+//! Requests are given out one at a time, so that answers stay in order however long one of them takes.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -19,14 +19,16 @@ use crate::http::{Method, Status};
 
 /// Answers that wait unsent, in bytes, beyond which no more requests are read.
 pub const MAX_UNSENT: usize = 64 * 1024;
-/// How long a head may take from its first byte, and a body from the answer.
-pub const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a head may take, from its first byte.
+pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a body may take, from the answer.
+pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may be silent between requests.
-pub const IDLE_PATIENCE: Duration = Duration::from_secs(75);
+pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long the client may take none of its answers.
-pub const SEND_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a client that was refused may go on sending before it is reset.
-pub const LINGER_PATIENCE: Duration = Duration::from_secs(2);
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a rejected client may go on sending before it is reset.
+pub const LINGERING_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One connection.
 pub struct Connection {
@@ -131,7 +133,7 @@ impl Connection {
         self.is_half_closed = true;
     }
 
-    /// The next complete request, or why it is refused. Either is to be [answered](Self::answer)
+    /// The next complete request, or why it is rejected. Either is to be [answered](Self::answer)
     /// before the next is given out. `None` if bytes must come or go first.
     pub fn next_request(&mut self) -> Option<Result<Request<'_>, Rejection>> {
         if !self.can_answer() {
@@ -273,20 +275,21 @@ impl Connection {
         (self.is_idle() || matches!(self.state, State::Lingering)).then_some(self.since)
     }
 
-    /// When the patience with the client is over; `None` while it is the client that waits.
+    /// When the timeout of what is waited for is over; `None` while it is the client that waits.
     pub fn deadline(&self) -> Option<Instant> {
-        let patience = match self.state {
-            State::Lingering => LINGER_PATIENCE,
-            _ if !self.unsent().is_empty() => SEND_PATIENCE,
+        let timeout = match self.state {
+            State::Lingering => LINGERING_CLOSE_TIMEOUT,
+            _ if !self.unsent().is_empty() => WRITE_TIMEOUT,
             State::Answering(_) => return None,
-            State::Reading if self.buffers.received.is_empty() => IDLE_PATIENCE,
-            State::Reading | State::DiscardingBody(_) => HEAD_PATIENCE,
-            State::Closing { .. } => SEND_PATIENCE,
+            State::Reading if self.buffers.received.is_empty() => KEEP_ALIVE_TIMEOUT,
+            State::Reading => HEADER_READ_TIMEOUT,
+            State::DiscardingBody(_) => BODY_READ_TIMEOUT,
+            State::Closing { .. } => WRITE_TIMEOUT,
         };
-        Some(self.since + patience)
+        Some(self.since + timeout)
     }
 
-    /// Takes that the deadline has passed. A head that takes too long is refused, and the
+    /// Takes that the deadline has passed. A head that takes too long is rejected, and the
     /// rejection to be answered; in any other case the connection is to be closed.
     pub fn expire(&mut self) -> Option<Rejection> {
         let is_within_head = matches!(self.state, State::Reading)
@@ -303,29 +306,29 @@ impl Connection {
         })
     }
 
-    /// Lends buffers that have grown to their size, so that a warm connection allocates nothing.
-    pub fn lend(&mut self, warm: &mut Buffers) {
+    /// Takes spare buffers, which have grown to their size, so that a request allocates nothing.
+    pub fn take_spare(&mut self, spare: &mut Buffers) {
         if self.buffers.received.is_empty() {
-            mem::swap(&mut self.buffers.received, &mut warm.received);
+            mem::swap(&mut self.buffers.received, &mut spare.received);
         }
         if self.buffers.to_send.is_empty() {
-            mem::swap(&mut self.buffers.to_send, &mut warm.to_send);
+            mem::swap(&mut self.buffers.to_send, &mut spare.to_send);
         }
     }
 
-    /// Takes back the buffers that the connection has nothing in, and cuts the others to size.
-    pub fn give_back(&mut self, warm: &mut Buffers) {
-        self.forget_if_done();
+    /// Puts back the buffers that the connection has nothing in, and cuts the others to size.
+    pub fn put_back(&mut self, spare: &mut Buffers) {
+        self.clear_if_consumed();
         if self.start > 0 {
             self.buffers.received.drain(..self.start);
             self.start = 0;
         }
-        for (own, warm) in [
-            (&mut self.buffers.received, &mut warm.received),
-            (&mut self.buffers.to_send, &mut warm.to_send),
+        for (own, spare) in [
+            (&mut self.buffers.received, &mut spare.received),
+            (&mut self.buffers.to_send, &mut spare.to_send),
         ] {
-            if own.is_empty() && own.capacity() > warm.capacity() {
-                mem::swap(own, warm);
+            if own.is_empty() && own.capacity() > spare.capacity() {
+                mem::swap(own, spare);
             }
             own.shrink_to_fit();
         }
@@ -335,7 +338,7 @@ impl Connection {
         matches!(self.state, State::Reading) && !self.needs_bytes
     }
 
-    /// Whether the next request is here, or what is to be refused.
+    /// Whether the next request is here, or what is to be rejected.
     fn has_next_request(&mut self) -> bool {
         if !self.may_have_request() {
             return false;
@@ -354,7 +357,7 @@ impl Connection {
                 _ => break,
             };
         }
-        self.forget_if_done();
+        self.clear_if_consumed();
     }
 
     /// Discards what is here of the body, if one is to be discarded.
@@ -371,12 +374,12 @@ impl Connection {
             } else {
                 State::DiscardingBody(left - here)
             };
-            self.forget_if_done();
+            self.clear_if_consumed();
         }
     }
 
     /// Empties `received` once all in it was dealt with.
-    fn forget_if_done(&mut self) {
+    fn clear_if_consumed(&mut self) {
         if self.start == self.buffers.received.len() {
             self.buffers.received.clear();
             self.start = 0;
@@ -424,8 +427,8 @@ mod tests {
             let now = Instant::now();
             let mut app = App::new(&Config::default());
             let mut connection = Connection::new(now);
-            let mut warm = Buffers::default();
-            connection.lend(&mut warm);
+            let mut spare = Buffers::default();
+            connection.take_spare(&mut spare);
             connection.receive((before + begun).as_bytes(), now);
             while let Some(request) = connection.next_request() {
                 let request = request.expect("it is well-formed");
@@ -433,7 +436,7 @@ mod tests {
                 connection.answer(&reply, "now", false, now);
             }
             connection.sent(connection.unsent().len(), now);
-            connection.give_back(&mut warm);
+            connection.put_back(&mut spare);
             assert!(connection.is_idle());
             assert_eq!(connection.buffers.received.capacity(), begun.len());
             assert_eq!(connection.buffers.to_send.capacity(), 0);

@@ -1,4 +1,4 @@
-//! Late answers: they hold no thread, and keep their order.
+//! Delayed replies: they hold no thread, and keep their order.
 
 use crate::others_are_served;
 use crate::support::{Client, Service, wait_until};
@@ -6,9 +6,9 @@ use crate::support::{Client, Service, wait_until};
 const SERVER: &str = "event-loop";
 
 #[test]
-fn a_thousand_late_answers_hold_up_nobody() {
+fn a_thousand_delayed_replies_hold_up_nobody() {
     let service = Service::start(SERVER, &["--slow-rate", "1", "--slow-latency", "4s"]);
-    let mut late: Vec<Client> = (0..1000)
+    let mut delayed: Vec<Client> = (0..1000)
         .map(|_| {
             let mut client = service.connect();
             client.send_request("GET", "/probe");
@@ -20,7 +20,7 @@ fn a_thousand_late_answers_hold_up_nobody() {
     let page = service.scrape();
     // The first have come in by now if the machine is slow.
     assert!(page.count("app_connections_open") >= 1000);
-    for client in &mut late {
+    for client in &mut delayed {
         assert_eq!(client.answer().body, "I'm ok!");
     }
     let count = r#"app_request_latency_seconds_count{method="GET",endpoint="/probe"}"#;
@@ -28,7 +28,7 @@ fn a_thousand_late_answers_hold_up_nobody() {
 }
 
 #[test]
-fn answers_on_one_connection_stay_in_order_however_late() {
+fn answers_on_one_connection_stay_in_order_however_delayed() {
     let flags = [
         "--latency",
         "5ms",
@@ -56,9 +56,9 @@ fn clients_that_do_not_wait_for_their_answers_are_counted_and_forgotten() {
     let service = Service::start(SERVER, &["--slow-rate", "1", "--slow-latency", "1h"]);
     let before = service.status("VmRSS");
     for _ in 0..20 {
-        let mut late: Vec<Client> = (0..100).map(|_| service.connect()).collect();
-        for client in &mut late {
-            client.send_late_probe();
+        let mut delayed: Vec<Client> = (0..100).map(|_| service.connect()).collect();
+        for client in &mut delayed {
+            client.send_delayed_probe();
             let linger = Some(std::time::Duration::ZERO);
             rustix::net::sockopt::set_socket_linger(&client.stream, linger).unwrap();
         }

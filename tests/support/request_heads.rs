@@ -4,7 +4,7 @@
 /// What it is, the bytes, the status.
 pub type Head = (&'static str, &'static str, u16);
 
-pub const HEADS: &[Head] = &[
+pub const REQUEST_HEADS: &[Head] = &[
     // Fine, however odd.
     ("plain", "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n", 200),
     ("no Host in HTTP/1.0", "GET /probe HTTP/1.0\r\n\r\n", 200),

@@ -29,7 +29,7 @@ fn slow_silent_and_greedy_clients_have_their_time_and_no_more() {
     assert_eq!(service.scrape().count("app_connections_open"), 1);
 }
 
-/// Asserts that something took at least this long, and returned before anybody lost patience.
+/// Asserts that something took at least this long, and returned in good time.
 fn took(started: Instant, seconds: u64) {
     // The service's clock started a moment after this one, or before.
     let tolerance = Duration::from_millis(100);
@@ -83,7 +83,7 @@ fn a_client_that_takes_no_answers_is_closed(service: &Service) {
         })
     };
     while is_open() {
-        // What the kernel's buffer takes of itself is no progress, and earns no second patience.
+        // What the kernel's buffer takes of itself is no progress, and starts no second timeout.
         assert!(
             started.elapsed() < Duration::from_secs(20),
             "it is not closed"
