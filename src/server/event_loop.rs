@@ -10,7 +10,7 @@
 //!      -> told to stop           -> no more connections; end when the last answer is sent
 //! ```
 //!
-//! What a turn does is in [`client`], what the bytes mean and what is too much in [`connection`],
+//! What a turn does is in `client`, what the bytes mean and what is too much in [`connection`],
 //! what a request may look like in [`request_head`].
 
 use std::io::{self, ErrorKind};
