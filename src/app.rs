@@ -1,10 +1,10 @@
-//! The routes: a request line in, a [`Reply`] out.
+//! The routes: a [`Request`] in, a [`Reply`] out.
 //!
 //! This module knows no socket and no HTTP library. To add a route, add an [`Endpoint`] and an
 //! arm in `endpoint` and in [`App::answer`].
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::http::{Method, Status};
@@ -22,6 +22,15 @@ pub struct App {
     probe: Probe,
     metrics: Metrics,
     landing_page: String,
+}
+
+/// What the service looks at in a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// The method, as the client sent it.
+    pub method: &'a str,
+    /// The request target, in any of its forms (RFC 9112, section 3.2).
+    pub target: &'a str,
 }
 
 /// What to answer to one request, and when.
@@ -51,10 +60,10 @@ impl App {
         }
     }
 
-    /// Answers a request line's method and target.
-    pub fn answer(&mut self, method: &str, target: &str) -> Reply {
-        let method = Method::parse(method);
-        let endpoint = endpoint(path(target));
+    /// Answers a request. `_now` is the `Instant` that was taken before.
+    pub fn answer(&mut self, request: &Request<'_>, _now: Instant) -> Reply {
+        let method = Method::parse(request.method);
+        let endpoint = endpoint(path(request.target));
         let reply = match endpoint {
             Endpoint::Other => Reply::error(
                 Status::NotFound,
@@ -99,6 +108,13 @@ impl App {
     /// The metrics, for the server to keep the gauge of open connections.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+}
+
+impl<'a> Request<'a> {
+    /// A request with no header field that matters.
+    pub fn new(method: &'a str, target: &'a str) -> Self {
+        Self { method, target }
     }
 }
 
@@ -180,6 +196,10 @@ mod tests {
         App::new(&Config::default())
     }
 
+    fn ask(app: &mut App, method: &str, target: &str) -> Reply {
+        app.answer(&Request::new(method, target), Instant::now())
+    }
+
     #[test]
     fn every_route_answers_get_and_head_alike() {
         for (target, endpoint, content_type, body) in [
@@ -194,7 +214,7 @@ mod tests {
             ),
         ] {
             for (name, method) in [("GET", Method::Get), ("HEAD", Method::Head)] {
-                let reply = app().answer(name, target);
+                let reply = ask(&mut app(), name, target);
                 assert_eq!(reply.status, Status::Ok, "{name} {target}");
                 assert_eq!((reply.method, reply.endpoint), (method, endpoint));
                 assert_eq!(reply.content_type, content_type);
@@ -202,8 +222,8 @@ mod tests {
                 assert_eq!(reply.delay, Duration::ZERO);
             }
         }
-        assert_eq!(app().answer("GET", "/probe").body, "I'm ok!");
-        assert_eq!(app().answer("GET", "/healthz").body, "ok");
+        assert_eq!(ask(&mut app(), "GET", "/probe").body, "I'm ok!");
+        assert_eq!(ask(&mut app(), "GET", "/healthz").body, "ok");
     }
 
     #[test]
@@ -212,12 +232,12 @@ mod tests {
             "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "BREW",
         ] {
             for target in ["/", "/probe", "/metrics", "/healthz"] {
-                let reply = app().answer(method, target);
+                let reply = ask(&mut app(), method, target);
                 assert_eq!(reply.status, Status::MethodNotAllowed, "{method} {target}");
                 assert_eq!(reply.endpoint.label(), target);
             }
         }
-        assert_eq!(app().answer("get", "/probe").method, Method::Other);
+        assert_eq!(ask(&mut app(), "get", "/probe").method, Method::Other);
     }
 
     #[test]
@@ -235,7 +255,7 @@ mod tests {
             "/x://y/probe",
         ] {
             for method in ["GET", "HEAD", "POST", "BREW"] {
-                let reply = app().answer(method, target);
+                let reply = ask(&mut app(), method, target);
                 assert_eq!(reply.status, Status::NotFound, "{method} {target}");
                 assert_eq!(reply.endpoint, Endpoint::Other);
                 assert_eq!(reply.method, Method::parse(method));
@@ -252,10 +272,10 @@ mod tests {
             "http://example.com/probe",
             "HTTP://example.com:80/probe?x",
         ] {
-            assert_eq!(app().answer("GET", target).endpoint, Endpoint::Probe);
+            assert_eq!(ask(&mut app(), "GET", target).endpoint, Endpoint::Probe);
         }
         for target in ["/?x", "http://example.com", "http://example.com?x"] {
-            assert_eq!(app().answer("GET", target).endpoint, Endpoint::Root);
+            assert_eq!(ask(&mut app(), "GET", target).endpoint, Endpoint::Root);
         }
     }
 
@@ -270,12 +290,12 @@ mod tests {
         let (mut failed, mut delayed) = (0, 0);
         for _ in 0..100 {
             for target in ["/", "/healthz", "/metrics", "/nope"] {
-                let reply = app.answer("GET", target);
+                let reply = ask(&mut app, "GET", target);
                 assert_ne!(reply.status, Status::InternalServerError);
                 assert_eq!(reply.delay, Duration::ZERO);
             }
-            assert_eq!(app.answer("POST", "/probe").delay, Duration::ZERO);
-            let reply = app.answer("GET", "/probe");
+            assert_eq!(ask(&mut app, "POST", "/probe").delay, Duration::ZERO);
+            let reply = ask(&mut app, "GET", "/probe");
             match reply.status {
                 Status::InternalServerError => failed += 1,
                 _ => delayed += u32::from(!reply.delay.is_zero()),
@@ -289,7 +309,7 @@ mod tests {
     fn a_scrape_shows_the_requests_before_itself() {
         let mut app = app();
         for count in 0..3 {
-            let page = app.answer("GET", "/metrics");
+            let page = ask(&mut app, "GET", "/metrics");
             let line = format!(
                 "app_request_count_total{{endpoint=\"/metrics\",http_status=\"200\",method=\"GET\"}} {count}\n"
             );
@@ -300,12 +320,11 @@ mod tests {
 
     #[test]
     fn the_landing_page_escapes_what_the_command_line_says() {
-        let page = App::new(&Config {
+        let mut app = App::new(&Config {
             app_version: "<script>&\"".into(),
             ..Config::default()
-        })
-        .answer("GET", "/")
-        .body;
+        });
+        let page = ask(&mut app, "GET", "/").body;
         assert!(page.contains("&lt;script&gt;&amp;&quot;"), "{page}");
         assert!(!page.contains("<script>"), "{page}");
     }

@@ -16,16 +16,16 @@
 //! no socket. Everything about *how* is in [`server`].
 //!
 //! ```
-//! use tiny_probe::{app::App, config::Config};
+//! use tiny_probe::{app::{App, Request}, config::Config};
 //! use std::time::Instant;
 //!
 //! let mut app = App::new(&Config::default());
 //! let started = Instant::now();
-//! let reply = app.answer("GET", "/probe");
+//! let reply = app.answer(&Request::new("GET", "/probe"), started);
 //! app.record(&reply, started.elapsed());
 //!
 //! assert_eq!(reply.body, "I'm ok!");
-//! let page = app.answer("GET", "/metrics").body;
+//! let page = app.answer(&Request::new("GET", "/metrics"), started).body;
 //! assert!(page.contains(
 //!     r#"app_request_count_total{endpoint="/probe",http_status="200",method="GET"} 1"#
 //! ));

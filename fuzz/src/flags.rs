@@ -3,9 +3,9 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tiny_probe::app::App;
+use tiny_probe::app::{App, Request};
 use tiny_probe::config::{Command, Config, ConfigError, FLAGS};
 
 /// The input is words with a NUL between them, as env(1) has them: variables, then arguments.
@@ -47,11 +47,15 @@ fn check_settings(config: &Config) {
     );
 
     let mut app = App::new(config);
+    let mut ask = |target| {
+        app.answer(&Request::new("GET", target), Instant::now())
+            .body
+    };
     for _ in 0..4 {
-        app.answer("GET", "/probe");
+        ask("/probe");
     }
-    assert!(!app.answer("GET", "/").body.contains("<script"));
-    let page = app.answer("GET", "/metrics").body;
+    assert!(!ask("/").contains("<script"));
+    let page = ask("/metrics");
     for line in page.split_terminator('\n') {
         let value = line.rsplit_once(' ').map(|(_, value)| value.parse::<f64>());
         assert!(

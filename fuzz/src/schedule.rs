@@ -275,7 +275,7 @@ impl World {
                 Err(rejection) => return self.refuse(rejection),
             };
             let (method, target) = (request.method.to_owned(), request.target.to_owned());
-            let reply = self.app.answer(&method, &target);
+            let reply = self.app.answer(&request, self.now);
             let interims = match &self.connection.unsent()[unsent..] {
                 b"" => 0,
                 bytes if bytes == INTERIM.as_bytes() => {

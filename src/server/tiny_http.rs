@@ -15,7 +15,7 @@ use std::{fs, process, thread};
 use tiny_http::{Header, Response, Server, StatusCode};
 
 use crate::access_log::AccessLog;
-use crate::app::{ALLOW, App, Reply};
+use crate::app::{ALLOW, App, Reply, Request};
 use crate::http::Status;
 use crate::shutdown::GRACE;
 
@@ -46,10 +46,11 @@ pub fn run(
         }
 
         let peer = request.remote_addr().copied();
-        let entry = access_log.note(peer, request.method().as_str(), request.url());
+        let asked = Request::new(request.method().as_str(), request.url());
+        let entry = access_log.note(peer, asked.method, asked.target);
 
         let started = Instant::now();
-        let reply = app.answer(request.method().as_str(), request.url());
+        let reply = app.answer(&asked, started);
         thread::sleep(reply.delay);
         let latency = started.elapsed();
         // The client may be gone; the next one is not.

@@ -36,7 +36,7 @@ impl Driver {
         self.connection.receive(bytes, self.now);
         while let Some(request) = self.connection.next_request() {
             let reply = match request {
-                Ok(request) => self.app.answer(request.method, request.target),
+                Ok(request) => self.app.answer(&request, self.now),
                 Err(rejection) => rejection.reply(),
             };
             self.connection.answer(&reply, DATE, false, self.now);

@@ -65,7 +65,7 @@ fn answer_received(
     while let Some(request) = connection.next_request() {
         let (method, target, reply) = match request {
             Ok(request) => {
-                let reply = app.answer(request.method, request.target);
+                let reply = app.answer(&request, now);
                 (request.method.to_owned(), request.target.to_owned(), reply)
             }
             Err(rejection) => (String::new(), String::new(), rejection.reply()),

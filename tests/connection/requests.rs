@@ -204,7 +204,7 @@ fn the_last_answer_says_so_unless_another_request_is_here() {
         connection.receive(format!("{request}{after}").as_bytes(), now);
         let request = connection.next_request().expect("it is complete");
         let request = request.expect("it is well-formed");
-        let reply = App::new(&Config::default()).answer(request.method, request.target);
+        let reply = App::new(&Config::default()).answer(&request, now);
         connection.answer(&reply, DATE, true, now);
         let answer = String::from_utf8_lossy(connection.unsent()).into_owned();
         assert_eq!(

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use divan::{Bencher, black_box};
 use micro::{Driven, request_of};
-use tiny_probe::app::App;
+use tiny_probe::app::{App, Request};
 use tiny_probe::config::Config;
 use tiny_probe::http::{Method, Status};
 use tiny_probe::metrics::{Endpoint, Metrics};
@@ -44,7 +44,7 @@ fn render_answer(bencher: Bencher) {
     let now = Instant::now();
     let request = request_of("wrk").expect("a client of the table");
     let mut app = App::new(&Config::default());
-    let reply = app.answer("GET", "/probe");
+    let reply = app.answer(&Request::new("GET", "/probe"), now);
     bencher
         .with_inputs(|| {
             let mut connection = Connection::new(now);

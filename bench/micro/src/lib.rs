@@ -77,7 +77,7 @@ impl Driven {
         let request = self.connection.next_request();
         let request = request.expect("a whole request").expect("a good request");
         let started = Instant::now();
-        let reply = self.app.answer(request.method, request.target);
+        let reply = self.app.answer(&request, started);
         self.app.record(&reply, started.elapsed());
         self.connection.answer(&reply, DATE, false, now);
         let count = self.connection.unsent().len();

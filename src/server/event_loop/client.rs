@@ -205,7 +205,7 @@ impl Client {
                 Err(rejection) => return self.reject(rejection, shared),
             };
             let in_flight = shared.start(self.peer, request.method, request.target);
-            let reply = shared.app.answer(request.method, request.target);
+            let reply = shared.app.answer(&request, in_flight.started);
             #[cfg(test)]
             assert_ne!(request.target, "/panic", "a panic on purpose");
             if reply.delay.is_zero() {

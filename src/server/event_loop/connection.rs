@@ -14,7 +14,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::request_head::{self, MAX_HEAD, Rejection};
-use crate::app::{ALLOW, Reply};
+use crate::app::{ALLOW, Reply, Request};
 use crate::http::{Method, Status};
 
 /// Answers that wait unsent, in bytes, beyond which no more requests are read.
@@ -84,15 +84,6 @@ struct Answering {
     is_http_1_0: bool,
     keep_alive: bool,
     is_rejected: bool,
-}
-
-/// A request line, as the client sent it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request<'a> {
-    /// The method.
-    pub method: &'a str,
-    /// The target.
-    pub target: &'a str,
 }
 
 impl Connection {
@@ -432,7 +423,7 @@ mod tests {
             connection.receive((before + begun).as_bytes(), now);
             while let Some(request) = connection.next_request() {
                 let request = request.expect("it is well-formed");
-                let reply = app.answer(request.method, request.target);
+                let reply = app.answer(&request, now);
                 connection.answer(&reply, "now", false, now);
             }
             connection.sent(connection.unsent().len(), now);
