@@ -46,5 +46,6 @@ for number in $(seq "$probes"); do
 done
 check "GET /probe says I'm ok!" "I'm ok!" "$(curl --silent --max-time 10 "$url/probe")"
 check "HEAD /probe is 200" "200 $text" "$(ask /probe --head)"
+check "OPTIONS /healthz is 204" "204 " "$(ask /healthz --request OPTIONS)"
 check "POST /probe is 405" "405 $text" "$(ask /probe --request POST)"
 check "the counter of /probe went up by $((probes + 3))" "$((before + probes + 3))" "$(probes_counted)"

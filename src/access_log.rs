@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::app::Reply;
-use crate::http::Method;
 
 /// Prints a line per request, or nothing.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +53,7 @@ impl Entry {
             humantime::format_rfc3339_millis(time),
             self.0,
             reply.status.label(),
-            if reply.method == Method::Head {
+            if reply.is_to_head {
                 0
             } else {
                 reply.body.len()

@@ -7,15 +7,15 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::http::{Method, Status};
+use crate::http::{self, Method, Status};
 use crate::metrics::{self, Endpoint, Metrics};
 use crate::probe::{Outcome, Probe};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 
-/// What every known route allows: the value of `Allow` in a 405.
-pub const ALLOW: &str = "GET, HEAD";
+/// What every known route allows.
+const ALLOW: &str = "GET, HEAD, OPTIONS";
 
 /// The service without its sockets.
 pub struct App {
@@ -36,16 +36,20 @@ pub struct Request<'a> {
 /// What to answer to one request, and when.
 #[derive(Debug)]
 pub struct Reply {
-    /// The `method` label. The answer to a HEAD is sent without its body.
+    /// The `method` label.
     pub method: Method,
     /// The `endpoint` label.
     pub endpoint: Endpoint,
     /// The status code, and the `http_status` label.
     pub status: Status,
+    /// The value of `Allow`, in a 405 and in the answer to OPTIONS.
+    pub allow: Option<&'static str>,
     /// The media type of the body.
     pub content_type: &'static str,
-    /// The body, for HEAD too: its length is announced.
+    /// The body.
     pub body: Cow<'static, str>,
+    /// Whether it is a HEAD that is answered: the body is announced and not sent.
+    pub is_to_head: bool,
     /// How long the answer is to wait.
     pub delay: Duration,
 }
@@ -65,14 +69,18 @@ impl App {
         let method = Method::parse(request.method);
         let endpoint = endpoint(path(request.target));
         let reply = match endpoint {
+            // Of the server as a whole (RFC 9110, section 9.3.7).
+            Endpoint::Other if method == Method::Options && request.target == "*" => {
+                Reply::options()
+            }
+            // It names a host and no path (RFC 9112, section 3.2.3).
+            Endpoint::Other if method == Method::Connect => Reply::method_not_allowed(),
             Endpoint::Other => Reply::error(
                 Status::NotFound,
                 "Not found. Try /probe, /metrics or /healthz.\n",
             ),
-            _ if !matches!(method, Method::Get | Method::Head) => Reply::error(
-                Status::MethodNotAllowed,
-                "Method not allowed. Try GET or HEAD.\n",
-            ),
+            _ if method == Method::Options => Reply::options(),
+            _ if !matches!(method, Method::Get | Method::Head) => Reply::method_not_allowed(),
             Endpoint::Root => Reply::ok(HTML, self.landing_page.clone()),
             Endpoint::Probe => self.probe(),
             Endpoint::Metrics => Reply::ok(metrics::CONTENT_TYPE, self.metrics.exposition()),
@@ -81,6 +89,7 @@ impl App {
         Reply {
             method,
             endpoint,
+            is_to_head: method == Method::Head,
             ..reply
         }
     }
@@ -124,8 +133,10 @@ impl Reply {
             method: Method::Other,
             endpoint: Endpoint::Other,
             status: Status::Ok,
+            allow: None,
             content_type,
             body: body.into(),
+            is_to_head: false,
             delay: Duration::ZERO,
         }
     }
@@ -138,27 +149,48 @@ impl Reply {
             ..Self::ok(TEXT, body)
         }
     }
+
+    /// Whether a body, or what a HEAD is told of it, belongs to the answer: a 204 ends with its head
+    /// (RFC 9110, sections 8.6 and 15.3.5).
+    pub fn has_body(&self) -> bool {
+        self.status != Status::NoContent
+    }
+
+    /// The answer to OPTIONS. No field of it grants a browser's preflight anything.
+    fn options() -> Self {
+        Self {
+            allow: Some(ALLOW),
+            ..Self::error(Status::NoContent, "")
+        }
+    }
+
+    fn method_not_allowed() -> Self {
+        Self {
+            allow: Some(ALLOW),
+            ..Self::error(
+                Status::MethodNotAllowed,
+                "Method not allowed. Try GET or HEAD.\n",
+            )
+        }
+    }
 }
 
 /// The path of a request target in origin-form or absolute-form (RFC 9112, section 3.2), without
 /// its query.
 fn path(target: &str) -> &str {
-    let path = if target.starts_with('/') {
-        target
-    } else {
-        after_authority(target).unwrap_or(target)
-    };
-    let query = path.bytes().position(|byte| byte == b'?');
-    match &path[..query.unwrap_or(path.len())] {
-        "" if query.is_some() => "/",
-        path => path,
+    if target.starts_with('/') {
+        return without_query(target);
+    }
+    match http::after_authority(target).map(without_query) {
+        Some("") => "/",
+        Some(path) => path,
+        None => target,
     }
 }
 
-/// What follows `scheme://authority`, if the target begins so.
-fn after_authority(target: &str) -> Option<&str> {
-    let (_, rest) = target.split_once("://")?;
-    Some(rest.find(['/', '?']).map_or("/", |start| &rest[start..]))
+fn without_query(target: &str) -> &str {
+    let query = target.bytes().position(|byte| byte == b'?');
+    &target[..query.unwrap_or(target.len())]
 }
 
 fn endpoint(path: &str) -> Endpoint {
@@ -229,15 +261,43 @@ mod tests {
     #[test]
     fn another_method_is_not_allowed_on_a_known_route() {
         for method in [
-            "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "BREW",
+            "POST", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "get", "BREW",
         ] {
             for target in ["/", "/probe", "/metrics", "/healthz"] {
                 let reply = ask(&mut app(), method, target);
                 assert_eq!(reply.status, Status::MethodNotAllowed, "{method} {target}");
+                assert_eq!(reply.allow, Some("GET, HEAD, OPTIONS"));
                 assert_eq!(reply.endpoint.label(), target);
             }
         }
         assert_eq!(ask(&mut app(), "get", "/probe").method, Method::Other);
+    }
+
+    #[test]
+    fn options_says_what_is_allowed_of_a_route_and_of_the_server() {
+        for (target, endpoint) in [
+            ("/", Endpoint::Root),
+            ("/probe?x", Endpoint::Probe),
+            ("/metrics", Endpoint::Metrics),
+            ("/healthz", Endpoint::Healthz),
+            ("http://a", Endpoint::Root),
+            ("*", Endpoint::Other),
+        ] {
+            let reply = ask(&mut app(), "OPTIONS", target);
+            assert_eq!(reply.status, Status::NoContent, "{target}");
+            assert_eq!(reply.allow, Some("GET, HEAD, OPTIONS"), "{target}");
+            assert_eq!((reply.endpoint, &*reply.body), (endpoint, ""));
+        }
+        assert_eq!(ask(&mut app(), "OPTIONS", "/nope").status, Status::NotFound);
+    }
+
+    #[test]
+    fn connect_is_not_allowed_wherever_it_leads() {
+        let reply = ask(&mut app(), "CONNECT", "a:443");
+        assert_eq!(reply.status, Status::MethodNotAllowed);
+        assert_eq!(reply.allow, Some("GET, HEAD, OPTIONS"));
+        assert_eq!(reply.endpoint, Endpoint::Other);
+        assert_eq!(reply.method, Method::Connect);
     }
 
     #[test]
@@ -253,6 +313,10 @@ mod tests {
             "*",
             "localhost:8080",
             "/x://y/probe",
+            "://a/probe",
+            "http:///probe",
+            "ftp://a/probe",
+            "probe?u=http://a/",
         ] {
             for method in ["GET", "HEAD", "POST", "BREW"] {
                 let reply = ask(&mut app(), method, target);

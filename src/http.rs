@@ -1,4 +1,7 @@
-//! The words of HTTP that this service knows: methods and status codes.
+//! The words of HTTP that this service knows: methods, status codes, and what a request target and a
+//! host look like.
+
+use std::net::Ipv6Addr;
 
 /// A request method as it stands in the `method` label: one of RFC 9110's and PATCH, or `other`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +61,12 @@ impl Method {
 #[expect(missing_docs, reason = "the names are RFC 9110's and RFC 6585's")]
 pub enum Status {
     Ok,
+    NoContent,
     BadRequest,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
+    LengthRequired,
     ContentTooLarge,
     UriTooLong,
     RequestHeaderFieldsTooLarge,
@@ -78,10 +83,12 @@ impl Status {
     pub fn line(self) -> &'static str {
         match self {
             Self::Ok => "200 OK",
+            Self::NoContent => "204 No Content",
             Self::BadRequest => "400 Bad Request",
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::RequestTimeout => "408 Request Timeout",
+            Self::LengthRequired => "411 Length Required",
             Self::ContentTooLarge => "413 Content Too Large",
             Self::UriTooLong => "414 URI Too Long",
             Self::RequestHeaderFieldsTooLarge => "431 Request Header Fields Too Large",
@@ -101,5 +108,206 @@ impl Status {
         self.label()
             .bytes()
             .fold(0, |code, digit| code * 10 + u16::from(digit - b'0'))
+    }
+}
+
+/// What follows scheme and authority in a target in absolute-form (RFC 9112, section 3.2.2): a path,
+/// a query or nothing. `None` for any other form, and where the host is missing or malformed. User
+/// information is an error, too (RFC 9110, sections 4.2.1 and 4.2.4).
+pub fn after_authority(target: &str) -> Option<&str> {
+    let (scheme, rest) = target.split_once("://")?;
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return None;
+    }
+    let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    (is_host(authority.as_bytes()) && !authority.is_empty() && !authority.starts_with(':'))
+        .then_some(rest)
+}
+
+/// Whether a text is `uri-host [ ":" port ]`, as the value of `Host` is (RFC 9110, section 7.2; the
+/// grammar is that of RFC 3986, sections 3.2.2 and 3.2.3). It may be empty.
+pub fn is_host(text: &[u8]) -> bool {
+    let (host, port) = split_port(text);
+    let is_host = match host {
+        [b'[', literal @ .., b']'] => is_ip_literal(literal),
+        name => is_name(name, b""),
+    };
+    is_host && port.is_none_or(|port| port.iter().all(u8::is_ascii_digit))
+}
+
+/// Whether a text is `uri-host ":" port`, the target of CONNECT (RFC 9112, section 3.2.3).
+pub fn is_authority_form(text: &[u8]) -> bool {
+    let (host, port) = split_port(text);
+    is_host(text) && !host.is_empty() && port.is_some_and(|port| !port.is_empty())
+}
+
+/// Splits at the colon before the port, if there is one behind a literal's brackets.
+fn split_port(text: &[u8]) -> (&[u8], Option<&[u8]>) {
+    let literal = text.iter().rposition(|byte| *byte == b']').unwrap_or(0);
+    match text[literal..].iter().position(|byte| *byte == b':') {
+        Some(colon) => (&text[..literal + colon], Some(&text[literal + colon + 1..])),
+        None => (text, None),
+    }
+}
+
+/// Whether a text may stand in brackets: an IPv6 address, or one of a version to come.
+fn is_ip_literal(literal: &[u8]) -> bool {
+    if let [b'v' | b'V', future @ ..] = literal {
+        let mut parts = future.splitn(2, |byte| *byte == b'.');
+        let (version, address) = (parts.next().unwrap_or_default(), parts.next());
+        return !version.is_empty()
+            && version.iter().all(u8::is_ascii_hexdigit)
+            && address.is_some_and(|address| {
+                !address.is_empty() && !address.contains(&b'%') && is_name(address, b":")
+            });
+    }
+    str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok())
+}
+
+/// Whether a text consists of unreserved characters, sub-delims, percent-encoded bytes and `others`.
+fn is_name(mut text: &[u8], others: &[u8]) -> bool {
+    while let [first, rest @ ..] = text {
+        text = match (first, rest) {
+            (b'%', [high, low, rest @ ..])
+                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
+                rest
+            }
+            (byte, rest)
+                if byte.is_ascii_alphanumeric()
+                    || b"-._~!$&'()*+,;=".contains(byte)
+                    || others.contains(byte) =>
+            {
+                rest
+            }
+            _ => return false,
+        };
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_method_is_its_own_label_and_any_other_is_other() {
+        for method in [
+            "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT",
+        ] {
+            assert_eq!(Method::parse(method).label(), method);
+        }
+        for method in ["get", "BREW", "", "GETS"] {
+            assert_eq!(Method::parse(method).label(), "other");
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_and_maybe_a_port() {
+        for host in [
+            "",
+            "a",
+            "a:",
+            "a:80",
+            ":80",
+            "127.0.0.1:8080",
+            "[::1]",
+            "[::1]:8080",
+            "[::]:",
+            "[::ffff:127.0.0.1]",
+            "[v1.a:b]",
+            "[vF.~]:1",
+            "a-b.c_d~e",
+            "a%2Fb",
+            "x!$&'()*+,;=",
+            "a:99999",
+        ] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
+        for host in [
+            "a:b",
+            "a:b:c",
+            "a:80:80",
+            "[::1",
+            "::1]",
+            "::1",
+            "[::1]x",
+            "[::1]80",
+            "x[::1]",
+            "[]",
+            "[a]",
+            "[127.0.0.1]",
+            "[::1%25eth0]",
+            "[v1]",
+            "[v1.]",
+            "[v.a]",
+            "[vg.a]",
+            "[v1.%41]",
+            "[v1.a/]",
+            "a%2",
+            "a%",
+            "a%gg",
+            "a%2g",
+            "a/b",
+            "a@b",
+            "a b",
+            "a?",
+            "a#",
+            "a\\b",
+            "é",
+            "\"",
+            "a:+1",
+            "[[::1]]",
+        ] {
+            assert!(!is_host(host.as_bytes()), "{host}");
+        }
+    }
+
+    #[test]
+    fn authority_form_is_a_host_and_a_port() {
+        for target in ["a:443", "[::1]:443", "127.0.0.1:1"] {
+            assert!(is_authority_form(target.as_bytes()), "{target}");
+        }
+        for target in [
+            "",
+            "a",
+            "a:",
+            ":443",
+            "/probe",
+            "http://a:443",
+            "a:443/",
+            "[::1]",
+            "a@b:1",
+        ] {
+            assert!(!is_authority_form(target.as_bytes()), "{target}");
+        }
+    }
+
+    #[test]
+    fn absolute_form_is_http_or_https_a_host_and_a_path() {
+        for (target, rest) in [
+            ("http://a", ""),
+            ("HTTPS://a:80/probe?x", "/probe?x"),
+            ("http://[::1]:80?x", "?x"),
+            ("http://a/http://b", "/http://b"),
+        ] {
+            assert_eq!(after_authority(target), Some(rest), "{target}");
+        }
+        for target in [
+            "http:///probe",
+            "http://:80/probe",
+            "://a/probe",
+            "ftp://a/probe",
+            "probe?u=http://a/",
+            "http:/a",
+            "http://a:b/",
+            "http://user@a/",
+            "http://",
+            "/probe",
+            "*",
+            "",
+        ] {
+            assert_eq!(after_authority(target), None, "{target}");
+        }
     }
 }

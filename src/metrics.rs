@@ -220,10 +220,12 @@ mod tests {
     fn every_label_value_is_distinct() {
         let statuses: std::collections::HashSet<_> = [
             Status::Ok,
+            Status::NoContent,
             Status::BadRequest,
             Status::NotFound,
             Status::MethodNotAllowed,
             Status::RequestTimeout,
+            Status::LengthRequired,
             Status::ContentTooLarge,
             Status::UriTooLong,
             Status::RequestHeaderFieldsTooLarge,

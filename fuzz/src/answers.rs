@@ -1,7 +1,6 @@
 //! Answers as a client reads them: strictly.
 
-use tiny_probe::app::{ALLOW, Reply};
-use tiny_probe::http::Method;
+use tiny_probe::app::Reply;
 
 use crate::drive::DATE;
 
@@ -9,8 +8,9 @@ use crate::drive::DATE;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
-    pub content_type: String,
-    pub content_length: usize,
+    pub allow: Option<String>,
+    pub content_type: Option<String>,
+    pub content_length: Option<usize>,
     pub body: String,
     pub closes: bool,
 }
@@ -18,30 +18,23 @@ pub struct Answer {
 impl Answer {
     /// What the client is to read of a reply that is not the last.
     pub fn new(reply: &Reply) -> Self {
-        let is_head = reply.method == Method::Head;
+        let has_body = reply.has_body();
+        let body = if reply.is_to_head { "" } else { &reply.body };
         Self {
             status: reply.status.code(),
-            content_type: reply.content_type.to_owned(),
-            content_length: reply.body.len(),
-            body: if is_head { "" } else { &reply.body }.to_owned(),
+            allow: reply.allow.map(str::to_owned),
+            content_type: has_body.then(|| reply.content_type.to_owned()),
+            content_length: has_body.then_some(reply.body.len()),
+            body: body.to_owned(),
             closes: false,
         }
     }
 }
 
-/// Reads the answer to a request of this method off the front of `bytes`, and how many interim 100s
-/// are before it. `None` if more is to come. Panics on what is no well-formed answer.
-pub fn read(bytes: &mut &str, method: &str) -> Option<(Answer, usize)> {
-    let mut rest = *bytes;
-    let mut interim = 0;
-    let head = loop {
-        let (head, after) = rest.split_once("\r\n\r\n")?;
-        rest = after;
-        if head != "HTTP/1.1 100 Continue" {
-            break head;
-        }
-        interim += 1;
-    };
+/// Reads the answer to a request of this method off the front of `bytes`. `None` if more is to come.
+/// Panics on what is no well-formed answer.
+pub fn read(bytes: &mut &str, method: &str) -> Option<Answer> {
+    let (head, rest) = bytes.split_once("\r\n\r\n")?;
     let mut lines = head.split("\r\n");
     let status_line = lines.next().unwrap_or_default();
     let status = status_line
@@ -59,24 +52,28 @@ pub fn read(bytes: &mut &str, method: &str) -> Option<(Answer, usize)> {
         let place = fields.iter().position(|field| field.0 == name)?;
         Some(fields.swap_remove(place).1)
     };
-    let content_type = take("Content-Type").expect("every answer has a type");
-    let content_length = take("Content-Length").expect("every answer has a length");
-    let content_length = content_length.parse().expect("a length is a number");
+    let content_type = take("Content-Type");
+    let content_length = take("Content-Length");
+    let content_length = content_length.map(|length| length.parse().expect("it is a number"));
+    let has_body = status != 204;
+    assert_eq!(content_type.is_some(), has_body);
+    assert_eq!(content_length.is_some(), has_body);
     assert_eq!(take("Date"), Some(DATE));
-    assert_eq!(take("Allow"), (status == 405).then_some(ALLOW));
+    let allow = take("Allow");
+    assert_eq!(allow.is_some(), matches!(status, 204 | 405));
     let connection = take("Connection");
     assert!(matches!(connection, None | Some("close" | "keep-alive")));
     assert!(fields.is_empty(), "fields too many: {fields:?}");
 
-    let body = if method == "HEAD" { 0 } else { content_length };
-    let (body, after) = rest.split_at_checked(body)?;
+    let length = content_length.filter(|_| method != "HEAD").unwrap_or(0);
+    let (body, after) = rest.split_at_checked(length)?;
     *bytes = after;
-    let answer = Answer {
+    Some(Answer {
         status,
-        content_type: content_type.to_owned(),
+        allow: allow.map(str::to_owned),
+        content_type: content_type.map(str::to_owned),
         content_length,
         body: body.to_owned(),
         closes: connection == Some("close"),
-    };
-    Some((answer, interim))
+    })
 }

@@ -19,9 +19,26 @@ pub fn check(input: &[u8]) {
     let mut app = App::new(&Config::default());
     let whole = drive(&mut app, [bytes]);
     let cut = drive(&mut app, pieces(lengths, bytes));
-    assert_eq!(cut.requests, whole.requests);
-    assert_eq!(cut.is_open, whole.is_open);
-    assert_eq!(answers(&cut), answers(&whole));
+    let (whole_answers, cut_answers) = (answers(&whole), answers(&cut));
+    if cut.requests.len() < whole.requests.len() {
+        // Who expects a 100 is told to close if its body is not here with the head.
+        assert!(cut_answers.last().is_some_and(|last| last.closes) && expects_continue(bytes));
+        assert_eq!(cut.requests, whole.requests[..cut.requests.len()]);
+    } else {
+        assert_eq!(cut.requests, whole.requests);
+        if !expects_continue(bytes) {
+            assert_eq!(cut.is_open, whole.is_open);
+            assert_eq!(cut_answers, whole_answers);
+        }
+    }
+}
+
+/// Whether a client may expect a 100 somewhere in its bytes.
+fn expects_continue(bytes: &[u8]) -> bool {
+    bytes
+        .to_ascii_lowercase()
+        .windows(12)
+        .any(|word| word == b"100-continue")
 }
 
 fn pieces<'a>(lengths: &[u8], mut rest: &'a [u8]) -> Vec<&'a [u8]> {
@@ -46,10 +63,10 @@ fn answers(outcome: &Outcome) -> Vec<Answer> {
     let mut rest = &*outcome.answers;
     let mut answers = Vec::new();
     for (method, target, status) in &outcome.requests {
-        let (mut answer, _) = read(&mut rest, method).expect("every request is answered");
+        let mut answer = read(&mut rest, method).expect("every request is answered");
         assert_eq!(answer.status, *status, "{method} {target}");
-        if answer.content_type == metrics::CONTENT_TYPE {
-            answer.content_length = 0;
+        if answer.content_type.as_deref() == Some(metrics::CONTENT_TYPE) {
+            answer.content_length = None;
             let lines = answer.body.lines();
             answer.body = lines
                 .filter(|line| !line.starts_with("process_"))

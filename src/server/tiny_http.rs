@@ -15,8 +15,7 @@ use std::{fs, process, thread};
 use tiny_http::{Header, Response, Server, StatusCode};
 
 use crate::access_log::AccessLog;
-use crate::app::{ALLOW, App, Reply, Request};
-use crate::http::Status;
+use crate::app::{App, Reply, Request};
 use crate::shutdown::GRACE;
 
 /// Serves until `stop_signal` becomes readable and the requests received by then are answered.
@@ -79,10 +78,12 @@ fn response(reply: &Reply) -> Response<&[u8]> {
     let header = |name: &str, value: &str| {
         Header::from_bytes(name, value).expect("a name and a value of ours are ASCII")
     };
-    let mut headers = vec![header("Content-Type", reply.content_type)];
-    if reply.status == Status::MethodNotAllowed {
-        headers.push(header("Allow", ALLOW));
-    }
+    let content_type = reply.has_body().then_some(reply.content_type);
+    let headers = [("Content-Type", content_type), ("Allow", reply.allow)];
+    let headers = headers
+        .into_iter()
+        .filter_map(|(name, value)| Some(header(name, value?)))
+        .collect();
     let body = reply.body.as_bytes();
     Response::new(
         StatusCode(reply.status.code()),

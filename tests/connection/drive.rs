@@ -5,15 +5,17 @@ use std::time::Instant;
 
 use tiny_probe::app::App;
 use tiny_probe::server::event_loop::connection::{Buffers, Connection, MAX_UNSENT};
+use tiny_probe::server::event_loop::request_head::Rejection;
 
 pub const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 
 /// What came of some bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// Method and target of each request, and the status it was answered.
+    /// Method and target of each request, and the status it was answered. What is rejected has no
+    /// target, and no method but HEAD.
     pub requests: Vec<(String, String, u16)>,
-    /// What the client receives; without the interim 100s, which depend on when a body arrives.
+    /// What the client receives.
     pub answers: String,
     /// Whether the connection is still open for requests.
     pub is_open: bool,
@@ -52,7 +54,6 @@ pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
         );
         connection.put_back(&mut spare);
     }
-    outcome.answers = outcome.answers.replace("HTTP/1.1 100 Continue\r\n\r\n", "");
     outcome
 }
 
@@ -68,9 +69,14 @@ fn answer_received(
                 let reply = app.answer(&request, now);
                 (request.method.to_owned(), request.target.to_owned(), reply)
             }
-            Err(rejection) => (String::new(), String::new(), rejection.reply()),
+            Err(rejection) => (rejected_method(rejection), String::new(), rejection.reply()),
         };
         outcome.requests.push((method, target, reply.status.code()));
         connection.answer(&reply, DATE, false, now);
     }
+}
+
+/// The method of what is rejected, as far as it matters to who reads the answer.
+pub fn rejected_method(rejection: Rejection) -> String {
+    if rejection.is_head { "HEAD" } else { "" }.to_owned()
 }

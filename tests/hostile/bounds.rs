@@ -12,6 +12,9 @@ use crate::{others_are_served, peak_resident};
 
 const SERVER: &str = "event-loop";
 
+/// The statuses of a request that was no request.
+const REFUSED: [u16; 5] = [400, 411, 413, 501, 505];
+
 /// Sends what the service will not want to the end of, until it is sent or refused.
 fn flood(client: &mut Client, chunk: &[u8], times: usize) {
     for _ in 0..times {
@@ -27,17 +30,20 @@ fn every_malformed_head_is_answered_closed_and_counted() {
     for (what, head, status) in REQUEST_HEADS {
         let mut client = service.connect();
         client.send(head);
-        assert_eq!(client.answer().status, *status, "{what}");
-        if matches!(status, 400 | 413 | 501 | 505) {
+        let answer = if head.starts_with("HEAD ") {
+            client.answer_to_head()
+        } else {
+            client.answer()
+        };
+        assert_eq!(answer.status, *status, "{what}");
+        if REFUSED.contains(status) {
             client.expect_close();
         }
         others_are_served(&service);
     }
     let page = service.scrape();
-    for refused in ["400", "413", "501", "505"] {
-        let expected = REQUEST_HEADS
-            .iter()
-            .filter(|head| head.2.to_string() == refused);
+    for refused in REFUSED {
+        let expected = REQUEST_HEADS.iter().filter(|head| head.2 == refused);
         let series = format!(
             r#"app_request_count_total{{method="other",endpoint="other",http_status="{refused}"}}"#
         );
@@ -124,15 +130,24 @@ fn a_body_within_the_bound_is_discarded_and_the_connection_goes_on() {
 }
 
 #[test]
-fn a_client_that_expects_a_100_gets_it_and_then_its_answer() {
+fn a_client_that_expects_a_100_gets_its_answer_at_once_and_a_close() {
     let service = Service::start(SERVER, &[]);
+    let expecting =
+        "POST /probe HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
+    // It may send its body all the same.
+    for body in ["", "abc"] {
+        let mut client = service.connect();
+        client.send(expecting);
+        let answer = client.answer();
+        assert_eq!(answer.status, 405);
+        assert_eq!(answer.field("Connection"), Some("close"));
+        client.send(body);
+        client.expect_close();
+    }
     let mut client = service.connect();
-    client.send(
-        "POST /probe HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n",
-    );
-    assert_eq!(client.answer_to_head().status, 100);
-    assert_eq!(client.answer().status, 405);
-    client.send("abc");
+    client.send(format!("{expecting}abc"));
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.field("Connection")), (405, None));
     assert_eq!(client.ask("GET", "/probe").status, 200);
 }
 

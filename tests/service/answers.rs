@@ -6,6 +6,7 @@ on_every_server!(
     every_route_answers_get,
     head_is_get_without_the_body,
     another_method_is_not_allowed,
+    options_says_what_is_allowed,
     another_path_is_not_found,
     the_landing_page_links_to_the_others,
     failures_come_as_often_as_configured,
@@ -62,13 +63,34 @@ fn another_method_is_not_allowed(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     for path in ["/probe", "/metrics", "/healthz", "/"] {
-        for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get"] {
+        for method in ["POST", "PUT", "DELETE", "PATCH", "TRACE", "get"] {
             let answer = client.ask(method, path);
             assert_eq!(answer.status, 405, "{method} {path}");
-            assert_eq!(answer.field("Allow"), Some("GET, HEAD"));
+            assert_eq!(answer.field("Allow"), Some("GET, HEAD, OPTIONS"));
         }
     }
     assert_eq!(client.ask("GET", "/probe").field("Allow"), None);
+    let answer = client.ask("CONNECT", "test:443");
+    assert_eq!(answer.status, 405);
+    assert_eq!(answer.field("Allow"), Some("GET, HEAD, OPTIONS"));
+}
+
+/// As `HAProxy`'s `option httpchk` asks, and as the seed's framework answers.
+fn options_says_what_is_allowed(server: &str) {
+    let service = Service::start(server, &[]);
+    let mut client = service.connect();
+    for target in ["/probe", "/metrics", "/healthz", "/", "*"] {
+        let answer = client.ask("OPTIONS", target);
+        assert_eq!(answer.status, 204, "{target}");
+        assert_eq!(answer.field("Allow"), Some("GET, HEAD, OPTIONS"));
+        for field in ["Content-Type", "Access-Control-Allow-Origin"] {
+            assert_eq!(answer.field(field), None, "{target}");
+        }
+        // The library says 0, which RFC 9110, section 8.6, forbids and clients do not mind.
+        let length = (server == "tiny-http").then_some("0");
+        assert_eq!(answer.field("Content-Length"), length, "{target}");
+    }
+    assert_eq!(client.ask("OPTIONS", "/nope").status, 404);
 }
 
 fn another_path_is_not_found(server: &str) {

@@ -232,6 +232,9 @@ impl Client {
     /// Waits for an answer.
     pub fn answer(&mut self) -> Answer {
         let mut answer = self.answer_to_head();
+        if answer.status == 204 {
+            return answer;
+        }
         let length = answer.field("Content-Length").expect("Content-Length");
         let length = length.parse().unwrap();
         while self.received.len() < length {

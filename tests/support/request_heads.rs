@@ -63,12 +63,67 @@ pub const REQUEST_HEADS: &[Head] = &[
     (
         "asterisk-form",
         "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
-        404,
+        204,
     ),
     (
         "authority-form",
         "CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+        405,
+    ),
+    (
+        "absolute-form of https, with a port and a query",
+        "GET https://a:443/probe?x HTTP/1.1\r\nHost: a\r\n\r\n",
+        200,
+    ),
+    (
+        "absolute-form in capitals",
+        "GET HTTP://a/probe HTTP/1.1\r\nHost: a\r\n\r\n",
+        200,
+    ),
+    (
+        "a scheme in the query",
+        "GET /probe?u=http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        200,
+    ),
+    (
+        "Host with an empty port",
+        "GET /probe HTTP/1.1\r\nHost: a:\r\n\r\n",
+        200,
+    ),
+    (
+        "Host with a percent-encoded byte",
+        "GET /probe HTTP/1.1\r\nHost: a%2Db\r\n\r\n",
+        200,
+    ),
+    (
+        "OPTIONS on a route",
+        "OPTIONS /probe HTTP/1.1\r\nHost: a\r\n\r\n",
+        204,
+    ),
+    (
+        "OPTIONS on a route in absolute-form",
+        "OPTIONS http://a/probe HTTP/1.1\r\nHost: a\r\n\r\n",
+        204,
+    ),
+    (
+        "OPTIONS in HTTP/1.0, as HAProxy asks",
+        "OPTIONS / HTTP/1.0\r\n\r\n",
+        204,
+    ),
+    (
+        "OPTIONS on what is not there",
+        "OPTIONS /nope HTTP/1.1\r\nHost: a\r\n\r\n",
         404,
+    ),
+    (
+        "what a browser sends in a query",
+        "GET /probe?{|}[^`] HTTP/1.1\r\nHost: a\r\n\r\n",
+        200,
+    ),
+    (
+        "an unknown expectation",
+        "GET /probe HTTP/1.1\r\nHost: a\r\nExpect: 200-maybe\r\n\r\n",
+        200,
     ),
     // Where does the body end?
     (
@@ -89,7 +144,7 @@ pub const REQUEST_HEADS: &[Head] = &[
     (
         "chunked",
         "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        501,
+        411,
     ),
     (
         "an unknown coding",
@@ -104,6 +159,41 @@ pub const REQUEST_HEADS: &[Head] = &[
     (
         "two codings",
         "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n",
+        501,
+    ),
+    (
+        "chunked in capitals",
+        "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: CHUNKED\r\n\r\n",
+        411,
+    ),
+    (
+        "chunked in a list with an empty element",
+        "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: ,chunked\r\n\r\n",
+        411,
+    ),
+    (
+        "chunked twice",
+        "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+        400,
+    ),
+    (
+        "chunked twice, in two fields",
+        "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        400,
+    ),
+    (
+        "no coding at all",
+        "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n",
+        400,
+    ),
+    (
+        "a coding and then chunked",
+        "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        501,
+    ),
+    (
+        "chunked and then a coding",
+        "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
         501,
     ),
     (
@@ -267,6 +357,97 @@ pub const REQUEST_HEADS: &[Head] = &[
         "GET probe HTTP/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
+    (
+        "absolute-form without a host",
+        "GET http:///probe HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "absolute-form with a port and no host",
+        "GET http://:80/probe HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "absolute-form without a scheme",
+        "GET ://a/probe HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "absolute-form of another scheme",
+        "GET ftp://a/probe HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "absolute-form with a user",
+        "GET http://u@a/probe HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "absolute-form with a malformed host",
+        "GET http://a:b/probe HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "a scheme in the query of no form",
+        "GET probe?u=http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "asterisk-form for GET",
+        "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "asterisk-form and more",
+        "OPTIONS *x HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "authority-form for GET",
+        "GET a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "authority-form without a port",
+        "CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "CONNECT to a path",
+        "CONNECT /probe HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "a fragment",
+        "GET /probe#x HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "a fragment in the query",
+        "GET /probe?x#y HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "bytes beyond ASCII in the target",
+        "GET /prob\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "bytes beyond ASCII in the query",
+        "GET /probe?\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
+    ("HEAD without a Host", "HEAD /probe HTTP/1.1\r\n\r\n", 400),
+    (
+        "HEAD with a coding",
+        "HEAD /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+        501,
+    ),
+    (
+        "HEAD of another version",
+        "HEAD /probe HTTP/2.0\r\nHost: a\r\n\r\n",
+        505,
+    ),
     ("TLS", "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\n", 400),
     // Which version?
     ("HTTP/1.2", "GET /probe HTTP/1.2\r\nHost: a\r\n\r\n", 505),
@@ -321,6 +502,41 @@ pub const REQUEST_HEADS: &[Head] = &[
     (
         "Host twice in HTTP/1.0",
         "GET /probe HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
+        400,
+    ),
+    (
+        "Host with two ports",
+        "GET /probe HTTP/1.1\r\nHost: a:b:c\r\n\r\n",
+        400,
+    ),
+    (
+        "Host with a port that is none",
+        "GET /probe HTTP/1.1\r\nHost: a:b\r\n\r\n",
+        400,
+    ),
+    (
+        "Host with an open bracket",
+        "GET /probe HTTP/1.1\r\nHost: [::1\r\n\r\n",
+        400,
+    ),
+    (
+        "Host with an IPv6 address and no brackets",
+        "GET /probe HTTP/1.1\r\nHost: ::1\r\n\r\n",
+        400,
+    ),
+    (
+        "Host with brackets around a name",
+        "GET /probe HTTP/1.1\r\nHost: [a]\r\n\r\n",
+        400,
+    ),
+    (
+        "Host with half an escape",
+        "GET /probe HTTP/1.1\r\nHost: a%2\r\n\r\n",
+        400,
+    ),
+    (
+        "Host with a comma and a space",
+        "GET /probe HTTP/1.1\r\nHost: a, b\r\n\r\n",
         400,
     ),
     (

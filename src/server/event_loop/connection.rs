@@ -14,8 +14,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::request_head::{self, MAX_HEAD, Rejection};
-use crate::app::{ALLOW, Reply, Request};
-use crate::http::{Method, Status};
+use crate::app::{Reply, Request};
 
 /// Answers that wait unsent, in bytes, beyond which no more requests are read.
 pub const MAX_UNSENT: usize = 64 * 1024;
@@ -144,16 +143,14 @@ impl Connection {
             }
         };
         self.start += head.length;
-        // A client that waits for it sends no body before (RFC 9110, section 10.1.1).
-        let body_is_awaited = self.start == self.buffers.received.len();
-        if head.expects_continue && head.body_length > 0 && body_is_awaited {
-            let interim = b"HTTP/1.1 100 Continue\r\n\r\n";
-            self.buffers.to_send.extend_from_slice(interim);
-        }
+        // The answer is what a client waits for that expects a 100. Whether it sends its body then is
+        // its own affair, and nobody could say where its next request starts (RFC 9110, section
+        // 10.1.1).
+        let body_is_here = self.buffers.received.len() - self.start >= head.body_length;
         self.state = State::Answering(Answering {
             body_length: head.body_length,
             is_http_1_0: head.is_http_1_0,
-            keep_alive: head.keep_alive,
+            keep_alive: head.keep_alive && (body_is_here || !head.expects_continue),
             is_rejected: false,
         });
         Some(Ok(Request {
@@ -289,12 +286,10 @@ impl Connection {
         if !is_within_head {
             return None;
         }
+        let rejection = request_head::timed_out(&self.buffers.received[self.start..]);
         self.start = self.buffers.received.len();
         self.state = State::REJECTED;
-        Some(Rejection {
-            status: Status::RequestTimeout,
-            reason: "The request head took longer than 10 seconds.\n",
-        })
+        Some(rejection)
     }
 
     /// Takes spare buffers, which have grown to their size, so that a request allocates nothing.
@@ -383,19 +378,21 @@ fn write_answer(to_send: &mut Vec<u8>, reply: &Reply, date: &str, connection: &s
     let mut write = |part: &str| to_send.extend_from_slice(part.as_bytes());
     write("HTTP/1.1 ");
     write(reply.status.line());
-    write("\r\nContent-Type: ");
-    write(reply.content_type);
     write("\r\nDate: ");
     write(date);
     write(connection);
-    if reply.status == Status::MethodNotAllowed {
+    if let Some(methods) = reply.allow {
         write("\r\nAllow: ");
-        write(ALLOW);
+        write(methods);
     }
-    write("\r\nContent-Length: ");
-    write(itoa::Buffer::new().format(reply.body.len()));
+    if reply.has_body() {
+        write("\r\nContent-Type: ");
+        write(reply.content_type);
+        write("\r\nContent-Length: ");
+        write(itoa::Buffer::new().format(reply.body.len()));
+    }
     write("\r\n\r\n");
-    if reply.method != Method::Head {
+    if !reply.is_to_head {
         write(&reply.body);
     }
 }

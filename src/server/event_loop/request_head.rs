@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use httparse::{Error, Header, Request as Parser};
 
 use crate::app::Reply;
-use crate::http::Status;
+use crate::http::{Status, after_authority, is_authority_form, is_host};
 
 /// The longest request head, in bytes.
 pub const MAX_HEAD: usize = 8 * 1024;
@@ -32,7 +32,7 @@ pub struct RequestHead<'a> {
     pub is_http_1_0: bool,
     /// Whether the connection stays open after the answer.
     pub keep_alive: bool,
-    /// Whether the client waits for a 100 before it sends the body.
+    /// Whether the client waits for an answer before it sends the body.
     pub expects_continue: bool,
 }
 
@@ -44,26 +44,57 @@ pub struct Rejection {
     pub status: Status,
     /// What was wrong, for the client to read.
     pub reason: &'static str,
+    /// Whether it is a HEAD that is rejected: nothing but a head answers it, whatever the status
+    /// (RFC 9110, section 9.3.2).
+    pub is_head: bool,
 }
 
 impl Rejection {
     const fn new(status: Status, reason: &'static str) -> Self {
-        Self { status, reason }
+        Self {
+            status,
+            reason,
+            is_head: false,
+        }
     }
 
     const fn bad_request(reason: &'static str) -> Self {
         Self::new(Status::BadRequest, reason)
     }
 
+    /// The same, of what was received so far.
+    fn of(self, received: &[u8]) -> Self {
+        Self {
+            is_head: received.starts_with(b"HEAD "),
+            ..self
+        }
+    }
+
     /// The answer that says so.
     pub fn reply(self) -> Reply {
-        Reply::error(self.status, self.reason)
+        Reply {
+            is_to_head: self.is_head,
+            ..Reply::error(self.status, self.reason)
+        }
     }
+}
+
+/// Why a head is rejected of which only this much was received in time.
+pub fn timed_out(received: &[u8]) -> Rejection {
+    Rejection::new(
+        Status::RequestTimeout,
+        "The request head took longer than 10 seconds.\n",
+    )
+    .of(received)
 }
 
 /// Reads the head that `received` starts with; `None` if more is to come. The result is the same
 /// however the bytes arrive: it depends on whole lines only.
 pub fn parse(received: &[u8]) -> Result<Option<RequestHead<'_>>, Rejection> {
+    parse_lines(received).map_err(|rejection| rejection.of(received))
+}
+
+fn parse_lines(received: &[u8]) -> Result<Option<RequestHead<'_>>, Rejection> {
     let within_bound = &received[..received.len().min(MAX_HEAD)];
     let lines = within_bound.iter().rposition(|byte| *byte == b'\n');
     let lines = &within_bound[..lines.map_or(0, |last| last + 1)];
@@ -73,16 +104,31 @@ pub fn parse(received: &[u8]) -> Result<Option<RequestHead<'_>>, Rejection> {
     match head.parse_with_uninit_headers(lines, &mut fields) {
         Ok(httparse::Status::Complete(length)) => judge(&head, length).map(Some),
         Ok(httparse::Status::Partial) if received.len() < MAX_HEAD => Ok(None),
-        Ok(httparse::Status::Partial) if lines.is_empty() => Err(Rejection::new(
-            Status::UriTooLong,
-            "The request line is longer than 8 KiB.\n",
-        )),
+        Ok(httparse::Status::Partial) if lines.is_empty() => Err(too_long(within_bound)),
         Ok(httparse::Status::Partial) => Err(Rejection::new(
             Status::RequestHeaderFieldsTooLarge,
             "The request head is longer than 8 KiB.\n",
         )),
         Err(error) => Err(malformed(error, lines)),
     }
+}
+
+/// What is too long of a request line that does not end within the bound: the method or the target
+/// (RFC 9112, section 3).
+fn too_long(request_line: &[u8]) -> Rejection {
+    match request_line.iter().position(|byte| !is_token(*byte)) {
+        None => Rejection::new(Status::NotImplemented, "No method is 8 KiB long.\n"),
+        Some(end) if end > 0 && request_line[end] == b' ' => Rejection::new(
+            Status::UriTooLong,
+            "The request line is longer than 8 KiB.\n",
+        ),
+        Some(_) => Rejection::bad_request("The request head is malformed.\n"),
+    }
+}
+
+/// Whether a byte may stand in a method (RFC 9110, section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn malformed(error: Error, lines: &[u8]) -> Rejection {
@@ -123,13 +169,13 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
     let is_http_1_0 = head.version == Some(0);
     let mut hosts = 0;
     let mut content_length = None;
-    let mut transfer_encoding = false;
+    let mut transfer_encoding = None;
     let (mut close, mut keep_alive) = (false, false);
     let mut expects_continue = false;
     for Header { name, value } in head.headers.iter() {
         if name.eq_ignore_ascii_case("Host") {
             hosts += 1;
-            if !is_authority(value) {
+            if !is_host(value) {
                 return Err(Rejection::bad_request("Host is malformed.\n"));
             }
         } else if name.eq_ignore_ascii_case("Content-Length") {
@@ -139,12 +185,14 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
                 return Err(Rejection::bad_request("Content-Length is there twice.\n"));
             }
         } else if name.eq_ignore_ascii_case("Transfer-Encoding") {
-            transfer_encoding = true;
+            transfer_encoding
+                .get_or_insert_with(TransferEncoding::default)
+                .add(value);
         } else if name.eq_ignore_ascii_case("Connection") {
             close |= lists(value, b"close");
             keep_alive |= lists(value, b"keep-alive");
         } else if name.eq_ignore_ascii_case("Expect") {
-            expects_continue |= value.eq_ignore_ascii_case(b"100-continue");
+            expects_continue |= lists(value, b"100-continue");
         }
     }
 
@@ -157,17 +205,14 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
             "A request needs one Host, and one only.\n",
         ));
     }
-    // RFC 9112, section 6.1.
-    if transfer_encoding && (content_length.is_some() || is_http_1_0) {
-        return Err(Rejection::bad_request(
-            "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.\n",
-        ));
-    }
-    if transfer_encoding {
-        return Err(Rejection::new(
-            Status::NotImplemented,
-            "No transfer coding is understood here.\n",
-        ));
+    if let Some(transfer_encoding) = transfer_encoding {
+        // RFC 9112, section 6.1.
+        if content_length.is_some() || is_http_1_0 {
+            return Err(Rejection::bad_request(
+                "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.\n",
+            ));
+        }
+        return Err(transfer_encoding.rejection());
     }
     let body_length = content_length.unwrap_or(0);
     if body_length > MAX_BODY {
@@ -187,17 +232,53 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
     })
 }
 
-/// Whether a target has the shape of origin-form, absolute-form, authority-form (for CONNECT only)
-/// or asterisk-form (RFC 9112, section 3.2). What it names is for the app to say.
+/// Whether a target has the form that goes with its method (RFC 9112, section 3.2). What it names is
+/// for the app to say. Some of what a URI may not hold, a `|` say, is let through, because browsers
+/// send it; a fragment and bytes beyond ASCII are not.
 fn is_target(method: &str, target: &str) -> bool {
-    target.starts_with('/') || target.contains("://") || target == "*" || method == "CONNECT"
+    if !target.is_ascii() || target.contains('#') {
+        return false;
+    }
+    match method {
+        "CONNECT" => is_authority_form(target.as_bytes()),
+        "OPTIONS" if target == "*" => true,
+        _ => target.starts_with('/') || after_authority(target).is_some(),
+    }
 }
 
-/// Whether every byte may stand in a host and port (RFC 3986, sections 3.2.2 and 3.2.3).
-fn is_authority(value: &[u8]) -> bool {
-    let may_stand =
-        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%:[]!$&'()*+,;=".contains(byte);
-    value.iter().all(may_stand)
+/// The codings of a request, over all its Transfer-Encoding fields.
+#[derive(Default)]
+struct TransferEncoding {
+    chunked: u32,
+    others: u32,
+}
+
+impl TransferEncoding {
+    fn add(&mut self, value: &[u8]) {
+        for coding in elements(value) {
+            if coding.eq_ignore_ascii_case(b"chunked") {
+                self.chunked += 1;
+            } else {
+                self.others += 1;
+            }
+        }
+    }
+
+    /// Why a request with these is rejected (RFC 9112, sections 6.1 and 6.3).
+    fn rejection(&self) -> Rejection {
+        match (self.chunked, self.others) {
+            // It is understood, and not wanted.
+            (1, 0) => Rejection::new(
+                Status::LengthRequired,
+                "A body needs a Content-Length here.\n",
+            ),
+            (_, 0) => Rejection::bad_request("Transfer-Encoding is malformed.\n"),
+            _ => Rejection::new(
+                Status::NotImplemented,
+                "No transfer coding but chunked is understood here.\n",
+            ),
+        }
+    }
 }
 
 /// Digits and nothing else: no sign, no list. More than fits is as good as the largest that does.
@@ -213,7 +294,13 @@ fn read_length(value: &[u8]) -> Option<usize> {
 
 /// Whether a comma-separated list names an option, in any case.
 fn lists(value: &[u8], option: &[u8]) -> bool {
+    elements(value).any(|element| element.eq_ignore_ascii_case(option))
+}
+
+/// The elements of a comma-separated list; empty ones do not count (RFC 9110, section 5.6.1).
+fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value
         .split(|byte| *byte == b',')
-        .any(|element| element.trim_ascii().eq_ignore_ascii_case(option))
+        .map(<[u8]>::trim_ascii)
+        .filter(|element| !element.is_empty())
 }
