@@ -219,7 +219,9 @@ BAD = [
     (request("POST", "/probe", "Content-Length: 3", "Content-Length: 3") + "abc", 400),
     (request("POST", "/probe", "Content-Length: -1"), 400),
     (request("POST", "/probe", "Content-Length: 5", "Transfer-Encoding: chunked") + "0\r\n\r\n", 400),
-    (request("POST", "/probe", "Transfer-Encoding: chunked") + "0\r\n\r\n", 501),
+    (request("POST", "/probe", "Transfer-Encoding: chunked") + "0\r\n\r\n", 411),
+    (request("POST", "/probe", "Transfer-Encoding: gzip"), 501),
+    (request("GET", "http:///probe"), 400),
     (request("GET", "/probe", version="2.0"), 505),
     (request("POST", "/probe", "Content-Length: 10000000000000000"), 413),
     (request("POST", "/probe", "Content-Length: 100000") + "x" * 100_000, 413),
@@ -283,6 +285,23 @@ def silent(service, ledger, stop):
         connection.socket.close()
 
 
+def idle(service, ledger, stop):
+    """A connection that is kept and not used, until the service closes it without a word."""
+    with Connection(service.port) as connection:
+        connection.send(request("GET", "/healthz"))
+        status, _ = connection.answer()
+        ledger.answer("GET", "/healthz", status)
+        began = time.monotonic()
+        while not select.select([connection.socket], [], [], 0.5)[0]:
+            if stop.is_set():
+                return
+            if time.monotonic() - began > 75 + TIMEOUT:
+                raise Wrong("an idle connection was kept for more than 85 s")
+        connection.expect_end()
+        if (took := time.monotonic() - began) < 74.9:
+            raise Wrong(f"an idle connection was closed after {took:.1f} s")
+
+
 def connect_and_vanish(service, ledger, stop):
     connection = Connection(service.port)
     random.choice([connection.reset, connection.socket.close])()
@@ -342,7 +361,7 @@ def never_read(service, ledger, stop):
 
 CLIENTS = {
     keep_alive: 8, new_connection_each: 4, pipeline: 2, slow_reader: 2,
-    malformed: 2, body_never_sent: 4, slow_head: 8, silent: 1, connect_and_vanish: 2,
+    malformed: 2, body_never_sent: 4, slow_head: 8, silent: 1, idle: 4, connect_and_vanish: 2,
     vanish_within_head: 2, vanish_after_request: 2, vanish_while_late: 2, never_read: 4,
 }
 
