@@ -43,6 +43,10 @@ check-metrics: build ## have promtool check the exposition
 	SERVER=event-loop scripts/with-service.sh scripts/check-metrics.sh
 	SERVER=tiny-http scripts/with-service.sh scripts/check-metrics.sh
 
+.PHONY: check-syscalls
+check-syscalls: build ## have system calls fail under the built binary, with strace
+	scripts/check-syscalls.py
+
 # The static binary. CARGO chooses a toolchain that has TARGET (`rustup target add`); the paths of the
 # crates that are in the binary do not say where they were built.
 TARGET ?= $(shell uname -m)-unknown-linux-musl
