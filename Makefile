@@ -47,6 +47,10 @@ check-metrics: build ## have promtool check the exposition
 check-syscalls: build ## have system calls fail under the built binary, with strace
 	scripts/check-syscalls.py
 
+.PHONY: check-proxies
+check-proxies: build ## put nginx and HAProxy in front of the built binary
+	SERVER=event-loop scripts/with-service.sh scripts/check-proxies.py
+
 # The static binary. CARGO chooses a toolchain that has TARGET (`rustup target add`); the paths of the
 # crates that are in the binary do not say where they were built.
 TARGET ?= $(shell uname -m)-unknown-linux-musl
