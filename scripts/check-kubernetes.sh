@@ -72,3 +72,7 @@ check "the annotations say the port of the container" \
     '$pod.metadata.annotations["prometheus.io/port"] == ($container.ports[0].containerPort | tostring)'
 check "liveness and readiness ask /healthz" \
     '[$container.livenessProbe, $container.readinessProbe | .httpGet] | all(. == {path: "/healthz", port: "http"})'
+grace=$(sed -n 's/.*GRACE: Duration = Duration::from_secs(\([0-9]*\));/\1/p' src/shutdown.rs)
+check "the grace period covers preStop, the ${grace:-unknown} seconds for delayed answers, and a margin of 2" \
+    '$container.lifecycle.preStop.sleep.seconds as $sleep | $sleep > 0
+        and $pod.spec.terminationGracePeriodSeconds >= $sleep + '"$grace"' + 2'
