@@ -9,7 +9,7 @@ pub mod event_loop;
 pub mod tiny_http;
 
 /// Connections that the kernel may complete before they are accepted; it has a bound of its own.
-const BACKLOG: i32 = 4096;
+const BACKLOG: u16 = 4096;
 /// What the kernel may hold of one connection in either direction, in bytes; it doubles both. Left
 /// alone it grows to megabytes for a client that does not read, and counts as the container's memory.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -25,6 +25,6 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     sockopt::set_socket_recv_buffer_size(&listener, RECEIVE_BUFFER)?;
     // The standard library's backlog is 128: of a thousand clients at once most would wait a
     // second for their second SYN.
-    rustix::net::listen(&listener, BACKLOG)?;
+    rustix::net::listen(&listener, BACKLOG.into())?;
     Ok(listener)
 }

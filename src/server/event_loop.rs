@@ -33,6 +33,7 @@ use self::timer_queue::TimerQueue;
 use crate::access_log::AccessLog;
 use crate::app::App;
 use crate::diagnostics::{report, report_panics};
+use crate::server::BACKLOG;
 use crate::shutdown::GRACE;
 
 mod client;
@@ -151,7 +152,7 @@ impl EventLoop {
             self.run_queued();
             self.run_timers();
             self.sweep();
-            self.accept();
+            self.accept(ACCEPTS_PER_WAKE_UP);
         }
         Ok(())
     }
@@ -265,14 +266,14 @@ impl EventLoop {
         self.plan_sweep(deadline);
     }
 
-    /// Accepts what the kernel has completed, as far as there is room.
-    fn accept(&mut self) {
+    /// Accepts what the kernel has completed, up to so many, as far as there is room.
+    fn accept(&mut self, most: usize) {
         let now = self.shared.now;
         if self.accept_paused_until.is_some_and(|end| now < end) {
             return;
         }
         self.accept_paused_until = None;
-        for _ in 0..ACCEPTS_PER_WAKE_UP {
+        for _ in 0..most {
             let (true, Some(listener)) = (self.may_accept, &self.listener) else {
                 return;
             };
@@ -357,8 +358,10 @@ impl EventLoop {
             return;
         }
         self.stop_at = Some(self.shared.now + GRACE);
+        // The last chance of those whom the kernel has accepted, whether or not there was room.
         self.may_accept = true;
-        self.accept();
+        self.accept_paused_until = None;
+        self.accept(BACKLOG.into());
         self.listener = None;
         self.may_accept = false;
         self.shared.is_stopping = true;

@@ -261,26 +261,27 @@ fn more_clients_than_descriptors_are_all_served() {
     });
 }
 
-#[test]
-fn accepting_pauses_without_descriptors_and_resumes_with_them() {
-    let mut service = Service::start(SERVER, &[]);
+/// Leaves the service no descriptor for the last of ten clients, which has sent a request. Gives the
+/// clients, and what gives the descriptors back.
+fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>) {
     let page = service.scrape();
     let pid = rustix::process::Pid::from_raw(service.pid().cast_signed());
-    let set_limit = |count| {
+    let set_limit = move |count| {
         let limit = Rlimit {
             current: Some(count),
             maximum: Some(page.count("process_max_fds")),
         };
         prlimit(pid, Resource::Nofile, limit).unwrap();
     };
+    let page = service.scrape();
     // Enough for three: the count includes the page's own connection.
     set_limit(page.count("process_open_fds") + 2);
     let mut clients: Vec<Client> = (0..10).map(|_| service.connect()).collect();
     for client in &mut clients[..3] {
         assert_eq!(client.ask("GET", "/probe").status, 200);
     }
-    let timeout = Some(std::time::Duration::from_millis(200));
     let waiting = &mut clients[9];
+    let timeout = Some(std::time::Duration::from_millis(200));
     waiting.stream.set_read_timeout(timeout).unwrap();
     waiting.send_request("GET", "/probe");
     assert!(
@@ -288,8 +289,14 @@ fn accepting_pauses_without_descriptors_and_resumes_with_them() {
         "there is no descriptor for it"
     );
     waiting.stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    (clients, move || set_limit(page.count("process_max_fds")))
+}
 
-    set_limit(page.count("process_max_fds"));
+#[test]
+fn accepting_pauses_without_descriptors_and_resumes_with_them() {
+    let mut service = Service::start(SERVER, &[]);
+    let (mut clients, give_back) = run_out_of_descriptors(&service);
+    give_back();
     assert_eq!(clients[9].answer().status, 200);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
@@ -297,6 +304,37 @@ fn accepting_pauses_without_descriptors_and_resumes_with_them() {
     let expected = "tiny-probe: cannot accept connections for now: Too many open files";
     assert!(diagnostics.starts_with(expected), "{diagnostics}");
     assert!(diagnostics.lines().count() < 10, "{diagnostics}");
+}
+
+#[test]
+fn a_signal_ends_the_pause_in_accepting() {
+    let mut service = Service::start(SERVER, &[]);
+    let (mut clients, give_back) = run_out_of_descriptors(&service);
+    service.signal("STOP");
+    give_back();
+    service.signal("TERM");
+    service.signal("CONT");
+    assert_eq!(clients[9].answer().status, 200);
+    assert_eq!(service.wait(), Some(0));
+}
+
+#[test]
+fn whoever_the_kernel_has_accepted_before_a_signal_is_answered() {
+    let mut service = Service::start(SERVER, &[]);
+    service.signal("STOP");
+    let mut clients: Vec<Client> = (0..300)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send_request("GET", "/probe");
+            client
+        })
+        .collect();
+    service.signal("TERM");
+    service.signal("CONT");
+    for client in &mut clients {
+        assert_eq!(client.answer().body, "I'm ok!");
+    }
+    assert_eq!(service.wait(), Some(0));
 }
 
 #[test]
