@@ -130,9 +130,9 @@ pub fn is_host(text: &[u8]) -> bool {
     let (host, port) = split_port(text);
     let is_host = match host {
         [b'[', literal @ .., b']'] => is_ip_literal(literal),
-        name => is_name(name, b""),
+        name => is_name(name),
     };
-    is_host && port.is_none_or(|port| port.iter().all(u8::is_ascii_digit))
+    is_host && port.unwrap_or_default().iter().all(u8::is_ascii_digit)
 }
 
 /// Whether a text is `uri-host ":" port`, the target of CONNECT (RFC 9112, section 3.2.3).
@@ -141,11 +141,14 @@ pub fn is_authority_form(text: &[u8]) -> bool {
     is_host(text) && !host.is_empty() && port.is_some_and(|port| !port.is_empty())
 }
 
-/// Splits at the colon before the port, if there is one behind a literal's brackets.
+/// Splits at the colon before the port, if there is one. Brackets may hold others.
 fn split_port(text: &[u8]) -> (&[u8], Option<&[u8]>) {
-    let literal = text.iter().rposition(|byte| *byte == b']').unwrap_or(0);
-    match text[literal..].iter().position(|byte| *byte == b':') {
-        Some(colon) => (&text[..literal + colon], Some(&text[literal + colon + 1..])),
+    let host = match text.first() {
+        Some(b'[') => text.iter().position(|byte| *byte == b']').unwrap_or(0),
+        _ => 0,
+    };
+    match text[host..].iter().position(|byte| *byte == b':') {
+        Some(colon) => (&text[..host + colon], Some(&text[host + colon + 1..])),
         None => (text, None),
     }
 }
@@ -158,32 +161,31 @@ fn is_ip_literal(literal: &[u8]) -> bool {
         return !version.is_empty()
             && version.iter().all(u8::is_ascii_hexdigit)
             && address.is_some_and(|address| {
-                !address.is_empty() && !address.contains(&b'%') && is_name(address, b":")
+                let is_address = |byte: &u8| is_name_byte(*byte) || *byte == b':';
+                !address.is_empty() && address.iter().all(is_address)
             });
     }
     str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok())
 }
 
-/// Whether a text consists of unreserved characters, sub-delims, percent-encoded bytes and `others`.
-fn is_name(mut text: &[u8], others: &[u8]) -> bool {
-    while let [first, rest @ ..] = text {
-        text = match (first, rest) {
-            (b'%', [high, low, rest @ ..])
-                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
-            {
-                rest
-            }
-            (byte, rest)
-                if byte.is_ascii_alphanumeric()
-                    || b"-._~!$&'()*+,;=".contains(byte)
-                    || others.contains(byte) =>
-            {
+/// Whether a text consists of what a registered name may hold.
+fn is_name(mut text: &[u8]) -> bool {
+    loop {
+        text = match text {
+            [] => return true,
+            [byte, rest @ ..] if is_name_byte(*byte) => rest,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
                 rest
             }
             _ => return false,
         };
     }
-    true
+}
+
+/// Whether a byte is unreserved or one of the sub-delims (RFC 3986, sections 2.2 and 2.3).
+fn is_name_byte(byte: u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'!' | b'$'
+        | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
 }
 
 #[cfg(test)]

@@ -236,7 +236,7 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
 /// for the app to say. Some of what a URI may not hold, a `|` say, is let through, because browsers
 /// send it; a fragment and bytes beyond ASCII are not.
 fn is_target(method: &str, target: &str) -> bool {
-    if !target.is_ascii() || target.contains('#') {
+    if !target.bytes().all(|byte| byte.is_ascii() && byte != b'#') {
         return false;
     }
     match method {
