@@ -159,7 +159,7 @@ fn names_another_version(lines: &[u8]) -> bool {
     is_version && words.next().is_none()
 }
 
-/// Reads the fields that matter. All others are ignored.
+/// Judges a complete head.
 fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Rejection> {
     // Both are there when the head is complete.
     let (method, target) = (
@@ -167,69 +167,84 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
         head.path.unwrap_or_default(),
     );
     let is_http_1_0 = head.version == Some(0);
-    let mut hosts = 0;
-    let mut content_length = None;
-    let mut transfer_encoding = None;
-    let (mut close, mut keep_alive) = (false, false);
-    let mut expects_continue = false;
-    for Header { name, value } in head.headers.iter() {
-        if name.eq_ignore_ascii_case("Host") {
-            hosts += 1;
-            if !is_host(value) {
-                return Err(Rejection::bad_request("Host is malformed.\n"));
-            }
-        } else if name.eq_ignore_ascii_case("Content-Length") {
-            let number = read_length(value)
-                .ok_or(Rejection::bad_request("Content-Length is no number.\n"))?;
-            if content_length.replace(number).is_some() {
-                return Err(Rejection::bad_request("Content-Length is there twice.\n"));
-            }
-        } else if name.eq_ignore_ascii_case("Transfer-Encoding") {
-            transfer_encoding
-                .get_or_insert_with(TransferEncoding::default)
-                .add(value);
-        } else if name.eq_ignore_ascii_case("Connection") {
-            close |= lists(value, b"close");
-            keep_alive |= lists(value, b"keep-alive");
-        } else if name.eq_ignore_ascii_case("Expect") {
-            expects_continue |= lists(value, b"100-continue");
-        }
-    }
-
+    let fields = Fields::read(head.headers)?;
     if !is_target(method, target) {
         return Err(Rejection::bad_request("The request target is malformed.\n"));
     }
     // RFC 9112, section 3.2.
-    if hosts > 1 || (hosts == 0 && !is_http_1_0) {
+    if fields.hosts > 1 || (fields.hosts == 0 && !is_http_1_0) {
         return Err(Rejection::bad_request(
             "A request needs one Host, and one only.\n",
-        ));
-    }
-    if let Some(transfer_encoding) = transfer_encoding {
-        // RFC 9112, section 6.1.
-        if content_length.is_some() || is_http_1_0 {
-            return Err(Rejection::bad_request(
-                "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.\n",
-            ));
-        }
-        return Err(transfer_encoding.rejection());
-    }
-    let body_length = content_length.unwrap_or(0);
-    if body_length > MAX_BODY {
-        return Err(Rejection::new(
-            Status::ContentTooLarge,
-            "The body is longer than 64 KiB.\n",
         ));
     }
     Ok(RequestHead {
         method,
         target,
         length,
-        body_length,
+        body_length: fields.body_length(is_http_1_0)?,
         is_http_1_0,
-        keep_alive: !close && (keep_alive || !is_http_1_0),
-        expects_continue: expects_continue && !is_http_1_0,
+        keep_alive: !fields.close && (fields.keep_alive || !is_http_1_0),
+        expects_continue: fields.expects_continue && !is_http_1_0,
     })
+}
+
+/// The fields that matter. All others are ignored.
+#[derive(Default)]
+struct Fields {
+    hosts: u32,
+    content_length: Option<usize>,
+    transfer_encoding: Option<TransferEncoding>,
+    close: bool,
+    keep_alive: bool,
+    expects_continue: bool,
+}
+
+impl Fields {
+    fn read(headers: &[Header<'_>]) -> Result<Self, Rejection> {
+        let mut fields = Self::default();
+        for Header { name, value } in headers {
+            if name.eq_ignore_ascii_case("Host") {
+                fields.hosts += 1;
+                if !is_host(value) {
+                    return Err(Rejection::bad_request("Host is malformed.\n"));
+                }
+            } else if name.eq_ignore_ascii_case("Content-Length") {
+                let number = read_length(value)
+                    .ok_or(Rejection::bad_request("Content-Length is no number.\n"))?;
+                if fields.content_length.replace(number).is_some() {
+                    return Err(Rejection::bad_request("Content-Length is there twice.\n"));
+                }
+            } else if name.eq_ignore_ascii_case("Transfer-Encoding") {
+                let codings = &mut fields.transfer_encoding;
+                codings.get_or_insert_default().add(value);
+            } else if name.eq_ignore_ascii_case("Connection") {
+                fields.close |= lists(value, b"close");
+                fields.keep_alive |= lists(value, b"keep-alive");
+            } else if name.eq_ignore_ascii_case("Expect") {
+                fields.expects_continue |= lists(value, b"100-continue");
+            }
+        }
+        Ok(fields)
+    }
+
+    /// How long the body is that is to be discarded (RFC 9112, sections 6.1 to 6.3).
+    fn body_length(&self, is_http_1_0: bool) -> Result<usize, Rejection> {
+        if let Some(transfer_encoding) = &self.transfer_encoding {
+            if self.content_length.is_some() || is_http_1_0 {
+                return Err(Rejection::bad_request(
+                    "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.\n",
+                ));
+            }
+            return Err(transfer_encoding.rejection());
+        }
+        match self.content_length.unwrap_or(0) {
+            length if length > MAX_BODY => Err(Rejection::new(
+                Status::ContentTooLarge,
+                "The body is longer than 64 KiB.\n",
+            )),
+            length => Ok(length),
+        }
+    }
 }
 
 /// Whether a target has the form that goes with its method (RFC 9112, section 3.2). What it names is
