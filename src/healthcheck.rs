@@ -1,11 +1,13 @@
 //! `tiny-probe healthcheck`: asks the running server's /healthz. A scratch image has no curl.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// How long the server may take to accept, and to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// What is read of an answer, in bytes: enough for every status line of ours.
+const LONGEST_STATUS_LINE: u64 = 64;
 
 /// Asks the server that listens on `listen`. The error says what came instead of a 200.
 pub fn check(listen: SocketAddr) -> Result<(), String> {
@@ -15,7 +17,9 @@ pub fn check(listen: SocketAddr) -> Result<(), String> {
         Ok(())
     } else {
         let status_line = status_line.escape_debug();
-        Err(format!("http://{address}/healthz: answered {status_line}"))
+        Err(format!(
+            "http://{address}/healthz: answered \"{status_line}\""
+        ))
     }
 }
 
@@ -36,16 +40,10 @@ fn ask(address: SocketAddr) -> io::Result<String> {
     stream.set_write_timeout(Some(TIMEOUT))?;
     let request = format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
-    let mut answer = [0; 64];
-    let mut length = 0;
-    while length < answer.len() && !answer[..length].contains(&b'\n') {
-        match stream.read(&mut answer[length..])? {
-            0 => break,
-            read => length += read,
-        }
-    }
-    let answer = String::from_utf8_lossy(&answer[..length]);
-    Ok(answer.lines().next().unwrap_or("nothing").to_owned())
+    let mut status_line = Vec::new();
+    let mut answer = BufReader::new(stream).take(LONGEST_STATUS_LINE);
+    answer.read_until(b'\n', &mut status_line)?;
+    Ok(String::from_utf8_lossy(status_line.trim_ascii_end()).into_owned())
 }
 
 #[cfg(test)]

@@ -161,23 +161,37 @@ fn the_healthcheck_asks_the_running_server(server: &str) {
 
 #[test]
 fn the_healthcheck_fails_on_an_answer_that_is_not_200() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let server = std::thread::spawn(move || {
-        use std::io::{Read, Write};
-        let (mut stream, _) = listener.accept().unwrap();
-        let read = stream.read(&mut [0; 1024]).unwrap();
-        assert!(read > 0);
-        stream
-            .write_all(b"HTTP/1.1 503 \x1b[31mNo\r\n\r\n")
-            .unwrap();
-    });
-    let output = run(&["healthcheck", "--listen", &address], &[]);
-    server.join().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let message = message(&output);
-    assert!(message.contains("answered HTTP/1.1 503 "), "{message}");
-    assert!(!message.contains('\u{1b}'), "{message}");
+    use std::io::{Read, Write};
+    let long = format!("HTTP/1.1 200 {}\r\n", "x".repeat(1000));
+    for (sent, said) in [
+        (
+            "HTTP/1.1 503 \x1b[31mNo\r\n\r\n",
+            "HTTP/1.1 503 \\u{1b}[31mNo",
+        ),
+        ("", ""),
+        ("HTTP/1.1 2000 x\r\n", "HTTP/1.1 2000 x"),
+        (&long[1..], &long[1..65]),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let sent = sent.to_owned();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = [0; 1024];
+            let read = stream.read(&mut head).unwrap();
+            stream.write_all(sent.as_bytes()).unwrap();
+            head[..read].to_vec()
+        });
+        let output = run(&["healthcheck", "--listen", &address], &[]);
+        assert_eq!(output.status.code(), Some(1));
+        let expected = format!("tiny-probe: http://{address}/healthz: answered \"{said}\"");
+        assert_eq!(message(&output), expected);
+        let asked = String::from_utf8(server.join().unwrap()).unwrap();
+        assert!(
+            asked.starts_with("GET /healthz HTTP/1.1\r\nHost: 127."),
+            "{asked}"
+        );
+    }
 }
 
 fn serving_works_on_every_address(server: &str) {
