@@ -41,6 +41,7 @@ pub mod config;
 pub mod diagnostics;
 pub mod healthcheck;
 pub mod http;
+pub mod line_writer;
 pub mod metrics;
 pub mod probe;
 pub mod server;
