@@ -1,76 +1,121 @@
 //! The access log: a line per request on standard output.
 
-use std::io::{self, Write};
+use std::ascii;
+use std::fmt::{self, Display, Write};
+use std::io::{self, Stdout};
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::app::Reply;
+use crate::line_writer::LineWriter;
 
-/// Prints a line per request, or nothing.
-#[derive(Clone, Copy, Debug)]
-pub struct AccessLog {
-    enabled: bool,
-}
+/// Writes a line per request, or nothing. Clones are of one log.
+#[derive(Clone)]
+pub struct AccessLog(Option<Arc<Mutex<LineWriter<Stdout>>>>);
 
 /// What the line of a request says of the request itself: peer, method and path.
 #[derive(Debug)]
 pub struct Entry(String);
 
 impl AccessLog {
-    /// An access log that prints if `enabled`.
+    /// An access log that writes if `enabled`.
     pub fn new(enabled: bool) -> Self {
-        Self { enabled }
+        // The line of a request begins with a digit.
+        let lines = || LineWriter::new(io::stdout(), "# lines left out");
+        Self(enabled.then(|| Arc::new(Mutex::new(lines()))))
     }
 
     /// Notes a request before it is answered. `method` and `target` are as the client sent them,
     /// empty if they could not be read.
-    pub fn note(self, peer: Option<SocketAddr>, method: &str, target: &str) -> Option<Entry> {
-        self.enabled.then(|| Entry::new(peer, method, target))
+    pub fn note(&self, peer: Option<SocketAddr>, method: &str, target: &str) -> Option<Entry> {
+        self.0.is_some().then(|| Entry::new(peer, method, target))
+    }
+
+    /// Takes the line of a request that was answered at `time`, to be written by the next flush.
+    pub fn push(&self, entry: &Entry, reply: &Reply, latency: Duration, time: SystemTime) {
+        if let Some(mut lines) = self.lines() {
+            lines.push(Line {
+                time,
+                entry,
+                reply,
+                latency,
+            });
+        }
+    }
+
+    /// Writes as much as there is room for, as [`LineWriter::flush`] does.
+    pub fn flush(&self) -> bool {
+        self.lines().is_some_and(|mut lines| lines.flush())
+    }
+
+    /// Flushes as far as the reader takes it until then.
+    pub fn flush_until(&self, deadline: Instant) {
+        if let Some(mut lines) = self.lines() {
+            lines.flush_until(deadline);
+        }
+    }
+
+    fn lines(&self) -> Option<MutexGuard<'_, LineWriter<Stdout>>> {
+        let lines = self.0.as_ref()?;
+        Some(lines.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Entry {
     fn new(peer: Option<SocketAddr>, method: &str, target: &str) -> Self {
-        Self(format!(
-            "{} {} {}",
-            peer.map_or("-".into(), |peer| peer.to_string()),
-            printable(method),
-            printable(target)
-        ))
-    }
-
-    /// Prints the line, once the request is answered.
-    pub fn print(&self, reply: &Reply, latency: Duration) {
-        let line = self.line(SystemTime::now(), reply, latency);
-        // Nobody reads the log any more, say: the service goes on.
-        let _ = io::stdout().write_all(line.as_bytes());
-    }
-
-    /// Time, peer, method, path, status, bytes of the body, seconds.
-    fn line(&self, time: SystemTime, reply: &Reply, latency: Duration) -> String {
-        format!(
-            "{} {} {} {} {:.6}\n",
-            humantime::format_rfc3339_millis(time),
-            self.0,
-            reply.status.label(),
-            if reply.is_to_head {
-                0
-            } else {
-                reply.body.len()
-            },
-            latency.as_secs_f64(),
-        )
+        let mut text = String::with_capacity(64);
+        // A String takes every write, here and below.
+        let _ = match peer {
+            Some(peer) => write!(text, "{peer}"),
+            None => text.write_char('-'),
+        };
+        for sent in [method, target] {
+            text.push(' ');
+            push_printable(&mut text, sent);
+        }
+        Self(text)
     }
 }
 
-/// What a client sent, in visible ASCII: it can neither break the line, nor add a field to it, nor
-/// reach the terminal that shows it. No client needs more than the first 200 bytes.
-fn printable(sent: &str) -> String {
+/// Appends what a client sent, in visible ASCII: it can neither break the line, nor add a field to
+/// it, nor reach the terminal that shows it. No client needs more than the first 200 bytes.
+fn push_printable(text: &mut String, sent: &str) {
     if sent.is_empty() {
-        return "-".into();
+        text.push('-');
     }
-    let sent = &sent.as_bytes()[..sent.len().min(200)];
-    sent.escape_ascii().to_string().replace(' ', "\\x20")
+    for byte in sent.bytes().take(200) {
+        match byte {
+            b' ' => text.push_str("\\x20"),
+            _ => text.extend(ascii::escape_default(byte).map(char::from)),
+        }
+    }
+}
+
+/// Time, peer, method, path, status, bytes of the body, seconds.
+struct Line<'a> {
+    time: SystemTime,
+    entry: &'a Entry,
+    reply: &'a Reply,
+    latency: Duration,
+}
+
+impl Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} {} {} {:.6}",
+            humantime::format_rfc3339_millis(self.time),
+            self.entry.0,
+            self.reply.status.label(),
+            if self.reply.is_to_head {
+                0
+            } else {
+                self.reply.body.len()
+            },
+            self.latency.as_secs_f64(),
+        )
+    }
 }
 
 #[cfg(test)]
@@ -80,18 +125,21 @@ mod tests {
 
     fn line_of(method: &str, target: &str) -> String {
         let entry = Entry::new(Some(([127, 0, 0, 1], 4242).into()), method, target);
-        entry.line(
-            SystemTime::UNIX_EPOCH,
-            &Reply::error(Status::NotFound, "gone"),
-            Duration::from_micros(1500),
-        )
+        let reply = Reply::error(Status::NotFound, "gone");
+        let line = Line {
+            time: SystemTime::UNIX_EPOCH,
+            entry: &entry,
+            reply: &reply,
+            latency: Duration::from_micros(1500),
+        };
+        line.to_string()
     }
 
     #[test]
     fn a_line_has_seven_fields() {
         assert_eq!(
             line_of("GET", "/nope?x=1"),
-            "1970-01-01T00:00:00.000Z 127.0.0.1:4242 GET /nope?x=1 404 4 0.001500\n"
+            "1970-01-01T00:00:00.000Z 127.0.0.1:4242 GET /nope?x=1 404 4 0.001500"
         );
     }
 
@@ -106,12 +154,7 @@ mod tests {
         ];
         for line in lines {
             assert_eq!(line.split(' ').count(), 7, "{line}");
-            assert_eq!(line.matches('\n').count(), 1, "{line}");
-            assert!(
-                line.trim_end()
-                    .bytes()
-                    .all(|byte| (b' '..=b'~').contains(&byte))
-            );
+            assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
             assert!(line.len() < 1024);
         }
     }

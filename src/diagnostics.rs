@@ -1,28 +1,65 @@
-//! Diagnostics: what goes wrong while serving, on standard error. One line each, and at most one a
-//! second, whatever clients do.
+//! Diagnostics: what there is to say of the service itself, on standard error. What goes wrong while
+//! serving is one line each, and at most one a second, whatever clients do.
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, Stderr};
 use std::panic;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::line_writer::LineWriter;
 
 /// The pause after a line.
 const PAUSE: Duration = Duration::from_secs(1);
 
-static RATE_LIMIT: Mutex<RateLimit> = Mutex::new(RateLimit {
-    last: None,
-    left_out: 0,
+static DIAGNOSTICS: LazyLock<Mutex<Diagnostics>> = LazyLock::new(|| {
+    Mutex::new(Diagnostics {
+        lines: LineWriter::new(io::stderr(), "tiny-probe: lines left out"),
+        rate_limit: RateLimit {
+            last: None,
+            left_out: 0,
+        },
+    })
 });
 
-/// Prints one line, unless another was printed less than a second ago: then it is counted, and the
-/// number stands in the next line.
-pub fn report(message: impl Display) {
-    let mut rate_limit = RATE_LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(line) = rate_limit.line(message, Instant::now()) {
-        // With standard error closed there is nobody to tell.
-        let _ = writeln!(io::stderr(), "tiny-probe: {line}");
+struct Diagnostics {
+    lines: LineWriter<Stderr>,
+    rate_limit: RateLimit,
+}
+
+impl Diagnostics {
+    fn print(&mut self, line: impl Display) {
+        self.lines.push(line);
+        self.lines.flush();
     }
+}
+
+fn lock() -> MutexGuard<'static, Diagnostics> {
+    DIAGNOSTICS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Prints a line, as soon as whoever reads has room for it.
+pub fn print(line: impl Display) {
+    lock().print(line);
+}
+
+/// Prints what goes wrong in one line, unless another was printed less than a second ago: then it is
+/// counted, and the number stands in the next line.
+pub fn report(message: impl Display) {
+    let mut diagnostics = lock();
+    if let Some(line) = diagnostics.rate_limit.line(message, Instant::now()) {
+        diagnostics.print(format_args!("tiny-probe: {line}"));
+    }
+}
+
+/// Writes as much as there is room for, as [`LineWriter::flush`] does.
+pub fn flush() -> bool {
+    lock().lines.flush()
+}
+
+/// Flushes as far as the reader takes it until then.
+pub fn flush_until(deadline: Instant) {
+    lock().lines.flush_until(deadline);
 }
 
 /// Has every panic reported in one line, too.

@@ -6,11 +6,13 @@
 use std::env;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use tiny_probe::access_log::AccessLog;
 use tiny_probe::app::App;
 use tiny_probe::config::{self, Command, Config, Server};
-use tiny_probe::{healthcheck, server, shutdown};
+use tiny_probe::shutdown::LAST_LINES_TIMEOUT;
+use tiny_probe::{diagnostics, healthcheck, server, shutdown};
 
 const NAME_AND_VERSION: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
@@ -41,20 +43,24 @@ fn serve(config: &Config) -> Result<(), String> {
     let address = listener
         .local_addr()
         .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-    eprintln!("{NAME_AND_VERSION} ({}) on http://{address}", config.server);
+    let server = config.server;
+    diagnostics::print(format_args!(
+        "{NAME_AND_VERSION} ({server}) on http://{address}"
+    ));
     let app = App::new(config);
     let access_log = AccessLog::new(config.access_log);
-    match config.server {
+    let result = match server {
         Server::EventLoop => server::event_loop::run(
             listener,
             stop_signal,
             app,
-            access_log,
+            &access_log,
             config.max_connections,
         ),
-        Server::TinyHttp => server::tiny_http::run(listener, stop_signal, app, access_log),
-    }
-    .map_err(|error| format!("cannot go on serving: {error}"))
+        Server::TinyHttp => server::tiny_http::run(listener, stop_signal, app, &access_log),
+    };
+    shutdown::write_last_lines(&access_log);
+    result.map_err(|error| format!("cannot go on serving: {error}"))
 }
 
 fn print(text: &str) -> Result<(), String> {
@@ -64,7 +70,7 @@ fn print(text: &str) -> Result<(), String> {
 }
 
 fn fail(code: u8, message: &str) -> ExitCode {
-    // With standard error closed there is nobody to tell, and the exit code still says it.
-    let _ = writeln!(io::stderr(), "tiny-probe: {message}");
+    diagnostics::print(format_args!("tiny-probe: {message}"));
+    diagnostics::flush_until(Instant::now() + LAST_LINES_TIMEOUT);
     ExitCode::from(code)
 }

@@ -6,13 +6,18 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, atomic::AtomicBool};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level::pipe};
 
+use crate::access_log::AccessLog;
+use crate::diagnostics;
+
 /// How long answers that wait may go on waiting after the first signal.
 pub const GRACE: Duration = Duration::from_secs(5);
+/// How long whoever reads the logs may take for the last lines.
+pub const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Handles the signals from now on. What is given back becomes readable on the first of them.
 pub fn on_signal() -> io::Result<UnixStream> {
@@ -26,4 +31,11 @@ pub fn on_signal() -> io::Result<UnixStream> {
         pipe::register(signal, write_end.try_clone()?)?;
     }
     Ok(stop_signal)
+}
+
+/// Writes the last lines of both logs, as far as their readers take them in time.
+pub fn write_last_lines(access_log: &AccessLog) {
+    let deadline = Instant::now() + LAST_LINES_TIMEOUT;
+    access_log.flush_until(deadline);
+    diagnostics::flush_until(deadline);
 }

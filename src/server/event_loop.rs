@@ -32,7 +32,8 @@ use self::date::Date;
 use self::timer_queue::TimerQueue;
 use crate::access_log::AccessLog;
 use crate::app::App;
-use crate::diagnostics::{report, report_panics};
+use crate::diagnostics::{self, report, report_panics};
+use crate::line_writer;
 use crate::server::BACKLOG;
 use crate::shutdown::GRACE;
 
@@ -66,7 +67,7 @@ pub fn run(
     listener: std::net::TcpListener,
     stop_signal: UnixStream,
     app: App,
-    access_log: AccessLog,
+    access_log: &AccessLog,
     max_connections: usize,
 ) -> io::Result<()> {
     report_panics();
@@ -89,6 +90,8 @@ struct EventLoop {
     accept_paused_until: Option<Instant>,
     /// When deadlines are looked at next.
     next_sweep: Option<Instant>,
+    /// When lines that found no room are tried again.
+    next_flush: Option<Instant>,
     /// From the first signal on, when the grace is over.
     stop_at: Option<Instant>,
 }
@@ -98,7 +101,7 @@ impl EventLoop {
         listener: std::net::TcpListener,
         stop_signal: UnixStream,
         app: App,
-        access_log: AccessLog,
+        access_log: &AccessLog,
         max_connections: usize,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
@@ -117,8 +120,9 @@ impl EventLoop {
             max_clients: max_clients(max_connections),
             shared: Shared {
                 app,
-                access_log,
+                access_log: access_log.clone(),
                 now: Instant::now(),
+                time: SystemTime::now(),
                 date: Date::default(),
                 timers: TimerQueue::default(),
                 read_buffer: vec![0; READ_SIZE].into_boxed_slice(),
@@ -129,6 +133,7 @@ impl EventLoop {
             may_accept: false,
             accept_paused_until: None,
             next_sweep: None,
+            next_flush: None,
             stop_at: None,
         })
     }
@@ -141,7 +146,8 @@ impl EventLoop {
                 result => result?,
             }
             self.shared.now = Instant::now();
-            self.shared.date.set(SystemTime::now());
+            self.shared.time = SystemTime::now();
+            self.shared.date.set(self.shared.time);
             for event in &events {
                 match event.token() {
                     LISTENER => self.may_accept = true,
@@ -153,6 +159,7 @@ impl EventLoop {
             self.run_timers();
             self.sweep();
             self.accept(ACCEPTS_PER_WAKE_UP);
+            self.flush_logs();
         }
         Ok(())
     }
@@ -172,6 +179,7 @@ impl EventLoop {
             self.next_sweep,
             self.accept_paused_until,
             self.stop_at,
+            self.next_flush,
         ]
         .into_iter()
         .flatten()
@@ -304,6 +312,12 @@ impl EventLoop {
         }
     }
 
+    /// Writes the lines of this wake-up, and has those come up again that find no room.
+    fn flush_logs(&mut self) {
+        let is_full = self.shared.access_log.flush() | diagnostics::flush();
+        self.next_flush = is_full.then(|| self.shared.now + line_writer::PAUSE);
+    }
+
     /// The client that has been idle longest, to make room for another. One that was accepted in
     /// this very wake-up had no chance yet to say something.
     fn idle_longest(&self) -> Option<usize> {
@@ -427,7 +441,7 @@ mod tests {
         let (stop_signal, mut stop) = UnixStream::pair().unwrap();
         let event_loop = thread::spawn(move || {
             let app = App::new(&Config::default());
-            run(listener, stop_signal, app, AccessLog::new(false), 10)
+            run(listener, stop_signal, app, &AccessLog::new(false), 10)
         });
         let connect = || {
             let stream = TcpStream::connect(address).unwrap();

@@ -9,14 +9,17 @@ use std::io::{self, Read};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime};
 use std::{fs, process, thread};
 
 use tiny_http::{Header, Response, Server, StatusCode};
 
 use crate::access_log::AccessLog;
 use crate::app::{App, Reply, Request};
-use crate::shutdown::GRACE;
+use crate::diagnostics;
+use crate::line_writer;
+use crate::shutdown::{GRACE, write_last_lines};
 
 /// Serves until `stop_signal` becomes readable and the requests received by then are answered.
 ///
@@ -26,14 +29,31 @@ pub fn run(
     listener: TcpListener,
     stop_signal: UnixStream,
     mut app: App,
-    access_log: AccessLog,
+    access_log: &AccessLog,
 ) -> io::Result<()> {
     let others = open_sockets();
     let server = Arc::new(Server::from_listener(listener, None).map_err(io::Error::other)?);
-    stop_when_told(stop_signal, Arc::clone(&server));
+    let is_stopping = Arc::new(AtomicBool::new(false));
+    stop_when_told(
+        stop_signal,
+        Arc::clone(&is_stopping),
+        Arc::clone(&server),
+        access_log.clone(),
+    );
     loop {
-        let request = match server.recv() {
-            Ok(request) => request,
+        // `unblock` has `recv` fail, but looks like a timeout where there is one: hence the flag.
+        let is_last = is_stopping.load(Ordering::Relaxed);
+        let next = if is_last {
+            server.try_recv()
+        } else if access_log.flush() | diagnostics::flush() {
+            server.recv_timeout(line_writer::PAUSE)
+        } else {
+            server.recv().map(Some)
+        };
+        let request = match next {
+            Ok(Some(request)) => request,
+            Ok(None) if is_last => return Ok(()),
+            Ok(None) => continue,
             // An error of the system has a number. The other one is `unblock`'s.
             Err(error) if error.raw_os_error().is_some() => return Err(error),
             Err(_) => return Ok(()),
@@ -57,18 +77,25 @@ pub fn run(
         app.record(&reply, latency);
 
         if let Some(entry) = entry {
-            entry.print(&reply, latency);
+            access_log.push(&entry, &reply, latency, SystemTime::now());
         }
     }
 }
 
 /// On the first signal, has `recv` give out what is queued and then fail; ends the process itself
 /// if that takes longer than the grace.
-fn stop_when_told(mut stop_signal: UnixStream, server: Arc<Server>) {
+fn stop_when_told(
+    mut stop_signal: UnixStream,
+    is_stopping: Arc<AtomicBool>,
+    server: Arc<Server>,
+    access_log: AccessLog,
+) {
     thread::spawn(move || {
         if stop_signal.read(&mut [0]).is_ok() {
+            is_stopping.store(true, Ordering::Relaxed);
             server.unblock();
             thread::sleep(GRACE);
+            write_last_lines(&access_log);
             process::exit(0);
         }
     });

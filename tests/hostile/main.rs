@@ -10,24 +10,7 @@ mod request_heads;
 mod support;
 mod timeouts;
 
-use std::time::{Duration, Instant};
-
-use support::Service;
-
-/// Asserts that somebody else is served meanwhile, within 100 ms by the median of many requests: a
-/// loaded machine may delay a few of them, a held-up loop all.
-fn others_are_served(service: &Service) {
-    let mut other = service.connect();
-    let mut times: Vec<Duration> = (0..21)
-        .map(|_| {
-            let started = Instant::now();
-            assert_eq!(other.ask("GET", "/healthz").status, 200);
-            started.elapsed()
-        })
-        .collect();
-    times.sort();
-    assert!(times[10] < Duration::from_millis(100), "{times:?}");
-}
+use support::{Service, others_are_served};
 
 /// The most memory that the process ever had resident, in MiB.
 fn peak_resident(service: &Service) -> u64 {

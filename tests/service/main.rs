@@ -18,4 +18,5 @@ macro_rules! on_every_server {
 mod answers;
 mod command_line;
 mod exposition;
+mod logs;
 mod shutdown;

@@ -6,9 +6,11 @@
 #![allow(dead_code, reason = "each test crate uses its own part of this module")]
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub const TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,7 +34,8 @@ pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
 /// A running service. It is killed when this is dropped.
 pub struct Service {
     child: Child,
-    stderr: BufReader<std::process::ChildStderr>,
+    /// If it goes to the test.
+    stderr: Option<BufReader<std::process::ChildStderr>>,
     pub start_line: String,
     pub address: SocketAddr,
 }
@@ -76,9 +79,36 @@ impl Service {
         let address = address.parse().unwrap();
         Self {
             child,
-            stderr,
+            stderr: Some(stderr),
             start_line,
             address,
+        }
+    }
+
+    /// Starts the service with these for its standard output and standard error. It has few
+    /// descriptors, so that the event loop has something to say of it.
+    pub fn start_into(server: &str, flags: &[&str], stdout: impl AsFd, stderr: impl AsFd) -> Self {
+        let stdio = |stream: &dyn AsFd| Stdio::from(stream.as_fd().try_clone_to_owned().unwrap());
+        let child = Command::new("sh")
+            .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", PROGRAM])
+            .args(["--listen", "127.0.0.1:0", "--server", server])
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(stdio(&stdout))
+            .stderr(stdio(&stderr))
+            .spawn()
+            .expect("sh starts");
+        // Its start line may not be read.
+        let mut port = None;
+        wait_until("the service listens", || {
+            port = listening_port(child.id());
+            port.is_some()
+        });
+        Self {
+            child,
+            stderr: None,
+            start_line: String::new(),
+            address: ([127, 0, 0, 1], port.unwrap()).into(),
         }
     }
 
@@ -130,8 +160,14 @@ impl Service {
     /// What it printed on standard error after the start line, after its end.
     pub fn stderr(&mut self) -> String {
         let mut text = String::new();
-        self.stderr.read_to_string(&mut text).unwrap();
+        let stderr = self.stderr.as_mut().unwrap();
+        stderr.read_to_string(&mut text).unwrap();
         text
+    }
+
+    /// Its standard output, to be read while it runs.
+    pub fn take_stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().unwrap()
     }
 
     /// A figure of /proc/PID/status, such as `VmRSS` in kB or `Threads`.
@@ -149,6 +185,31 @@ impl Drop for Service {
     }
 }
 
+/// The port that a process listens on, as the kernel knows it.
+fn listening_port(pid: u32) -> Option<u16> {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let open: Vec<_> = descriptors
+        .flatten()
+        .filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok())
+        .collect();
+    // Of proc_net_tcp(5): the local address, the state, the inode. Those that listen come first, and
+    // behind them may be ten thousands.
+    let sockets = BufReader::new(File::open("/proc/net/tcp").unwrap());
+    for socket in sockets.lines().skip(1) {
+        let socket = socket.unwrap();
+        let fields: Vec<&str> = socket.split_whitespace().collect();
+        if fields[3] != "0A" {
+            break;
+        }
+        let inode = format!("socket:[{}]", fields[9]);
+        if open.iter().any(|open| open.as_os_str() == &*inode) {
+            let (_, port) = fields[1].split_once(':').unwrap();
+            return u16::from_str_radix(port, 16).ok();
+        }
+    }
+    None
+}
+
 /// Asks again and again until the answer is the one hoped for.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
@@ -156,6 +217,21 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(started.elapsed() < TIMEOUT, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Asserts that somebody else is served meanwhile, within 100 ms by the median of many requests: a
+/// loaded machine may delay a few of them, a held-up loop all.
+pub fn others_are_served(service: &Service) {
+    let mut other = service.connect();
+    let mut times: Vec<Duration> = (0..21)
+        .map(|_| {
+            let started = Instant::now();
+            assert_eq!(other.ask("GET", "/healthz").status, 200);
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    assert!(times[10] < Duration::from_millis(100), "{times:?}");
 }
 
 /// One connection to the service.

@@ -9,7 +9,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use mio::event::Event;
 use mio::net::TcpStream;
@@ -30,6 +30,8 @@ pub struct Shared {
     pub access_log: AccessLog,
     /// When the last wake-up was.
     pub now: Instant,
+    /// The same by the clock on the wall.
+    pub time: SystemTime,
     pub date: Date,
     /// When delayed replies are due.
     pub timers: TimerQueue,
@@ -248,7 +250,7 @@ impl Shared {
         let latency = request.started.elapsed();
         self.app.record(reply, latency);
         if let Some(entry) = &request.log_entry {
-            entry.print(reply, latency);
+            self.access_log.push(entry, reply, latency, self.time);
         }
     }
 }
