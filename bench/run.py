@@ -26,7 +26,7 @@ import threading
 import time
 import tomllib
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
@@ -61,11 +61,13 @@ class Server:
     version: str
     note: str = ""  # what else must be installed
     metrics: bool = True
+    log: bool = False  # its standard output is read
     directory: Path = ROOT
     samples: dict = field(default_factory=dict)  # what was measured -> a value for each round
     failures: dict = field(default_factory=dict)  # load -> failed requests by kind
     remarks: set = field(default_factory=set)
     process: subprocess.Popen = None
+    reader: subprocess.Popen = None
     port: int = 0
 
     def add(self, what, value):
@@ -195,9 +197,15 @@ def start(server):
     with socket.create_server(("127.0.0.1", 0)) as free:
         server.port = free.getsockname()[1]
     command = [str(part).replace("{port}", str(server.port)) for part in server.command]
+    stdout = subprocess.DEVNULL
+    if server.log:
+        server.reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        stdout = server.reader.stdin
     began = time.perf_counter()
     server.process = subprocess.Popen(command, cwd=server.directory, stdin=subprocess.DEVNULL,
-                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                      stdout=stdout, stderr=subprocess.DEVNULL)
+    if server.log:
+        stdout.close()
     while not answers(server.port):
         if server.process.poll() is not None or time.perf_counter() - began > 20:
             raise Failed(f"{server.name} does not come up: {' '.join(command)}")
@@ -233,6 +241,8 @@ def stop(server):
     except subprocess.TimeoutExpired:
         server.process.kill()
         server.process.wait()
+    if server.log:
+        server.reader.wait()
 
 
 def processes(server):
@@ -358,6 +368,19 @@ def measure(servers, loads, rounds, seconds):
         take_turns(servers, ["close"], f"new connections, round {number + 1} of {rounds}", number, seconds)
 
 
+def measure_log(servers, rounds, seconds):
+    """What the access log costs the event loop when somebody reads it. Gives it without and with."""
+    event_loop = next((server for server in servers if server.key == "event-loop"), None)
+    if not event_loop:
+        return []
+    off = replace(event_loop, key="log-off", samples={})
+    on = replace(event_loop, key="log-on", samples={}, name=f"{event_loop.name}, access log on", log=True,
+                 command=[*event_loop.command, "--access-log"])
+    for number in range(rounds):
+        take_turns([off, on], ["c64"], f"access log, round {number + 1} of {rounds}", number, seconds)
+    return [off, on]
+
+
 def take_turns(servers, loads, title, first, seconds, at_the_end=None):
     """All servers run, but only one has something to do at any time. They take turns at each load,
     so that what disturbs the machine for a while disturbs all."""
@@ -465,6 +488,8 @@ def goals(servers):
         ("the same, event-loop to axum on one tokio thread", "event-loop", "axum", "c64 cpu", 0.8),
         ("CPU time per `GET /metrics`, event-loop to Go's promhttp with the same series",
          "event-loop", "go", "metrics cpu", 0.5),
+        ("CPU time per `GET /probe`, event-loop with its access log on and read by `cat`, to the same without",
+         "log-on", "log-off", "c64 cpu", 1.25),
     ]:
         if ours in by_key and theirs in by_key:
             # Round by round, as both had their turn within seconds of each other.
@@ -475,7 +500,7 @@ def goals(servers):
     return "\n".join(lines)
 
 
-def report(servers, left_out, rounds, seconds):
+def report(servers, logs, left_out, rounds, seconds):
     keep_alive = [f"{heading} connection{'s' * (heading != '1')}" for heading, *_ in KEEP_ALIVE.values()]
     keys = [*KEEP_ALIVE, "close"]
     headings = [*keep_alive, "a new connection each"]
@@ -498,7 +523,7 @@ def report(servers, left_out, rounds, seconds):
                         ("GET /metrics, 16 connections", "metrics cpu", microseconds),
                         ("GET /metrics per second", "metrics rate", count)]),
     ]
-    if text := goals(servers):
+    if text := goals([*servers, *logs]):
         parts.append(text)
     footprint = [("resident MB after start", "resident", megabytes),
                  ("under 64 connections", "resident 64", megabytes),
@@ -595,9 +620,10 @@ def main():
     servers, left_out = build(arguments)
     began = time.monotonic()
     measure(servers, QUICK if arguments.quick else LOADS, arguments.rounds, arguments.seconds)
+    logs = measure_log(servers, arguments.rounds, arguments.seconds)
     progress(f"measured in {time.monotonic() - began:.0f} s", stays=True)
 
-    text = report(servers, left_out, arguments.rounds, arguments.seconds)
+    text = report(servers, logs, left_out, arguments.rounds, arguments.seconds)
     results, picture = ((BENCH / "results.md", ROOT / "docs" / "bench.svg") if is_full
                         else (BUILT / "results.md", BUILT / "bench.svg"))
     picture.parent.mkdir(exist_ok=True)
