@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use tiny_probe::app::App;
+use tiny_probe::app::{App, Reply};
 use tiny_probe::config::Config;
+use tiny_probe::http::Status;
 use tiny_probe::server::event_loop::connection::{Connection, MAX_UNSENT};
+use tiny_probe::server::event_loop::request_head::MAX_HEAD;
 
 use crate::drive::DATE;
 
@@ -190,6 +192,96 @@ fn no_more_requests_are_given_out_while_64_kib_of_answers_wait() {
     assert!(!driver.connection.wants_bytes() && !driver.connection.is_idle());
     driver.send();
     assert!(driver.connection.can_answer());
+    assert!(!driver.connection.wants_bytes(), "what is here comes first");
+}
+
+/// Answers a request with so many bytes, head and all, that none are sent of.
+fn with_unsent(bytes: usize) -> Driver {
+    let mut driver = Driver::new();
+    driver.receive(REQUEST);
+    let reply = |body: String| Reply::error(Status::NotFound, body.leak());
+    let request = |driver: &mut Driver| {
+        driver.connection.receive(REQUEST, driver.now);
+        assert!(driver.connection.next_request().is_some());
+    };
+    // The head's length, with a Content-Length of as many digits.
+    driver.send();
+    request(&mut driver);
+    let now = driver.now;
+    driver
+        .connection
+        .answer(&reply("x".repeat(60_000)), DATE, false, now);
+    let head = driver.connection.unsent().len() - 60_000;
+    driver.send();
+    request(&mut driver);
+    driver
+        .connection
+        .answer(&reply("x".repeat(bytes - head)), DATE, false, now);
+    assert_eq!(driver.connection.unsent().len(), bytes);
+    driver
+}
+
+#[test]
+fn nothing_is_read_or_given_out_from_64_kib_of_unsent_answers_on() {
+    for (unsent, goes_on) in [(MAX_UNSENT - 1, true), (MAX_UNSENT, false)] {
+        let mut driver = with_unsent(unsent);
+        assert_eq!(driver.connection.wants_bytes(), goes_on);
+        driver.connection.receive(REQUEST, driver.now);
+        assert_eq!(driver.connection.can_answer(), goes_on);
+    }
+}
+
+#[test]
+fn a_head_is_looked_at_when_a_line_is_complete_or_it_is_too_long() {
+    let mut driver = Driver::new();
+    let mut receive = |bytes: &[u8]| {
+        driver.connection.receive(bytes, driver.now);
+        driver.connection.can_answer()
+    };
+    assert!(!receive(b"GET /probe HTTP/1.1"));
+    assert!(receive(b"\r\n"));
+    assert!(driver.connection.next_request().is_none());
+    assert!(!driver.connection.can_answer());
+    let mut driver = Driver::new();
+    let mut receive = |bytes: &[u8]| {
+        driver.connection.receive(bytes, driver.now);
+        driver.connection.can_answer()
+    };
+    assert!(!receive(&[b'x'; MAX_HEAD - 1]));
+    assert!(receive(b"x"));
+}
+
+#[test]
+fn whoever_is_owed_nothing_is_idle_since_then() {
+    let mut driver = Driver::new();
+    let since = |driver: &Driver| {
+        let since = driver.connection.idle_since()?;
+        Some(since.duration_since(driver.start).as_secs())
+    };
+    assert_eq!(since(&driver), Some(0));
+    driver.wait(5);
+    driver.receive(REQUEST);
+    assert_eq!(since(&driver), None, "its answer is not sent");
+    driver.send();
+    assert_eq!(since(&driver), Some(5));
+    driver.wait(5);
+    driver.receive(b"nonsense\r\n");
+    driver.send();
+    assert_eq!(since(&driver), None, "the connection is to be closed first");
+    driver.connection.linger(driver.now);
+    assert_eq!(since(&driver), Some(10), "whoever lingers is owed nothing");
+}
+
+#[test]
+fn empty_lines_between_requests_are_no_head() {
+    let mut driver = Driver::new();
+    driver.receive(REQUEST);
+    driver.send();
+    driver.wait(5);
+    driver.receive(b"\r\n\n\r\n");
+    assert_eq!(driver.deadline(), Some(80), "the keep-alive timeout");
+    assert!(driver.connection.expire().is_none(), "no 408");
+    assert!(driver.connection.is_idle());
 }
 
 #[test]

@@ -113,7 +113,7 @@ impl Connection {
         // A head ends with a line, so that nothing else is worth another look at it. Most often
         // that is the last byte.
         let completes_a_line = bytes.ends_with(b"\n") || bytes.contains(&b'\n');
-        if completes_a_line || self.buffers.received.len() - self.start >= MAX_HEAD {
+        if completes_a_line || self.buffers.received.len() >= MAX_HEAD {
             self.needs_bytes = self.buffers.received.is_empty();
         }
     }
@@ -305,10 +305,8 @@ impl Connection {
     /// Puts back the buffers that the connection has nothing in, and cuts the others to size.
     pub fn put_back(&mut self, spare: &mut Buffers) {
         self.clear_if_consumed();
-        if self.start > 0 {
-            self.buffers.received.drain(..self.start);
-            self.start = 0;
-        }
+        self.buffers.received.drain(..self.start);
+        self.start = 0;
         for (own, spare) in [
             (&mut self.buffers.received, &mut spare.received),
             (&mut self.buffers.to_send, &mut spare.to_send),
@@ -402,6 +400,38 @@ mod tests {
     use super::*;
     use crate::app::App;
     use crate::config::Config;
+
+    #[test]
+    fn a_request_allocates_nothing_once_the_spare_buffers_have_grown() {
+        let now = Instant::now();
+        let mut app = App::new(&Config::default());
+        let mut connection = Connection::new(now);
+        let mut spare = Buffers {
+            received: Vec::with_capacity(10_000),
+            to_send: Vec::with_capacity(20_000),
+        };
+        let capacities =
+            |buffers: &Buffers| (buffers.received.capacity(), buffers.to_send.capacity());
+        for _ in 0..3 {
+            connection.take_spare(&mut spare);
+            assert_eq!(capacities(&connection.buffers), (10_000, 20_000));
+            connection.receive(b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n", now);
+            let request = connection.next_request().expect("a whole one");
+            let reply = app.answer(&request.expect("a good one"), now);
+            connection.answer(&reply, "now", false, now);
+            connection.sent(connection.unsent().len(), now);
+            connection.put_back(&mut spare);
+            assert_eq!(capacities(&connection.buffers), (0, 0));
+            assert_eq!(capacities(&spare), (10_000, 20_000));
+        }
+        // What has something in it keeps its own, and what has grown less is not worth keeping.
+        connection.receive(b"GET", now);
+        connection.take_spare(&mut spare);
+        assert_eq!(capacities(&spare).0, 10_000);
+        connection.put_back(&mut spare);
+        assert_eq!(capacities(&spare), (10_000, 20_000));
+        assert_eq!(connection.buffers.received, b"GET");
+    }
 
     #[test]
     fn an_idle_connection_holds_the_head_that_has_begun_and_nothing_else() {
