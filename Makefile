@@ -33,6 +33,12 @@ lint: ## check format, clippy, shell scripts
 	$(CARGO) fmt --check --manifest-path bench/micro/Cargo.toml
 	shellcheck bench/*.sh
 
+.PHONY: check-features
+check-features: ## lint and test it without tiny_http, and check that the crate is left out
+	$(CARGO) clippy --locked --no-default-features --all-targets -- --deny warnings
+	$(CARGO) test --locked --no-default-features --lib --bins --test connection --test service
+	! $(CARGO) tree --locked --no-default-features --prefix none | grep '^tiny_http '
+
 .PHONY: smoke
 smoke: build ## start the built binary on a free port and ask it with curl
 	SERVER=event-loop scripts/with-service.sh scripts/smoke.sh

@@ -57,6 +57,7 @@ fn serve(config: &Config) -> Result<(), String> {
             &access_log,
             config.max_connections,
         ),
+        #[cfg(feature = "tiny-http")]
         Server::TinyHttp => server::tiny_http::run(listener, stop_signal, app, &access_log),
     };
     shutdown::write_last_lines(&access_log);

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use rustix::net::sockopt;
 
 pub mod event_loop;
+#[cfg(feature = "tiny-http")]
 pub mod tiny_http;
 
 /// Connections that the kernel may complete before they are accepted; it has a bound of its own.

@@ -80,6 +80,31 @@ fn an_unknown_server_is_told_the_known_ones() {
     assert!(message.contains("tiny-http"), "{message}");
 }
 
+#[cfg(not(feature = "tiny-http"))]
+#[test]
+fn a_server_that_was_left_out_is_refused_with_what_to_do() {
+    let expected = "expected event-loop, or a build with the Cargo feature tiny-http";
+    for (arguments, environment, written) in [
+        (
+            &["--server", "tiny-http"][..],
+            &[][..],
+            "--server tiny-http",
+        ),
+        (
+            &[],
+            &[("SERVER", "tiny-http")],
+            "SERVER=tiny-http (--server)",
+        ),
+    ] {
+        let output = run(arguments, environment);
+        assert_eq!(output.status.code(), Some(2));
+        assert_eq!(
+            message(&output),
+            format!("tiny-probe: {written}: {expected}")
+        );
+    }
+}
+
 #[test]
 fn what_is_no_flag_is_one_clear_line_and_exit_code_2() {
     for (arguments, said) in [

@@ -9,6 +9,7 @@ macro_rules! on_every_server {
         mod event_loop {
             $(#[test] fn $test() { super::$test("event-loop"); })+
         }
+        #[cfg(feature = "tiny-http")]
         mod tiny_http {
             $(#[test] fn $test() { super::$test("tiny-http"); })+
         }
