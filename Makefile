@@ -58,9 +58,11 @@ check-proxies: build ## put nginx and HAProxy in front of the built binary
 	SERVER=event-loop scripts/with-service.sh scripts/check-proxies.py
 
 # The static binary. CARGO chooses a toolchain that has TARGET (`rustup target add`); the paths of the
-# crates that are in the binary do not say where they were built.
+# crates that are in the binary do not say where they were built. For another architecture, cargo's
+# variables name the linker and what runs the binary: CARGO_TARGET_..._LINKER and _RUNNER.
 TARGET ?= $(shell uname -m)-unknown-linux-musl
 STATIC = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release/tiny-probe
+RUNNER = $(CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER)
 
 .PHONY: static
 static: export RUSTFLAGS := $(RUSTFLAGS) --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src=crates
@@ -70,7 +72,11 @@ static: ## build the static binary target/*-musl/release/tiny-probe
 .PHONY: check-static
 check-static: static ## check that it is static, and ask it with curl
 	scripts/check-static.sh $(STATIC)
-	PROGRAM=$(STATIC) scripts/with-service.sh scripts/smoke.sh
+	PROGRAM=$(STATIC) RUNNER='$(RUNNER)' scripts/with-service.sh scripts/smoke.sh
+
+.PHONY: test-static
+test-static: ## run the unit and connection tests, built for TARGET
+	$(CARGO) test --locked --target $(TARGET) --lib --test connection
 
 .PHONY: dist
 dist: static ## pack the release: dist/tiny-probe-VERSION-TARGET.tar.gz and SHA256SUMS
@@ -78,7 +84,7 @@ dist: static ## pack the release: dist/tiny-probe-VERSION-TARGET.tar.gz and SHA2
 
 .PHONY: check-dist
 check-dist: dist ## build the release again elsewhere and check that it has the same bytes
-	scripts/check-dist.sh
+	scripts/check-dist.sh $(TARGET)
 
 # The container.
 IMAGE ?= app:metrics

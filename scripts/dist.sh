@@ -1,5 +1,6 @@
 #!/bin/sh
-# Packs the static binary as a release: dist/tiny-probe-VERSION-TARGET.tar.gz and dist/SHA256SUMS.
+# Packs the static binary as a release: dist/tiny-probe-VERSION-TARGET.tar.gz, and dist/SHA256SUMS of
+# this and the other targets' archives of the version.
 # Usage: scripts/dist.sh BINARY TARGET
 # The same commit and binary give the same bytes: names are sorted, nobody owns the files, and all
 # are as old as the commit (or as SOURCE_DATE_EPOCH says).
@@ -21,5 +22,5 @@ mv "$staging/SHA256SUMS" "$staging/$name"
 tar --create --directory "$staging" --format=ustar --sort=name --mtime="@$time" \
     --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX "$name" | gzip -n -9 >"dist/$name.tar.gz"
 cd dist
-sha256sum "$name.tar.gz" >SHA256SUMS
+sha256sum "tiny-probe-$version"-*.tar.gz >SHA256SUMS
 echo "ok      dist/$name.tar.gz"

@@ -2,11 +2,13 @@
 # Starts the built binary on a free port, runs a command with its URL in BASE_URL and its id in
 # SERVICE_PID, stops it again.
 # Usage: scripts/with-service.sh COMMAND [ARGUMENT...]      (settings as environment variables)
+# PROGRAM is another binary, RUNNER what runs one of another architecture.
 set -eu
 
 program=${PROGRAM:-target/release/tiny-probe}
 log=$(mktemp)
-LISTEN=127.0.0.1:0 "$program" 2>"$log" &
+# shellcheck disable=SC2086 # the runner may have options
+LISTEN=127.0.0.1:0 ${RUNNER:-} "$program" 2>"$log" &
 service=$!
 trap 'kill "$service" 2>/dev/null && wait "$service" || true; rm -f "$log"' EXIT
 trap 'exit 1' INT TERM
