@@ -89,6 +89,7 @@ check-dist: dist ## build the release again elsewhere and check that it has the 
 # The container.
 IMAGE ?= app:metrics
 CONTAINER ?= app-metrics
+PLATFORM = linux/$(patsubst aarch64-%,arm64,$(patsubst x86_64-%,amd64,$(TARGET)))
 LABELS = --label org.opencontainers.image.version="$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)" \
 	--label org.opencontainers.image.revision="$$(git rev-parse HEAD)"
 
@@ -100,11 +101,15 @@ image: ## build the container image app:metrics with Docker alone
 static-image: static ## build the same image from the static binary, where nothing can be pulled
 	mkdir -p dist/image
 	cp $(STATIC) dist/image/tiny-probe
-	docker build --tag $(IMAGE) $(LABELS) --target prebuilt --file Dockerfile dist/image
+	docker build --tag $(IMAGE) $(LABELS) --platform $(PLATFORM) --target prebuilt --file Dockerfile dist/image
 
 .PHONY: check-image
 check-image: ## run the image and check that it serves, says how it is, and stops
 	scripts/check-image.sh $(IMAGE)
+
+.PHONY: check-push
+check-push: ## push IMAGE-amd64 and IMAGE-arm64 as one image to a registry on this machine, and pull it
+	scripts/check-push.sh $(IMAGE)
 
 .PHONY: docker-run
 docker-run: ## run the image on http://localhost:8080
