@@ -6,9 +6,7 @@ CARGO ?= cargo
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-16s %s\n' "$$name" "$$text"; \
-	done
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## serve on http://localhost:8080; settings as in FAIL_RATE=0.1 make run
@@ -38,6 +36,10 @@ check-features: ## lint and test it without tiny_http, and check that the crate 
 	$(CARGO) clippy --locked --no-default-features --all-targets -- --deny warnings
 	$(CARGO) test --locked --no-default-features --lib --bins --test connection --test service
 	! $(CARGO) tree --locked --no-default-features --prefix none | grep '^tiny_http '
+
+.PHONY: check-macos
+check-macos: ## type-check it and its tests for macOS (`rustup target add aarch64-apple-darwin`)
+	$(CARGO) check --locked --target aarch64-apple-darwin --all-targets $(CHECK_OPTIONS)
 
 .PHONY: smoke
 smoke: build ## start the built binary on a free port and ask it with curl

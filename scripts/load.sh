@@ -5,6 +5,10 @@
 # Exits 1 if a request got no answer within 30 seconds; such are counted as status 000.
 set -euo pipefail
 export LC_ALL=C
+if [ -z "${EPOCHREALTIME:-}" ] || ! command -v stdbuf >/dev/null; then
+    echo "load.sh: needs bash 5 and GNU's stdbuf (on a Mac: brew install bash coreutils)" >&2
+    exit 2
+fi
 
 url=${1:-${BASE_URL:-http://127.0.0.1:8080}}
 rate=${RATE:-20}

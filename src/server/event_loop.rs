@@ -49,6 +49,8 @@ const STOP: Token = Token(usize::MAX - 2);
 /// Descriptors kept free of clients: the standard streams, the listener, the poll, the signals,
 /// and what a scrape opens in /proc.
 const RESERVED_DESCRIPTORS: usize = 32;
+/// macOS' bound on descriptors where there is no other.
+const OPEN_MAX: u64 = 10_240;
 /// Bytes read at once.
 const READ_SIZE: usize = 16 * 1024;
 /// Connections accepted in one wake-up.
@@ -405,13 +407,13 @@ fn max_clients(max_connections: usize) -> usize {
 
 /// Raises the soft limit on descriptors to the hard one, and returns it.
 fn raise_descriptor_limit() -> usize {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    // Where it is not allowed, the soft limit is what there is.
-    let _ = setrlimit(Resource::Nofile, raised);
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raise_to = |current| setrlimit(Resource::Nofile, Rlimit { current, maximum });
+    // Where it is not allowed, the soft limit is what there is. macOS, whose hard limit is none and
+    // whose soft one is 256, allows no more than OPEN_MAX (setrlimit(2)).
+    if raise_to(maximum).is_err() && current.is_some_and(|limit| limit < OPEN_MAX) {
+        let _ = raise_to(Some(OPEN_MAX));
+    }
     getrlimit(Resource::Nofile)
         .current
         .map_or(usize::MAX, |limit| limit as usize)

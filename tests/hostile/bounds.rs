@@ -1,14 +1,10 @@
 //! What a client can send, open and announce.
 
 use std::io::Write;
-use std::net::TcpStream;
-use std::process::Command;
-
-use rustix::process::{Resource, Rlimit, prlimit};
 
 use crate::request_heads::REQUEST_HEADS;
-use crate::support::{Client, Page, Service, TIMEOUT, wait_until};
-use crate::{others_are_served, peak_resident};
+use crate::support::{Client, Page, Service, wait_until};
+use crate::{little_memory_was_taken, others_are_served};
 
 const SERVER: &str = "event-loop";
 
@@ -70,11 +66,7 @@ fn a_header_of_400_mb_is_refused_after_8_kib() {
         drop(client);
         sender.join().unwrap();
     }
-    assert!(
-        peak_resident(&service) < 16,
-        "{} MiB",
-        peak_resident(&service)
-    );
+    little_memory_was_taken(&service);
 }
 
 #[test]
@@ -228,11 +220,12 @@ fn a_full_house_of_waiting_clients_lets_the_next_in_when_one_is_done() {
     }
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn more_clients_than_descriptors_are_all_served() {
     // The soft limit is below the hard one, and both are below the number of clients.
     let service = Service::start_with(SERVER, &[], |program| {
-        let mut command = Command::new("sh");
+        let mut command = std::process::Command::new("sh");
         let limit = "ulimit -Sn 64 && ulimit -Hn 128 && exec \"$0\" \"$@\"";
         command.args(["-c", limit]).arg(program);
         command
@@ -261,11 +254,14 @@ fn more_clients_than_descriptors_are_all_served() {
     });
 }
 
+#[cfg(target_os = "linux")]
 /// Leaves the service no descriptor for the last of ten clients, which has sent a request. Gives the
 /// clients, and what gives the descriptors back.
 fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>) {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
     let page = service.scrape();
-    let pid = rustix::process::Pid::from_raw(service.pid().cast_signed());
+    let pid = Pid::from_raw(service.pid().cast_signed());
     let set_limit = move |count| {
         let limit = Rlimit {
             current: Some(count),
@@ -288,10 +284,14 @@ fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>)
         waiting.stream.peek(&mut [0]).is_err(),
         "there is no descriptor for it"
     );
-    waiting.stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    waiting
+        .stream
+        .set_read_timeout(Some(crate::support::TIMEOUT))
+        .unwrap();
     (clients, move || set_limit(page.count("process_max_fds")))
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn accepting_pauses_without_descriptors_and_resumes_with_them() {
     let mut service = Service::start(SERVER, &[]);
@@ -306,6 +306,7 @@ fn accepting_pauses_without_descriptors_and_resumes_with_them() {
     assert!(diagnostics.lines().count() < 10, "{diagnostics}");
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_signal_ends_the_pause_in_accepting() {
     let mut service = Service::start(SERVER, &[]);
@@ -318,6 +319,7 @@ fn a_signal_ends_the_pause_in_accepting() {
     assert_eq!(service.wait(), Some(0));
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn whoever_the_kernel_has_accepted_before_a_signal_is_answered() {
     let mut service = Service::start(SERVER, &[]);
@@ -362,10 +364,11 @@ fn a_thousand_clients_that_come_and_vanish_leave_nothing_behind() {
     others_are_served(&service);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn one_thread_serves_them_all() {
     let service = Service::start(SERVER, &["--latency", "10ms"]);
-    let clients: Vec<TcpStream> = (0..50).map(|_| service.connect().stream).collect();
+    let clients: Vec<_> = (0..50).map(|_| service.connect().stream).collect();
     service.get("/probe");
     assert_eq!(service.status("Threads"), 1);
     drop(clients);
