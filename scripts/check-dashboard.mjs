@@ -1,0 +1,121 @@
+#!/usr/bin/env node
+// Has TypeScript check the dashboard against Grafana's own types: a panel, option, field option, query,
+// transformation or variable field that Grafana does not know is an error, as is a value of another
+// type. What is left out is not: Grafana has a default for it.
+// Usage: scripts/check-dashboard.mjs [DASHBOARD]      (default: deploy/grafana/tiny-probe.json)
+// Needs npm; the types and the compiler come from there into target/.
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { fileURLToPath } from "node:url";
+import { join } from "node:path";
+
+const file = process.argv[2] ?? fileURLToPath(new URL("../deploy/grafana/tiny-probe.json", import.meta.url));
+const tools = fileURLToPath(new URL("../target/check-dashboard", import.meta.url));
+const npm = (...words) => execFileSync("npm", [...words, "--silent"], { cwd: tools, encoding: "utf8" });
+if (!existsSync(join(tools, "complete"))) {
+    rmSync(tools, { recursive: true, force: true });
+    mkdirSync(tools, { recursive: true });
+    npm("install", "--no-save", "--ignore-scripts", "--prefix", tools, "typescript@5.9.3",
+        "@grafana/grafana-foundation-sdk@0.0.21");
+    // Three lists of names are wanted of this one, and none of the packages that it depends on.
+    const archive = npm("pack", "@grafana/data@12.4.10").trim();
+    execFileSync("tar", ["-x", "-z", "-f", archive], { cwd: tools });
+    writeFileSync(join(tools, "complete"), "");
+}
+const ts = createRequire(join(tools, "index.js"))("typescript");
+const sdk = "@grafana/grafana-foundation-sdk";
+
+const { panels, ...dashboard } = JSON.parse(readFileSync(file, "utf8"));
+const flat = panels.flatMap((panel) => [panel, ...(panel.panels ?? [])]);
+const types = [...new Set(flat.map((panel) => panel.type))].filter((type) => type !== "row");
+const module = (type) => type.replaceAll("-", "");
+const declarations = (type) => {
+    const path = join(tools, "node_modules", sdk, "dist", module(type), "types.gen.d.ts");
+    const text = existsSync(path) ? readFileSync(path, "utf8") : "";
+    if (!text.includes("interface Options ")) {
+        fail([`Grafana has no panel "${type}"`]);
+    }
+    return { type, custom: /(interface|type) FieldConfig /.test(text) ? `${module(type)}.FieldConfig` : "{}" };
+};
+
+function fail(lines) {
+    for (const line of lines) {
+        console.error(`FAILED  ${line}`);
+    }
+    process.exit(1);
+}
+
+const source = `
+import type * as dashboard from "${sdk}/dashboard";
+import type * as prometheus from "${sdk}/prometheus";
+import type * as units from "${sdk}/units";
+import type { DataTransformerID } from "./package/dist/types/transformations/transformers/ids";
+import type { FieldMatcherID } from "./package/dist/types/transformations/matchers/ids";
+import type { ReducerID } from "./package/dist/types/transformations/fieldReducer";
+${types.map((type) => `import type * as ${module(type)} from "${sdk}/${type.replaceAll("-", "")}";`).join("\n")}
+
+type Unit = (typeof units)[keyof typeof units] | \`prefix:\${string}\` | \`suffix:\${string}\`;
+// A type as JSON has it: enums by value, nothing required, no methods. What the SDK leaves open is
+// closed here, by the name of the field.
+type Json<T> =
+    unknown extends T ? any
+    : T extends string ? \`\${T}\`
+    : T extends number ? (\`\${T}\` extends \`\${infer N extends number}\` ? N : never)
+    : T extends (infer E)[] ? Json<E>[]
+    : T extends object ? { [K in keyof T as K extends \`_\${string}\` ? never : K]?: Field<K, T[K]> }
+    : T;
+type Field<K, T> =
+    K extends "unit" ? Unit
+    : K extends "calcs" ? \`\${ReducerID}\`[]
+    : K extends "transformations" ? (Omit<Json<dashboard.DataTransformerConfig>, "id"> & { id: \`\${DataTransformerID}\` })[]
+    : Json<T>;
+// What an override may set: { id: "unit", value: ... }, { id: "custom.lineWidth", value: ... }.
+type Settings<T, Prefix extends string> =
+    { [K in keyof T & string]-?: { id: \`\${Prefix}\${K}\`; value?: T[K] } }[keyof T & string];
+type Panel<Type extends string, Options, Custom> = Omit<Json<dashboard.Panel>, "type" | "options" | "targets" | "fieldConfig"> & {
+    type: Type;
+    options?: Json<Options>;
+    targets?: Json<prometheus.Dataquery>[];
+    fieldConfig?: {
+        defaults?: Omit<Json<dashboard.FieldConfig>, "custom"> & { custom?: Json<Custom> };
+        overrides?: {
+            matcher: { id: \`\${FieldMatcherID}\`; options?: unknown };
+            properties: (Settings<Json<dashboard.FieldConfig>, ""> | Settings<Json<Custom>, "custom.">)[];
+        }[];
+    };
+};
+type Row = Omit<Json<dashboard.RowPanel>, "panels"> & { panels?: unknown[] };
+${types.map(declarations).map(({ type, custom }) =>
+    `type Panel_${module(type)} = Panel<"${type}", ${module(type)}.Options, ${custom}>;`).join("\n")}
+
+const dashboard_: Omit<Json<dashboard.Dashboard>, "panels"> = ${JSON.stringify(dashboard, null, 2)};
+${flat.map((panel, index) =>
+    `const panel${index}: ${panel.type === "row" ? "Row" : `Panel_${module(panel.type)}`} = ${JSON.stringify(panel, null, 2)};`).join("\n")}
+`;
+const path = join(tools, "dashboard.ts");
+writeFileSync(path, source);
+
+const program = ts.createProgram([path], {
+    strict: true,
+    noEmit: true,
+    skipLibCheck: true,
+    types: [],
+    target: ts.ScriptTarget.ES2022,
+    module: ts.ModuleKind.ESNext,
+    moduleResolution: ts.ModuleResolutionKind.Bundler,
+});
+const errors = ts.getPreEmitDiagnostics(program).map(({ file, start, messageText }) => {
+    const before = file ? file.text.slice(0, start) : "";
+    // The panel that the error is in is the last one that begins before it.
+    const index = before.match(/\nconst panel\d+/g)?.length;
+    const where = index ? `panel "${flat[index - 1].title}"` : "dashboard";
+    const line = file ? file.text.slice(before.lastIndexOf("\n") + 1).split("\n", 1)[0].trim() : "";
+    // The last line is the innermost reason; the names of the types in it can be pages long.
+    const reason = ts.flattenDiagnosticMessageText(messageText, "\n").split("\n").at(-1).trim();
+    return `${where}: ${line}\n        ${reason.length > 300 ? `${reason.slice(0, 300)}…` : reason}`;
+});
+if (errors.length > 0) {
+    fail(errors);
+}
+console.log(`ok      ${flat.length} panels fit Grafana's types`);
