@@ -38,3 +38,40 @@ impl TimerQueue {
         self.0.shrink_to_fit();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn timers_come_up_in_order_and_not_before_they_are_due() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut timers = TimerQueue::default();
+        assert_eq!((timers.next_due(), timers.pop_due(at(9))), (None, None));
+        timers.push(at(2), 7);
+        timers.push(at(1), 8);
+        timers.push(at(3), 9);
+        assert_eq!(timers.next_due(), Some(at(1)));
+        assert_eq!(timers.pop_due(start), None);
+        assert_eq!(timers.pop_due(at(2)), Some(8));
+        assert_eq!(timers.pop_due(at(2)), Some(7));
+        assert_eq!(timers.pop_due(at(2)), None);
+        assert_eq!(timers.len(), 1);
+    }
+
+    #[test]
+    fn timers_that_are_not_needed_take_no_room() {
+        let start = Instant::now();
+        let mut timers = TimerQueue::default();
+        for key in 0..1000 {
+            timers.push(start, key);
+        }
+        timers.retain(|due, key| due == start && key == 500);
+        assert_eq!(timers.len(), 1);
+        assert!(timers.0.capacity() < 100);
+        assert_eq!(timers.pop_due(start), Some(500));
+    }
+}
