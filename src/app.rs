@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
+use crate::faults::{Faults, OwnFault};
 use crate::http::{self, Method, Status};
 use crate::metrics::{self, Endpoint, Metrics};
 use crate::probe::{Outcome, Probe};
@@ -14,12 +15,20 @@ use crate::probe::{Outcome, Probe};
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 
-/// What every known route allows.
+/// What a /probe says that succeeds.
+const SUCCESS: &str = "I'm ok!";
+
+/// What a route allows that only shows something.
 const ALLOW: &str = "GET, HEAD, OPTIONS";
+/// What /faults allows. A page in somebody's browser can send neither PUT nor DELETE to another
+/// origin without a preflight, and no answer here grants one.
+const ALLOW_CHANGES: &str = "GET, HEAD, PUT, DELETE, OPTIONS";
 
 /// The service without its sockets.
 pub struct App {
     probe: Probe,
+    faults: Faults,
+    fault_injection: bool,
     metrics: Metrics,
     landing_page: String,
 }
@@ -52,26 +61,34 @@ pub struct Reply {
     pub is_to_head: bool,
     /// How long the answer is to wait.
     pub delay: Duration,
+    /// What the operator is to be told: that this request has changed how others are answered.
+    pub notice: Option<String>,
 }
 
 impl App {
     /// A service that behaves as configured, with its metrics at zero.
     pub fn new(config: &Config) -> Self {
         Self {
-            probe: Probe::new(config),
+            probe: Probe::new(config.random_seed),
+            faults: Faults::new(config),
+            fault_injection: config.fault_injection,
             metrics: Metrics::new(&config.app_version, &config.app_config),
             landing_page: landing_page(&config.app_version, &config.app_config),
         }
     }
 
-    /// Answers a request. `_now` is the `Instant` that was taken before.
-    pub fn answer(&mut self, request: &Request<'_>, _now: Instant) -> Reply {
+    /// Answers a request. `now` is the `Instant` that was taken before.
+    pub fn answer(&mut self, request: &Request<'_>, now: Instant) -> Reply {
         let method = Method::parse(request.method);
-        let endpoint = endpoint(path(request.target));
+        let (path, query) = path_and_query(request.target);
+        let endpoint = match endpoint(path) {
+            Endpoint::Faults if !self.fault_injection => Endpoint::Other,
+            endpoint => endpoint,
+        };
         let reply = match endpoint {
             // Of the server as a whole (RFC 9110, section 9.3.7).
             Endpoint::Other if method == Method::Options && request.target == "*" => {
-                Reply::options()
+                Reply::options(ALLOW)
             }
             // It names a host and no path (RFC 9112, section 3.2.3).
             Endpoint::Other if method == Method::Connect => Reply::method_not_allowed(),
@@ -79,11 +96,15 @@ impl App {
                 Status::NotFound,
                 "Not found. Try /probe, /metrics or /healthz.\n",
             ),
-            _ if method == Method::Options => Reply::options(),
+            Endpoint::Faults => self.faults(method, query, now),
+            _ if method == Method::Options => Reply::options(ALLOW),
             _ if !matches!(method, Method::Get | Method::Head) => Reply::method_not_allowed(),
             Endpoint::Root => Reply::ok(HTML, self.landing_page.clone()),
-            Endpoint::Probe => self.probe(),
-            Endpoint::Metrics => Reply::ok(metrics::CONTENT_TYPE, self.metrics.exposition()),
+            Endpoint::Probe => self.probe(query, now),
+            Endpoint::Metrics => {
+                self.metrics.set_configured(self.faults.settings(now));
+                Reply::ok(metrics::CONTENT_TYPE, self.metrics.exposition())
+            }
             Endpoint::Healthz => Reply::ok(TEXT, "ok"),
         };
         Reply {
@@ -94,16 +115,48 @@ impl App {
         }
     }
 
-    fn probe(&mut self) -> Reply {
-        match self.probe.draw() {
+    fn probe(&mut self, query: &str, now: Instant) -> Reply {
+        if self.fault_injection {
+            match OwnFault::parse(query) {
+                Ok(None) => {}
+                Ok(Some(own)) => return own_fault(own),
+                Err(error) => return Reply::error(Status::BadRequest, error),
+            }
+        }
+        match self.probe.draw(self.faults.settings(now)) {
             Outcome::Succeed(delay) => Reply {
                 delay,
-                ..Reply::ok(TEXT, "I'm ok!")
+                ..Reply::ok(TEXT, SUCCESS)
             },
             Outcome::Fail => Reply::error(
                 Status::InternalServerError,
                 "Failed, as often as the fail rate says.\n",
             ),
+        }
+    }
+
+    fn faults(&mut self, method: Method, query: &str, now: Instant) -> Reply {
+        let before = self.faults.page(now);
+        match method {
+            Method::Get | Method::Head => {}
+            Method::Put => {
+                if let Err(error) = self.faults.change(query, now) {
+                    return Reply::error(Status::BadRequest, error);
+                }
+            }
+            Method::Delete => self.faults.take_back(),
+            Method::Options => return Reply::options(ALLOW_CHANGES),
+            _ => {
+                return Reply {
+                    allow: Some(ALLOW_CHANGES),
+                    ..Reply::method_not_allowed()
+                };
+            }
+        }
+        let page = self.faults.page(now);
+        Reply {
+            notice: (page != before).then(|| page.trim_end().replace('\n', " ")),
+            ..Reply::ok(TEXT, page)
         }
     }
 
@@ -138,12 +191,13 @@ impl Reply {
             body: body.into(),
             is_to_head: false,
             delay: Duration::ZERO,
+            notice: None,
         }
     }
 
     /// The answer to what could not be parsed: `other` for method and endpoint. The body tells the
     /// client what was wrong.
-    pub fn error(status: Status, body: &'static str) -> Self {
+    pub fn error(status: Status, body: impl Into<Cow<'static, str>>) -> Self {
         Self {
             status,
             ..Self::ok(TEXT, body)
@@ -157,9 +211,9 @@ impl Reply {
     }
 
     /// The answer to OPTIONS. No field of it grants a browser's preflight anything.
-    fn options() -> Self {
+    fn options(allow: &'static str) -> Self {
         Self {
-            allow: Some(ALLOW),
+            allow: Some(allow),
             ..Self::error(Status::NoContent, "")
         }
     }
@@ -175,22 +229,35 @@ impl Reply {
     }
 }
 
-/// The path of a request target in origin-form or absolute-form (RFC 9112, section 3.2), without
-/// its query.
-fn path(target: &str) -> &str {
-    if target.starts_with('/') {
-        return without_query(target);
-    }
-    match http::after_authority(target).map(without_query) {
-        Some("") => "/",
-        Some(path) => path,
-        None => target,
+/// The answer that a request asks for itself.
+fn own_fault(own: OwnFault) -> Reply {
+    let reply = match own.status {
+        Status::Ok => Reply::ok(TEXT, SUCCESS),
+        status => Reply::error(status, "As the request asks.\n"),
+    };
+    Reply {
+        delay: own.delay,
+        ..reply
     }
 }
 
-fn without_query(target: &str) -> &str {
-    let query = target.bytes().position(|byte| byte == b'?');
-    &target[..query.unwrap_or(target.len())]
+/// Path and query of a request target in origin-form or absolute-form (RFC 9112, section 3.2).
+fn path_and_query(target: &str) -> (&str, &str) {
+    if target.starts_with('/') {
+        return split_query(target);
+    }
+    match http::after_authority(target).map(split_query) {
+        Some(("", query)) => ("/", query),
+        Some(path_and_query) => path_and_query,
+        None => (target, ""),
+    }
+}
+
+fn split_query(target: &str) -> (&str, &str) {
+    match target.bytes().position(|byte| byte == b'?') {
+        Some(mark) => (&target[..mark], &target[mark + 1..]),
+        None => (target, ""),
+    }
 }
 
 fn endpoint(path: &str) -> Endpoint {
@@ -199,6 +266,7 @@ fn endpoint(path: &str) -> Endpoint {
         "/probe" => Endpoint::Probe,
         "/metrics" => Endpoint::Metrics,
         "/healthz" => Endpoint::Healthz,
+        "/faults" => Endpoint::Faults,
         _ => Endpoint::Other,
     }
 }
@@ -242,7 +310,7 @@ mod tests {
                 "/metrics",
                 Endpoint::Metrics,
                 "text/plain; version=0.0.4; charset=utf-8",
-                "# HELP app_connections_open",
+                "# HELP app_configured_fail_ratio",
             ),
         ] {
             for (name, method) in [("GET", Method::Get), ("HEAD", Method::Head)] {
@@ -391,5 +459,172 @@ mod tests {
         let page = ask(&mut app, "GET", "/").body;
         assert!(page.contains("&lt;script&gt;&amp;&quot;"), "{page}");
         assert!(!page.contains("<script>"), "{page}");
+    }
+
+    fn app_with_faults() -> App {
+        App::new(&Config {
+            fault_injection: true,
+            random_seed: Some(1),
+            ..Config::default()
+        })
+    }
+
+    #[test]
+    fn faults_are_shown_changed_and_taken_back() {
+        let mut app = app_with_faults();
+        let at_start = ask(&mut app, "GET", "/faults").body;
+        assert!(at_start.starts_with("fail-rate=0\nslow-rate=0\n"));
+        let reply = ask(&mut app, "PUT", "/faults?fail-rate=1&for=24h");
+        assert_eq!((reply.status, reply.content_type), (Status::Ok, TEXT));
+        assert_eq!(reply.endpoint, Endpoint::Faults);
+        assert!(reply.body.starts_with("fail-rate=1\n"), "{}", reply.body);
+        assert_eq!(
+            reply.notice.as_deref(),
+            Some("fail-rate=1 slow-rate=0 latency=0s slow-latency=9s work=0s for=1day")
+        );
+        for target in ["/probe", "http://a/probe?fail-rate=0"] {
+            let reply = ask(&mut app, "GET", target);
+            assert_eq!(reply.status, Status::InternalServerError);
+        }
+        for target in ["/", "/healthz", "/metrics", "/faults"] {
+            assert_eq!(ask(&mut app, "GET", target).status, Status::Ok, "{target}");
+        }
+
+        let reply = ask(&mut app, "DELETE", "/faults");
+        assert_eq!(reply.body, at_start);
+        assert!(reply.notice.is_some());
+        assert_eq!(ask(&mut app, "GET", "/probe").status, Status::Ok);
+        assert_eq!(ask(&mut app, "DELETE", "/faults").notice, None, "no change");
+    }
+
+    #[test]
+    fn a_change_that_is_wrong_is_told_and_no_change() {
+        let mut app = app_with_faults();
+        let before = ask(&mut app, "GET", "/faults").body;
+        let reply = ask(&mut app, "PUT", "/faults?latency=1s&fail-rate=2");
+        assert_eq!(reply.status, Status::BadRequest);
+        assert_eq!(
+            reply.body,
+            "fail-rate=2: expected a share from 0 to 1, such as 0.01\n"
+        );
+        assert_eq!(reply.notice, None);
+        for method in ["POST", "PATCH", "put", "OPTIONS"] {
+            let reply = ask(&mut app, method, "/faults?fail-rate=1");
+            let is_options = method == "OPTIONS";
+            assert_eq!(reply.status == Status::NoContent, is_options, "{method}");
+            assert_eq!(reply.allow, Some("GET, HEAD, PUT, DELETE, OPTIONS"));
+        }
+        assert_eq!(ask(&mut app, "GET", "/faults").body, before);
+    }
+
+    #[test]
+    fn without_fault_injection_there_are_none() {
+        let mut app = app();
+        for method in ["GET", "PUT", "DELETE", "POST"] {
+            let reply = ask(&mut app, method, "/faults?fail-rate=1");
+            assert_eq!(reply.status, Status::NotFound);
+            assert_eq!((reply.endpoint, reply.allow), (Endpoint::Other, None));
+        }
+        for target in ["/probe?status=503&delay=1s", "/probe?status=x&status=%zz"] {
+            let reply = ask(&mut app, "GET", target);
+            assert_eq!((reply.status, reply.delay), (Status::Ok, Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn a_request_has_its_own_answer_and_no_draw() {
+        let draws = |own: Option<&str>| -> Vec<Duration> {
+            let mut app = app_with_faults();
+            ask(&mut app, "PUT", "/faults?latency=1s&work=1s");
+            let draw = |_| {
+                if let Some(own) = own {
+                    let reply = ask(&mut app, "GET", own);
+                    assert_eq!(reply.status, Status::ServiceUnavailable);
+                    assert_eq!(reply.delay, Duration::from_millis(250));
+                }
+                ask(&mut app, "GET", "/probe").delay
+            };
+            (0..10).map(draw).collect()
+        };
+        assert_eq!(draws(None), draws(Some("/probe?status=503&delay=250ms")));
+
+        let mut app = app_with_faults();
+        ask(&mut app, "PUT", "/faults?fail-rate=1");
+        let reply = ask(&mut app, "HEAD", "/probe?delay=1s");
+        assert_eq!((reply.status, &*reply.body), (Status::Ok, SUCCESS));
+        let reply = ask(&mut app, "GET", "/probe?status=418");
+        assert_eq!(reply.status, Status::BadRequest);
+        assert!(reply.body.starts_with("status=418: expected 200, 429, "));
+        let reply = ask(&mut app, "POST", "/probe?status=200");
+        assert_eq!(reply.status, Status::MethodNotAllowed);
+    }
+
+    #[test]
+    fn a_scrape_shows_what_is_configured_at_that_moment() {
+        let mut app = app_with_faults();
+        let now = Instant::now();
+        let mut ask = |method, target, seconds| {
+            let now = now + Duration::from_secs(seconds);
+            let reply = app.answer(&Request::new(method, target), now);
+            let lines = reply.body.lines();
+            let lines = lines.filter_map(|line| line.strip_prefix("app_configured_"));
+            lines.collect::<Vec<_>>().join(", ")
+        };
+        let at_start =
+            "fail_ratio 0, latency_seconds 0, slow_latency_seconds 9, slow_ratio 0, work_seconds 0";
+        assert_eq!(ask("GET", "/metrics", 0), at_start);
+        let change = "/faults?fail-rate=.2&slow-rate=.1&latency=3s&slow-latency=4s&work=5ms&for=1m";
+        ask("PUT", change, 0);
+        assert_eq!(
+            ask("GET", "/metrics", 59),
+            "fail_ratio 0.2, latency_seconds 3, slow_latency_seconds 4, slow_ratio 0.1, work_seconds 0.005"
+        );
+        assert_eq!(ask("GET", "/metrics", 60), at_start);
+    }
+
+    /// Every request that the event loop can record, and so every series.
+    #[test]
+    fn the_readme_says_how_many_series_there_can_be() {
+        let mut app = app_with_faults();
+        ask(&mut app, "PUT", "/faults?fail-rate=0.5");
+        let methods = [
+            "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW",
+        ];
+        let own = [200, 429, 500, 502, 503, 504, 0].map(|status| format!("/probe?status={status}"));
+        let known = [
+            "/",
+            "/metrics",
+            "/healthz",
+            "/nope",
+            "/faults?work=0s",
+            "/faults?",
+        ];
+        let targets = own.iter().map(|target| &**target).chain(known);
+        for target in targets {
+            for method in methods {
+                let reply = ask(&mut app, method, target);
+                app.record(&reply, Duration::ZERO);
+            }
+        }
+        for rejection in [
+            Status::BadRequest,
+            Status::RequestTimeout,
+            Status::ContentTooLarge,
+            Status::UriTooLong,
+            Status::RequestHeaderFieldsTooLarge,
+            Status::NotImplemented,
+            Status::HttpVersionNotSupported,
+        ] {
+            app.record(&Reply::error(rejection, ""), Duration::ZERO);
+        }
+        let page = app.metrics.exposition();
+        let count = |name| page.lines().filter(|line| line.starts_with(name)).count();
+        let expected = format!(
+            "{} series of the histogram and {} of the counter",
+            count("app_request_latency_seconds_"),
+            count("app_request_count_total{")
+        );
+        let readme = include_str!("../README.md").replace('\n', " ");
+        assert!(readme.contains(&expected), "{expected}");
     }
 }

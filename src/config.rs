@@ -1,17 +1,20 @@
 //! Flags and environment: what the service is asked to be.
 //!
 //! Every setting is one row of [`FLAGS`]: a flag, else its environment variable, else the default.
-//! `--help` and the error messages are made from the same rows.
+//! `--help`, the error messages and /faults are made from the same rows.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use lexopt::{Arg, Parser};
 
 /// Latencies longer than this are taken for a mistake.
 const LONGEST_LATENCY: Duration = Duration::from_secs(3600);
+/// More work than this is taken for a mistake: it is how long a scrape may have to wait.
+const MOST_WORK: Duration = Duration::from_secs(1);
 
 /// The settings of one service.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +31,10 @@ pub struct Config {
     pub latency: Duration,
     /// The mean latency of a slow /probe.
     pub slow_latency: Duration,
+    /// The CPU time that a successful /probe takes, at most a second.
+    pub work: Duration,
+    /// Whether clients may change all of the five while the service runs.
+    pub fault_injection: bool,
     /// What failures and latencies are drawn from; from the system if `None`.
     pub random_seed: Option<u64>,
     /// The `version` label of `app_version_info`.
@@ -49,6 +56,8 @@ impl Default for Config {
             slow_rate: 0.0,
             latency: Duration::ZERO,
             slow_latency: Duration::from_secs(9),
+            work: Duration::ZERO,
+            fault_injection: false,
             random_seed: None,
             app_version: "1".into(),
             app_config: "develop".into(),
@@ -117,11 +126,13 @@ pub struct Flag {
     pub meaning: &'static str,
     /// What it takes, to complete "expected …".
     pub accepted: &'static str,
+    /// How its value is written, if it is one that /faults shows and changes.
+    pub written: Option<fn(&Config) -> String>,
     set: fn(&mut Config, &str) -> Option<()>,
 }
 
 /// Every setting, in the order of the help.
-pub const FLAGS: [Flag; 11] = [
+pub const FLAGS: [Flag; 13] = [
     Flag {
         name: "listen",
         variable: "LISTEN",
@@ -129,6 +140,7 @@ pub const FLAGS: [Flag; 11] = [
         default: "0.0.0.0:8080",
         meaning: "address and port to listen on; port 0 is a free one",
         accepted: "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080",
+        written: None,
         set: |config, value| parse(value).map(|value| config.listen = value),
     },
     Flag {
@@ -146,6 +158,7 @@ pub const FLAGS: [Flag; 11] = [
         } else {
             "event-loop, or a build with the Cargo feature tiny-http"
         },
+        written: None,
         set: |config, value| {
             config.server = match value {
                 "event-loop" => Server::EventLoop,
@@ -163,6 +176,7 @@ pub const FLAGS: [Flag; 11] = [
         default: "0",
         meaning: "share of /probe answered 500, 0 to 1",
         accepted: ACCEPTED_SHARE,
+        written: Some(|config| config.fail_rate.to_string()),
         set: |config, value| share(value).map(|value| config.fail_rate = value),
     },
     Flag {
@@ -172,6 +186,7 @@ pub const FLAGS: [Flag; 11] = [
         default: "0",
         meaning: "share of the remaining /probe that is slow, 0 to 1",
         accepted: ACCEPTED_SHARE,
+        written: Some(|config| config.slow_rate.to_string()),
         set: |config, value| share(value).map(|value| config.slow_rate = value),
     },
     Flag {
@@ -181,6 +196,7 @@ pub const FLAGS: [Flag; 11] = [
         default: "0s",
         meaning: "mean latency of an ordinary /probe; gamma distributed, shape 3",
         accepted: ACCEPTED_LATENCY,
+        written: Some(|config| write_duration(config.latency)),
         set: |config, value| latency(value).map(|value| config.latency = value),
     },
     Flag {
@@ -190,7 +206,30 @@ pub const FLAGS: [Flag; 11] = [
         default: "9s",
         meaning: "mean latency of a slow /probe; gamma distributed, shape 30",
         accepted: ACCEPTED_LATENCY,
+        written: Some(|config| write_duration(config.slow_latency)),
         set: |config, value| latency(value).map(|value| config.slow_latency = value),
+    },
+    Flag {
+        name: "work",
+        variable: "WORK",
+        value: "DURATION",
+        default: "0s",
+        meaning: "CPU time that a successful /probe takes, at most 1 s",
+        accepted: "a duration of at most 1s with its unit, such as 20ms",
+        written: Some(|config| write_duration(config.work)),
+        set: |config, value| {
+            duration(value, Duration::ZERO..=MOST_WORK).map(|value| config.work = value)
+        },
+    },
+    Flag {
+        name: "fault-injection",
+        variable: "FAULT_INJECTION",
+        value: "",
+        default: "off",
+        meaning: "lets clients change these five: /faults, /probe?status=&delay=",
+        accepted: ACCEPTED_SWITCH,
+        written: None,
+        set: |config, value| switch(value).map(|value| config.fault_injection = value),
     },
     Flag {
         name: "random-seed",
@@ -199,6 +238,7 @@ pub const FLAGS: [Flag; 11] = [
         default: "from the system",
         meaning: "makes the failures and latencies repeatable",
         accepted: "a whole number from 0 to 18446744073709551615",
+        written: None,
         set: |config, value| parse(value).map(|value| config.random_seed = Some(value)),
     },
     Flag {
@@ -208,6 +248,7 @@ pub const FLAGS: [Flag; 11] = [
         default: "1",
         meaning: "label of app_version_info",
         accepted: "a text",
+        written: None,
         set: |config, value| parse(value).map(|value| config.app_version = value),
     },
     Flag {
@@ -217,6 +258,7 @@ pub const FLAGS: [Flag; 11] = [
         default: "develop",
         meaning: "label of app_version_info",
         accepted: "a text",
+        written: None,
         set: |config, value| parse(value).map(|value| config.app_config = value),
     },
     Flag {
@@ -226,6 +268,7 @@ pub const FLAGS: [Flag; 11] = [
         default: "10000",
         meaning: "open connections at most",
         accepted: "a whole number from 1 to 1000000",
+        written: None,
         set: |config, value| {
             let value = parse(value).filter(|value| (1..=1_000_000).contains(value))?;
             config.max_connections = value;
@@ -238,32 +281,49 @@ pub const FLAGS: [Flag; 11] = [
         value: "",
         default: "off",
         meaning: "print a line per request on standard output",
-        accepted: "on or off",
-        set: |config, value| {
-            config.access_log = match value {
-                "on" | "true" | "1" => true,
-                "off" | "false" | "0" => false,
-                _ => return None,
-            };
-            Some(())
-        },
+        accepted: ACCEPTED_SWITCH,
+        written: None,
+        set: |config, value| switch(value).map(|value| config.access_log = value),
     },
 ];
 
 const ACCEPTED_SHARE: &str = "a share from 0 to 1, such as 0.01";
 const ACCEPTED_LATENCY: &str = "a duration of at most 1h with its unit, such as 300ms or 9s";
+const ACCEPTED_SWITCH: &str = "on or off";
 
 fn parse<T: std::str::FromStr>(value: &str) -> Option<T> {
     value.parse().ok()
 }
 
 fn share(value: &str) -> Option<f64> {
-    parse(value).filter(|share| (0.0..=1.0).contains(share))
+    let share = parse(value).filter(|share| (0.0..=1.0).contains(share));
+    // -0 is one of them, and would be shown.
+    share.map(f64::abs)
 }
 
 fn latency(value: &str) -> Option<Duration> {
-    let latency = humantime::parse_duration(value).ok()?;
-    (latency <= LONGEST_LATENCY).then_some(latency)
+    duration(value, Duration::ZERO..=LONGEST_LATENCY)
+}
+
+/// Reads a duration with its unit, within these bounds.
+pub fn duration(value: &str, accepted: RangeInclusive<Duration>) -> Option<Duration> {
+    let duration = humantime::parse_duration(value).ok()?;
+    accepted.contains(&duration).then_some(duration)
+}
+
+/// Writes a duration as [`duration`] reads it: `1m30s`. Without spaces it stands in a query as it is.
+pub fn write_duration(duration: Duration) -> String {
+    humantime::format_duration(duration)
+        .to_string()
+        .replace(' ', "")
+}
+
+fn switch(value: &str) -> Option<bool> {
+    match value {
+        "on" | "true" | "1" => Some(true),
+        "off" | "false" | "0" => Some(false),
+        _ => None,
+    }
 }
 
 impl Command {
@@ -318,6 +378,11 @@ impl Command {
 }
 
 impl Flag {
+    /// Gives the setting a value, if it is one that is accepted.
+    pub fn set(&self, config: &mut Config, value: &str) -> Option<()> {
+        (self.set)(config, value)
+    }
+
     fn apply(
         &self,
         config: &mut Config,
@@ -326,7 +391,7 @@ impl Flag {
     ) -> Result<(), ConfigError> {
         value
             .to_str()
-            .and_then(|value| (self.set)(config, value))
+            .and_then(|value| self.set(config, value))
             .ok_or_else(|| {
                 let value = one_line(&value.to_string_lossy());
                 ConfigError(format!("{}: expected {}", written(&value), self.accepted))
@@ -361,7 +426,11 @@ Flags, each with its environment variable and its default:
             help.extend(["  ", left, &" ".repeat(29 - left.len()), right, "\n"]);
         }
     }
-    help + "  -h, --help                   print this\n  -V, --version                print the version\n"
+    help + "  -h, --help                   print this
+  -V, --version                print the version
+
+With --server tiny-http a /probe that is delayed or works holds up every other request.
+"
 }
 
 #[cfg(test)]
@@ -408,6 +477,8 @@ mod tests {
                 slow_rate: 0.5,
                 latency: Duration::MAX,
                 slow_latency: Duration::MAX,
+                work: Duration::MAX,
+                fault_injection: true,
                 random_seed: None,
                 app_version: String::new(),
                 app_config: String::new(),
@@ -446,6 +517,8 @@ mod tests {
             slow_rate: 0.125,
             latency: Duration::from_millis(300),
             slow_latency: Duration::from_secs(90),
+            work: Duration::from_millis(20),
+            fault_injection: true,
             random_seed: Some(u64::MAX),
             app_version: "2".into(),
             app_config: "production".into(),
@@ -460,6 +533,8 @@ mod tests {
             ("SLOW_RATE", ".125"),
             ("LATENCY", "300ms"),
             ("SLOW_LATENCY", "1m30s"),
+            ("WORK", "20ms"),
+            ("FAULT_INJECTION", "on"),
             ("RANDOM_SEED", "18446744073709551615"),
             ("APP_VERSION", "2"),
             ("APP_CONFIG", "production"),

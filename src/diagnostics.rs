@@ -1,5 +1,5 @@
 //! Diagnostics: what there is to say of the service itself, on standard error. What goes wrong while
-//! serving is one line each, and at most one a second, whatever clients do.
+//! serving, and what clients change, is one line each, and only so many a second, whatever clients do.
 
 use std::fmt::Display;
 use std::io::{self, Stderr};
@@ -9,22 +9,22 @@ use std::time::{Duration, Instant};
 
 use crate::line_writer::LineWriter;
 
-/// The pause after a line.
-const PAUSE: Duration = Duration::from_secs(1);
+const SECOND: Duration = Duration::from_secs(1);
 
 static DIAGNOSTICS: LazyLock<Mutex<Diagnostics>> = LazyLock::new(|| {
     Mutex::new(Diagnostics {
         lines: LineWriter::new(io::stderr(), "tiny-probe: lines left out"),
-        rate_limit: RateLimit {
-            last: None,
-            left_out: 0,
-        },
+        // What goes wrong tends to go wrong again and again. Each change is worth a line, as long as
+        // somebody can read them.
+        reports: RateLimit::new(1),
+        changes: RateLimit::new(10),
     })
 });
 
 struct Diagnostics {
     lines: LineWriter<Stderr>,
-    rate_limit: RateLimit,
+    reports: RateLimit,
+    changes: RateLimit,
 }
 
 impl Diagnostics {
@@ -43,11 +43,19 @@ pub fn print(line: impl Display) {
     lock().print(line);
 }
 
-/// Prints what goes wrong in one line, unless another was printed less than a second ago: then it is
+/// Prints what goes wrong in one line, unless another was printed within the second: then it is
 /// counted, and the number stands in the next line.
 pub fn report(message: impl Display) {
     let mut diagnostics = lock();
-    if let Some(line) = diagnostics.rate_limit.line(message, Instant::now()) {
+    if let Some(line) = diagnostics.reports.line(message, Instant::now()) {
+        diagnostics.print(format_args!("tiny-probe: {line}"));
+    }
+}
+
+/// Prints in one line what somebody has changed; the same with ten lines a second.
+pub fn announce(change: impl Display) {
+    let mut diagnostics = lock();
+    if let Some(line) = diagnostics.changes.line(change, Instant::now()) {
         diagnostics.print(format_args!("tiny-probe: {line}"));
     }
 }
@@ -67,19 +75,34 @@ pub fn report_panics() {
     panic::set_hook(Box::new(|panic| report(format_args!("panic: {panic}"))));
 }
 
-/// At most one line a second.
+/// At most so many lines in a second, which begins with the first of them.
 struct RateLimit {
-    last: Option<Instant>,
+    lines: u32,
+    second: Option<Instant>,
+    printed: u32,
     left_out: u64,
 }
 
 impl RateLimit {
+    fn new(lines: u32) -> Self {
+        Self {
+            lines,
+            second: None,
+            printed: 0,
+            left_out: 0,
+        }
+    }
+
     fn line(&mut self, message: impl Display, now: Instant) -> Option<String> {
-        if self.last.is_some_and(|last| now < last + PAUSE) {
+        if self.second.is_none_or(|start| now >= start + SECOND) {
+            self.second = Some(now);
+            self.printed = 0;
+        }
+        if self.printed == self.lines {
             self.left_out += 1;
             return None;
         }
-        self.last = Some(now);
+        self.printed += 1;
         let line = message.to_string().replace(char::is_control, " ");
         Some(match std::mem::take(&mut self.left_out) {
             0 => line,
@@ -94,10 +117,7 @@ mod tests {
 
     #[test]
     fn a_line_a_second_and_the_others_are_counted() {
-        let mut rate_limit = RateLimit {
-            last: None,
-            left_out: 0,
-        };
+        let mut rate_limit = RateLimit::new(1);
         let start = Instant::now();
         let mut at =
             |millis, message| rate_limit.line(message, start + Duration::from_millis(millis));
@@ -107,5 +127,21 @@ mod tests {
         let line = at(1000, "four\n\u{1b}[31m");
         assert_eq!(line.as_deref(), Some("four  [31m (2 more were left out)"));
         assert_eq!(at(2000, "five").as_deref(), Some("five"));
+    }
+
+    #[test]
+    fn ten_lines_a_second_if_so_many_are_allowed() {
+        let mut rate_limit = RateLimit::new(10);
+        let start = Instant::now();
+        let mut lines = |millis| {
+            let now = start + Duration::from_millis(millis);
+            let lines = (0..1000).filter_map(|_| rate_limit.line("changed", now));
+            lines.collect::<Vec<_>>()
+        };
+        assert_eq!(lines(0), ["changed"; 10]);
+        assert!(lines(999).is_empty());
+        let next = lines(1000);
+        assert_eq!(next.len(), 10);
+        assert_eq!(next[0], "changed (1990 more were left out)");
     }
 }

@@ -69,9 +69,13 @@ pub enum Status {
     LengthRequired,
     ContentTooLarge,
     UriTooLong,
+    TooManyRequests,
     RequestHeaderFieldsTooLarge,
     InternalServerError,
     NotImplemented,
+    BadGateway,
+    ServiceUnavailable,
+    GatewayTimeout,
     HttpVersionNotSupported,
 }
 
@@ -91,9 +95,13 @@ impl Status {
             Self::LengthRequired => "411 Length Required",
             Self::ContentTooLarge => "413 Content Too Large",
             Self::UriTooLong => "414 URI Too Long",
+            Self::TooManyRequests => "429 Too Many Requests",
             Self::RequestHeaderFieldsTooLarge => "431 Request Header Fields Too Large",
             Self::InternalServerError => "500 Internal Server Error",
             Self::NotImplemented => "501 Not Implemented",
+            Self::BadGateway => "502 Bad Gateway",
+            Self::ServiceUnavailable => "503 Service Unavailable",
+            Self::GatewayTimeout => "504 Gateway Timeout",
             Self::HttpVersionNotSupported => "505 HTTP Version Not Supported",
         }
     }

@@ -5,15 +5,16 @@
 //! [recorded](app::App::record) in the histogram and the counter:
 //!
 //! ```text
-//! socket -> server -> app -> probe      succeed, fail, take its time
+//! socket -> server -> app -> probe      succeed, fail, take its time, work
+//!                      |  -> faults     what it is told to do at run time
 //!                      |  -> metrics    the exposition
 //! socket <- server <---+
 //!             |
 //!             +-----> metrics           the request, recorded
 //! ```
 //!
-//! Everything that decides *what* to answer is in [`app`], [`probe`] and [`metrics`], which know
-//! no socket. Everything about *how* is in [`server`].
+//! Everything that decides *what* to answer is in [`app`], [`probe`], [`faults`] and [`metrics`],
+//! which know no socket. Everything about *how* is in [`server`].
 //!
 //! ```
 //! use tiny_probe::{app::{App, Request}, config::Config};
@@ -39,6 +40,7 @@ pub mod access_log;
 pub mod app;
 pub mod config;
 pub mod diagnostics;
+pub mod faults;
 pub mod healthcheck;
 pub mod http;
 pub mod line_writer;

@@ -13,6 +13,7 @@ use prometheus::{
     Registry, TextEncoder, core::Collector,
 };
 
+use crate::config::Config;
 use crate::http::{Method, Status};
 
 /// The exposition's media type. Prometheus 3 refuses a scrape without one that it knows.
@@ -23,6 +24,38 @@ const BUCKETS: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
 
+/// A gauge's name and HELP text, and which of the settings it shows.
+type Configured = (&'static str, &'static str, fn(&Config) -> f64);
+
+/// What /probe is told to do.
+const CONFIGURED: [Configured; 5] = [
+    (
+        "app_configured_fail_ratio",
+        "Share of /probe that is to fail.",
+        |settings| settings.fail_rate,
+    ),
+    (
+        "app_configured_slow_ratio",
+        "Share of the remaining /probe that is to be slow.",
+        |settings| settings.slow_rate,
+    ),
+    (
+        "app_configured_latency_seconds",
+        "Mean latency that an ordinary /probe is to have.",
+        |settings| settings.latency.as_secs_f64(),
+    ),
+    (
+        "app_configured_slow_latency_seconds",
+        "Mean latency that a slow /probe is to have.",
+        |settings| settings.slow_latency.as_secs_f64(),
+    ),
+    (
+        "app_configured_work_seconds",
+        "CPU time that a successful /probe is to take.",
+        |settings| settings.work.as_secs_f64(),
+    ),
+];
+
 /// The `endpoint` label: the path of a known route, or `other`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the route of its name")]
@@ -31,6 +64,7 @@ pub enum Endpoint {
     Probe,
     Metrics,
     Healthz,
+    Faults,
     Other,
 }
 
@@ -44,6 +78,7 @@ impl Endpoint {
             Self::Probe => "/probe",
             Self::Metrics => "/metrics",
             Self::Healthz => "/healthz",
+            Self::Faults => "/faults",
             Self::Other => "other",
         }
     }
@@ -55,6 +90,7 @@ pub struct Metrics {
     request_latency: HistogramVec,
     request_count: IntCounterVec,
     connections_open: IntGauge,
+    configured: [Gauge; CONFIGURED.len()],
     series: [[Series; Endpoint::COUNT]; Method::COUNT],
 }
 
@@ -100,6 +136,8 @@ impl Metrics {
             &registry,
             IntGauge::new("app_connections_open", "Open client connections."),
         );
+        let configured =
+            CONFIGURED.map(|(name, help, _)| register(&registry, Gauge::new(name, help)));
         #[cfg(target_os = "linux")]
         registry
             .register(Box::new(
@@ -111,6 +149,7 @@ impl Metrics {
             request_latency,
             request_count,
             connections_open,
+            configured,
             series: Default::default(),
         }
     }
@@ -141,6 +180,13 @@ impl Metrics {
         &self.connections_open
     }
 
+    /// Shows what /probe is told to do at this moment.
+    pub fn set_configured(&self, settings: &Config) {
+        for (gauge, (_, _, value)) in self.configured.iter().zip(CONFIGURED) {
+            gauge.set(value(settings));
+        }
+    }
+
     /// The page that Prometheus scrapes, in text format 0.0.4.
     pub fn exposition(&self) -> String {
         TextEncoder::new()
@@ -168,7 +214,7 @@ mod tests {
     fn page(metrics: &Metrics) -> String {
         let page = metrics.exposition();
         page.split_inclusive('\n')
-            .filter(|line| line.starts_with("app_"))
+            .filter(|line| line.starts_with("app_") && !line.starts_with("app_configured_"))
             .collect()
     }
 
@@ -228,9 +274,13 @@ mod tests {
             Status::LengthRequired,
             Status::ContentTooLarge,
             Status::UriTooLong,
+            Status::TooManyRequests,
             Status::RequestHeaderFieldsTooLarge,
             Status::InternalServerError,
             Status::NotImplemented,
+            Status::BadGateway,
+            Status::ServiceUnavailable,
+            Status::GatewayTimeout,
             Status::HttpVersionNotSupported,
         ]
         .map(Status::code)

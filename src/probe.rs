@@ -11,12 +11,8 @@ const ORDINARY_SHAPE: u32 = 3;
 /// The shape of a slow one: a narrow hump around the mean.
 const SLOW_SHAPE: u32 = 30;
 
-/// Draws what happens to each request, from the configured rates and latencies.
+/// Draws what happens to each request, from the rates and latencies in force.
 pub struct Probe {
-    fail_rate: f64,
-    slow_rate: f64,
-    ordinary: Gamma,
-    slow: Gamma,
     random: Rng,
 }
 
@@ -30,25 +26,21 @@ pub enum Outcome {
 }
 
 impl Probe {
-    /// A probe that behaves as configured. The same seed gives the same outcomes in the same order.
-    pub fn new(config: &Config) -> Self {
+    /// The same seed gives, with the same settings, the same outcomes in the same order.
+    pub fn new(random_seed: Option<u64>) -> Self {
         Self {
-            fail_rate: config.fail_rate,
-            slow_rate: config.slow_rate,
-            ordinary: Gamma::new(ORDINARY_SHAPE, config.latency),
-            slow: Gamma::new(SLOW_SHAPE, config.slow_latency),
-            random: config.random_seed.map_or_else(Rng::new, Rng::with_seed),
+            random: random_seed.map_or_else(Rng::new, Rng::with_seed),
         }
     }
 
-    /// The outcome of the next request.
-    pub fn draw(&mut self) -> Outcome {
-        if self.happens(self.fail_rate) {
+    /// The outcome of the next request, with these settings in force.
+    pub fn draw(&mut self, settings: &Config) -> Outcome {
+        if self.happens(settings.fail_rate) {
             Outcome::Fail
-        } else if self.happens(self.slow_rate) {
-            Outcome::Succeed(self.slow.draw(&mut self.random))
+        } else if self.happens(settings.slow_rate) {
+            Outcome::Succeed(self.gamma(SLOW_SHAPE, settings.slow_latency))
         } else {
-            Outcome::Succeed(self.ordinary.draw(&mut self.random))
+            Outcome::Succeed(self.gamma(ORDINARY_SHAPE, settings.latency))
         }
     }
 
@@ -57,26 +49,15 @@ impl Probe {
     fn happens(&mut self, rate: f64) -> bool {
         rate > 0.0 && self.random.f64() < rate
     }
-}
 
-/// A gamma distribution of whole-number shape: the sum of that many exponentials.
-struct Gamma {
-    shape: u32,
-    mean: Duration,
-}
-
-impl Gamma {
-    fn new(shape: u32, mean: Duration) -> Self {
-        Self { shape, mean }
-    }
-
-    fn draw(&self, random: &mut Rng) -> Duration {
-        if self.mean.is_zero() {
+    /// Draws from a gamma distribution of whole-number shape: the sum of that many exponentials.
+    fn gamma(&mut self, shape: u32, mean: Duration) -> Duration {
+        if mean.is_zero() {
             return Duration::ZERO;
         }
         // `f64` is at least 0 and less than 1, so that the logarithm is of more than 0.
-        let exponentials: f64 = (0..self.shape).map(|_| -(1.0 - random.f64()).ln()).sum();
-        self.mean.mul_f64(exponentials / f64::from(self.shape))
+        let exponentials: f64 = (0..shape).map(|_| -(1.0 - self.random.f64()).ln()).sum();
+        mean.mul_f64(exponentials / f64::from(shape))
     }
 }
 
@@ -86,19 +67,28 @@ mod tests {
 
     const DRAWS: u32 = 100_000;
 
-    fn probe(change: impl Fn(&mut Config)) -> Probe {
+    /// A probe, and the settings that are in force.
+    struct Driven(Probe, Config);
+
+    impl Driven {
+        fn draw(&mut self) -> Outcome {
+            self.0.draw(&self.1)
+        }
+    }
+
+    fn probe(change: impl Fn(&mut Config)) -> Driven {
         let mut config = Config {
             random_seed: Some(20_261_122),
             ..Config::default()
         };
         change(&mut config);
-        Probe::new(&config)
+        Driven(Probe::new(config.random_seed), config)
     }
 
     /// Checks mean and variance of many draws: mean and mean²/shape are the gamma's. A sample's
     /// mean strays by its standard error, its variance by about √((2 + 6/shape)/n) of itself; five
     /// of each are allowed.
-    fn check_gamma(probe: &mut Probe, mean: f64, shape: f64) {
+    fn check_gamma(probe: &mut Driven, mean: f64, shape: f64) {
         let draws: Vec<f64> = (0..DRAWS)
             .map(|_| match probe.draw() {
                 Outcome::Succeed(latency) => latency.as_secs_f64(),

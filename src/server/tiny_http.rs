@@ -17,7 +17,7 @@ use tiny_http::{Header, Response, Server, StatusCode};
 
 use crate::access_log::AccessLog;
 use crate::app::{App, Reply, Request};
-use crate::diagnostics;
+use crate::diagnostics::{self, announce};
 use crate::line_writer;
 use crate::shutdown::{GRACE, write_last_lines};
 
@@ -70,6 +70,9 @@ pub fn run(
 
         let started = Instant::now();
         let reply = app.answer(&asked, started);
+        if let (Some(notice), Some(peer)) = (&reply.notice, peer) {
+            announce(format_args!("{peer} changed the faults: {notice}"));
+        }
         thread::sleep(reply.delay);
         let latency = started.elapsed();
         // The client may be gone; the next one is not.

@@ -62,10 +62,13 @@ fn the_page_is_the_seeds(server: &str) {
 }
 
 /// The app_* series of a page. The `_created` series are the Python client's own, and
-/// `app_connections_open` is ours.
+/// `app_connections_open` and `app_configured_*` are ours.
 fn series_of(page: &Page) -> BTreeSet<Series> {
     let ours = |name: &str| {
-        name.starts_with("app_") && !name.ends_with("_created") && name != "app_connections_open"
+        name.starts_with("app_")
+            && !name.ends_with("_created")
+            && name != "app_connections_open"
+            && !name.starts_with("app_configured_")
     };
     page.samples
         .keys()

@@ -19,6 +19,7 @@ macro_rules! on_every_server {
 mod answers;
 mod command_line;
 mod exposition;
+mod faults;
 // They find the service in /proc, and have /dev/full.
 #[cfg(target_os = "linux")]
 mod logs;

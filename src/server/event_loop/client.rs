@@ -20,6 +20,7 @@ use super::request_head::Rejection;
 use super::timer_queue::TimerQueue;
 use crate::access_log::{AccessLog, Entry};
 use crate::app::{App, Reply};
+use crate::diagnostics::announce;
 
 /// Requests answered in one turn. The dearest is HEAD /metrics, a tenth of a millisecond or two.
 const REQUESTS_PER_TURN: usize = 32;
@@ -208,6 +209,9 @@ impl Client {
             };
             let in_flight = shared.start(self.peer, request.method, request.target);
             let reply = shared.app.answer(&request, in_flight.started);
+            if let Some(notice) = &reply.notice {
+                announce(format_args!("{} changed the faults: {notice}", self.peer));
+            }
             #[cfg(test)]
             assert_ne!(request.target, "/panic", "a panic on purpose");
             if reply.delay.is_zero() {

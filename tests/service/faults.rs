@@ -1,0 +1,238 @@
+//! The section "Faults on demand": what clients may change, and what they may not.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Answer, Client, Service, wait_until};
+
+on_every_server!(
+    a_change_is_in_force_until_it_is_taken_back,
+    a_change_is_taken_back_by_itself,
+    a_change_in_the_middle_of_a_pipeline_is_for_what_comes_after_it,
+    a_request_asks_for_its_own_answer,
+    a_bad_query_is_one_line_and_changes_nothing,
+    a_change_is_one_line_on_standard_error,
+    a_thousand_changes_are_no_thousand_lines,
+    without_fault_injection_nothing_is_there,
+);
+
+const FAULTS: &[&str] = &["--fault-injection", "--fail-rate", "0"];
+const AT_START: &str = "fail-rate=0\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
+
+/// The answer without its `Date`.
+fn undated(mut answer: Answer) -> Answer {
+    let lines = answer
+        .head
+        .lines()
+        .filter(|line| !line.starts_with("Date:"));
+    answer.head = lines.collect::<Vec<_>>().join("\n");
+    answer
+}
+
+fn a_change_is_in_force_until_it_is_taken_back(server: &str) {
+    let service = Service::start(server, FAULTS);
+    let mut client = service.connect();
+    let shown = client.ask("GET", "/faults");
+    assert_eq!((shown.status, &*shown.body), (200, AT_START));
+    assert_eq!(
+        shown.field("Content-Type"),
+        Some("text/plain; charset=utf-8")
+    );
+
+    let changed = client.ask("PUT", "/faults?fail-rate=1&slow-latency=1m30s");
+    let expected = AT_START.replace("fail-rate=0", "fail-rate=1");
+    let expected = expected.replace("9s", "1m30s");
+    assert_eq!((changed.status, &changed.body), (200, &expected));
+    assert_eq!(service.get("/faults").body, expected);
+    assert_eq!(client.ask("HEAD", "/faults").body, "");
+    assert_eq!(service.get("/probe").status, 500);
+    for path in ["/healthz", "/metrics", "/"] {
+        assert_eq!(service.get(path).status, 200, "{path}");
+    }
+
+    assert_eq!(client.ask("DELETE", "/faults").body, AT_START);
+    assert_eq!(client.ask("GET", "/probe").body, "I'm ok!");
+    let answer = client.ask("POST", "/faults?fail-rate=1");
+    assert_eq!(answer.status, 405);
+    assert_eq!(
+        answer.field("Allow"),
+        Some("GET, HEAD, PUT, DELETE, OPTIONS")
+    );
+    // A body is not read, whatever it says.
+    client.send("PUT /faults HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\nfail-rate=1");
+    assert_eq!(client.answer().status, 400);
+    assert_eq!(client.ask("GET", "/faults").body, AT_START);
+}
+
+fn a_change_is_taken_back_by_itself(server: &str) {
+    let service = Service::start(server, FAULTS);
+    let asked = Instant::now();
+    let changed = service
+        .connect()
+        .ask("PUT", "/faults?fail-rate=1&work=5ms&for=1s");
+    assert!(changed.body.ends_with("work=5ms\nfor=1s\n"), "{changed:?}");
+    // A scrape shows it, and nothing else is needed for it to end.
+    let configured = || {
+        let page = service.scrape();
+        ["app_configured_fail_ratio", "app_configured_work_seconds"]
+            .map(|name| page.value(name).to_string())
+    };
+    wait_until("it is taken back", || configured() == ["0", "0"]);
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    assert_eq!(service.get("/faults").body, AT_START);
+    assert_eq!(service.get("/probe").status, 200);
+    service.connect().ask("PUT", "/faults?fail-rate=1&work=5ms");
+    assert_eq!(configured(), ["1", "0.005"]);
+}
+
+fn a_change_in_the_middle_of_a_pipeline_is_for_what_comes_after_it(server: &str) {
+    let service = Service::start(server, FAULTS);
+    let mut client = service.connect();
+    let asked = [
+        ("GET", "/probe", 200),
+        ("PUT", "/faults?fail-rate=1", 200),
+        ("GET", "/probe", 500),
+        ("PUT", "/faults?fail-rate=2", 400),
+        ("GET", "/probe", 500),
+        ("DELETE", "/faults", 200),
+        ("GET", "/probe", 200),
+    ];
+    let request = |(method, path, _)| format!("{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    client.send(asked.map(request).concat().repeat(20));
+    for _ in 0..20 {
+        for (method, path, status) in asked {
+            assert_eq!(client.answer().status, status, "{method} {path}");
+        }
+    }
+}
+
+fn a_request_asks_for_its_own_answer(server: &str) {
+    let service = Service::start(server, &["--fault-injection", "--fail-rate", "1"]);
+    let mut client = service.connect();
+    for status in [200, 429, 500, 502, 503, 504] {
+        for method in ["GET", "HEAD"] {
+            let answer = client.ask(method, &format!("/probe?x=1&status={status}"));
+            assert_eq!(answer.status, status);
+        }
+        let series = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="#;
+        let series = format!("{series}\"{status}\"}}");
+        assert_eq!(service.scrape().count(&series), 1, "{series}");
+    }
+    let asked = Instant::now();
+    let answer = client.ask("GET", "/probe?delay=200ms");
+    assert_eq!(answer.body, "I'm ok!");
+    assert!(asked.elapsed() >= Duration::from_millis(200));
+    assert_eq!(client.ask("GET", "/probe").status, 500);
+    let refused = client.ask("GET", "/probe?delay=61s");
+    assert_eq!(refused.status, 400);
+    assert_eq!(
+        refused.body,
+        "delay=61s: expected a duration of at most 60s with its unit, such as 250ms\n"
+    );
+}
+
+fn a_bad_query_is_one_line_and_changes_nothing(server: &str) {
+    let service = Service::start(server, FAULTS);
+    let mut client = service.connect();
+    let long = format!("latency={}s", "9".repeat(7000));
+    for query in [
+        "",
+        "fail-rate",
+        "fail-rate=",
+        "fail-rate=NaN",
+        "fail-rate=inf",
+        "fail-rate=-1",
+        "fail-rate=1e400",
+        "fail-rate=0.5&fail-rate=0.5",
+        "fail-rate=0.5&work=2s",
+        "fail-rate=0.5&for=0s",
+        "fail-rate=0.5&nope=1",
+        "fail-rate=%",
+        "fail-rate=%0d%0aX:%201",
+        "fail-rate=%1b%5b31m&slow-rate=1",
+        "%00",
+        "fail-rate=<script>",
+        &long,
+    ] {
+        let answer = client.ask("PUT", &format!("/faults?{query}"));
+        assert_eq!(answer.status, 400, "{query}");
+        let line = answer.body.strip_suffix('\n').expect("a whole line");
+        assert!(line.contains(": expected "), "{line}");
+        assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && line.len() < 300);
+    }
+    assert_eq!(client.ask("GET", "/faults").body, AT_START);
+}
+
+fn ask_for(client: &mut Client, fail_rate: usize) {
+    let path = format!("/faults?fail-rate=0.{fail_rate:04}1");
+    assert_eq!(client.ask("PUT", &path).status, 200);
+}
+
+fn a_change_is_one_line_on_standard_error(server: &str) {
+    let mut service = Service::start(server, FAULTS);
+    let mut client = service.connect();
+    ask_for(&mut client, 1);
+    ask_for(&mut client, 1);
+    client.ask("PUT", "/faults?fail-rate=nonsense");
+    client.ask("GET", "/probe?status=503");
+    client.ask("PUT", "/faults?latency=300ms&for=3m");
+    client.ask("DELETE", "/faults");
+    client.ask("DELETE", "/faults");
+    let peer = client.stream.local_addr().unwrap();
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let said = format!("tiny-probe: {peer} changed the faults: fail-rate=");
+    let rest = "slow-latency=9s work=0s";
+    assert_eq!(
+        service.stderr(),
+        format!(
+            "{said}0.00011 slow-rate=0 latency=0s {rest}\n\
+             {said}0.00011 slow-rate=0 latency=300ms {rest} for=3m\n\
+             {said}0 slow-rate=0 latency=0s {rest}\n"
+        )
+    );
+}
+
+fn a_thousand_changes_are_no_thousand_lines(server: &str) {
+    let mut service = Service::start(server, FAULTS);
+    let mut client = service.connect();
+    let started = Instant::now();
+    (0..1000).for_each(|number| ask_for(&mut client, number));
+    let seconds = usize::try_from(started.elapsed().as_secs()).unwrap() + 1;
+    assert!(
+        service
+            .get("/faults")
+            .body
+            .starts_with("fail-rate=0.09991\n")
+    );
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let lines = service.stderr().lines().count();
+    assert!(
+        (10..=10 * seconds).contains(&lines),
+        "{lines} in {seconds} s"
+    );
+}
+
+fn without_fault_injection_nothing_is_there(server: &str) {
+    let service = Service::start(server, &[]);
+    let mut client = service.connect();
+    for method in ["GET", "PUT", "DELETE", "POST"] {
+        let not_there = undated(client.ask(method, "/nope"));
+        for path in ["/faults", "/faults?fail-rate=1&for=1m"] {
+            assert_eq!(undated(client.ask(method, path)), not_there);
+        }
+    }
+    let plain = undated(client.ask("GET", "/probe"));
+    for query in ["status=503", "delay=1h", "status=x&status=%zz"] {
+        assert_eq!(
+            undated(client.ask("GET", &format!("/probe?{query}"))),
+            plain
+        );
+    }
+    let page = service.get("/metrics").body;
+    assert!(!page.contains("/faults"), "{page}");
+    assert!(
+        page.contains("\napp_configured_slow_latency_seconds 9\n"),
+        "{page}"
+    );
+}
