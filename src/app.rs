@@ -61,8 +61,11 @@ pub struct Reply {
     pub is_to_head: bool,
     /// How long the answer is to wait.
     pub delay: Duration,
-    /// What the operator is to be told: that this request has changed how others are answered.
-    pub notice: Option<String>,
+    /// How much CPU time it takes after that, to be spent by [`probe::work`](crate::probe::work).
+    pub work: Duration,
+    /// Whether the request has changed how others are answered, to what the body says. The operator
+    /// is to be told.
+    pub is_change: bool,
 }
 
 impl App {
@@ -85,7 +88,7 @@ impl App {
             Endpoint::Faults if !self.fault_injection => Endpoint::Other,
             endpoint => endpoint,
         };
-        let reply = match endpoint {
+        let mut reply = match endpoint {
             // Of the server as a whole (RFC 9110, section 9.3.7).
             Endpoint::Other if method == Method::Options && request.target == "*" => {
                 Reply::options(ALLOW)
@@ -107,12 +110,9 @@ impl App {
             }
             Endpoint::Healthz => Reply::ok(TEXT, "ok"),
         };
-        Reply {
-            method,
-            endpoint,
-            is_to_head: method == Method::Head,
-            ..reply
-        }
+        (reply.method, reply.endpoint) = (method, endpoint);
+        reply.is_to_head = method == Method::Head;
+        reply
     }
 
     fn probe(&mut self, query: &str, now: Instant) -> Reply {
@@ -123,9 +123,11 @@ impl App {
                 Err(error) => return Reply::error(Status::BadRequest, error),
             }
         }
-        match self.probe.draw(self.faults.settings(now)) {
+        let settings = self.faults.settings(now);
+        match self.probe.draw(settings) {
             Outcome::Succeed(delay) => Reply {
                 delay,
+                work: settings.work,
                 ..Reply::ok(TEXT, SUCCESS)
             },
             Outcome::Fail => Reply::error(
@@ -155,7 +157,7 @@ impl App {
         }
         let page = self.faults.page(now);
         Reply {
-            notice: (page != before).then(|| page.trim_end().replace('\n', " ")),
+            is_change: page != before,
             ..Reply::ok(TEXT, page)
         }
     }
@@ -191,7 +193,8 @@ impl Reply {
             body: body.into(),
             is_to_head: false,
             delay: Duration::ZERO,
-            notice: None,
+            work: Duration::ZERO,
+            is_change: false,
         }
     }
 
@@ -412,10 +415,12 @@ mod tests {
     }
 
     #[test]
-    fn only_probe_fails_and_is_delayed() {
+    fn only_probe_fails_is_delayed_and_works() {
+        let work = Duration::from_millis(20);
         let mut app = App::new(&Config {
             fail_rate: 0.5,
             latency: Duration::from_secs(1),
+            work,
             random_seed: Some(1),
             ..Config::default()
         });
@@ -424,13 +429,17 @@ mod tests {
             for target in ["/", "/healthz", "/metrics", "/nope"] {
                 let reply = ask(&mut app, "GET", target);
                 assert_ne!(reply.status, Status::InternalServerError);
-                assert_eq!(reply.delay, Duration::ZERO);
+                assert_eq!((reply.delay, reply.work), Default::default());
             }
-            assert_eq!(ask(&mut app, "POST", "/probe").delay, Duration::ZERO);
+            let reply = ask(&mut app, "POST", "/probe");
+            assert_eq!((reply.delay, reply.work), Default::default());
             let reply = ask(&mut app, "GET", "/probe");
-            match reply.status {
-                Status::InternalServerError => failed += 1,
-                _ => delayed += u32::from(!reply.delay.is_zero()),
+            if reply.status == Status::InternalServerError {
+                assert_eq!((reply.delay, reply.work), Default::default());
+                failed += 1;
+            } else {
+                assert_eq!(reply.work, work);
+                delayed += u32::from(!reply.delay.is_zero());
             }
         }
         assert!(failed > 0 && delayed > 0);
@@ -474,14 +483,11 @@ mod tests {
         let mut app = app_with_faults();
         let at_start = ask(&mut app, "GET", "/faults").body;
         assert!(at_start.starts_with("fail-rate=0\nslow-rate=0\n"));
-        let reply = ask(&mut app, "PUT", "/faults?fail-rate=1&for=24h");
+        let reply = ask(&mut app, "PUT", "/faults?fail-rate=1&for=86400s");
         assert_eq!((reply.status, reply.content_type), (Status::Ok, TEXT));
         assert_eq!(reply.endpoint, Endpoint::Faults);
         assert!(reply.body.starts_with("fail-rate=1\n"), "{}", reply.body);
-        assert_eq!(
-            reply.notice.as_deref(),
-            Some("fail-rate=1 slow-rate=0 latency=0s slow-latency=9s work=0s for=1day")
-        );
+        assert!(reply.body.ends_with("\nfor=86400s\n") && reply.is_change);
         for target in ["/probe", "http://a/probe?fail-rate=0"] {
             let reply = ask(&mut app, "GET", target);
             assert_eq!(reply.status, Status::InternalServerError);
@@ -492,9 +498,9 @@ mod tests {
 
         let reply = ask(&mut app, "DELETE", "/faults");
         assert_eq!(reply.body, at_start);
-        assert!(reply.notice.is_some());
+        assert!(reply.is_change);
         assert_eq!(ask(&mut app, "GET", "/probe").status, Status::Ok);
-        assert_eq!(ask(&mut app, "DELETE", "/faults").notice, None, "no change");
+        assert!(!ask(&mut app, "DELETE", "/faults").is_change);
     }
 
     #[test]
@@ -507,7 +513,7 @@ mod tests {
             reply.body,
             "fail-rate=2: expected a share from 0 to 1, such as 0.01\n"
         );
-        assert_eq!(reply.notice, None);
+        assert!(!reply.is_change);
         for method in ["POST", "PATCH", "put", "OPTIONS"] {
             let reply = ask(&mut app, method, "/faults?fail-rate=1");
             let is_options = method == "OPTIONS";
@@ -541,6 +547,7 @@ mod tests {
                     let reply = ask(&mut app, "GET", own);
                     assert_eq!(reply.status, Status::ServiceUnavailable);
                     assert_eq!(reply.delay, Duration::from_millis(250));
+                    assert_eq!(reply.work, Duration::ZERO);
                 }
                 ask(&mut app, "GET", "/probe").delay
             };
@@ -582,7 +589,7 @@ mod tests {
         assert_eq!(ask("GET", "/metrics", 60), at_start);
     }
 
-    /// Every request that the event loop can record, and so every series.
+    /// Every kind of request that can be recorded, and so every series.
     #[test]
     fn the_readme_says_how_many_series_there_can_be() {
         let mut app = app_with_faults();
@@ -596,6 +603,7 @@ mod tests {
             "/metrics",
             "/healthz",
             "/nope",
+            "*",
             "/faults?work=0s",
             "/faults?",
         ];
@@ -609,6 +617,7 @@ mod tests {
         for rejection in [
             Status::BadRequest,
             Status::RequestTimeout,
+            Status::LengthRequired,
             Status::ContentTooLarge,
             Status::UriTooLong,
             Status::RequestHeaderFieldsTooLarge,

@@ -311,11 +311,17 @@ pub fn duration(value: &str, accepted: RangeInclusive<Duration>) -> Option<Durat
     accepted.contains(&duration).then_some(duration)
 }
 
-/// Writes a duration as [`duration`] reads it: `1m30s`. Without spaces it stands in a query as it is.
+/// Writes a duration as [`duration`] reads it, in the largest unit of which it is a whole number:
+/// `90s`, `300ms`.
 pub fn write_duration(duration: Duration) -> String {
-    humantime::format_duration(duration)
-        .to_string()
-        .replace(' ', "")
+    // 24 hours is the longest that is accepted anywhere, and 584 years is what there is room for.
+    let nanoseconds = duration.as_nanos() as u64;
+    let units = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)];
+    let largest = units
+        .iter()
+        .find(|(_, unit)| nanoseconds.is_multiple_of(*unit));
+    let (name, unit) = largest.unwrap_or(&("ns", 1));
+    format!("{}{name}", nanoseconds / unit)
 }
 
 fn switch(value: &str) -> Option<bool> {

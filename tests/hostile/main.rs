@@ -6,6 +6,7 @@
 
 mod bounds;
 mod delayed_replies;
+mod faults;
 #[cfg(target_os = "linux")]
 mod many_connections;
 #[path = "../support/request_heads.rs"]
@@ -13,6 +14,7 @@ mod request_heads;
 #[path = "../support/mod.rs"]
 mod support;
 mod timeouts;
+mod work;
 
 use support::{Service, others_are_served};
 

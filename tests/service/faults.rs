@@ -13,6 +13,8 @@ on_every_server!(
     a_change_is_one_line_on_standard_error,
     a_thousand_changes_are_no_thousand_lines,
     without_fault_injection_nothing_is_there,
+    work_is_cpu_time_of_successful_probes,
+    a_delay_comes_before_the_work,
 );
 
 const FAULTS: &[&str] = &["--fault-injection", "--fail-rate", "0"];
@@ -40,7 +42,7 @@ fn a_change_is_in_force_until_it_is_taken_back(server: &str) {
 
     let changed = client.ask("PUT", "/faults?fail-rate=1&slow-latency=1m30s");
     let expected = AT_START.replace("fail-rate=0", "fail-rate=1");
-    let expected = expected.replace("9s", "1m30s");
+    let expected = expected.replace("9s", "90s");
     assert_eq!((changed.status, &changed.body), (200, &expected));
     assert_eq!(service.get("/faults").body, expected);
     assert_eq!(client.ask("HEAD", "/faults").body, "");
@@ -186,7 +188,7 @@ fn a_change_is_one_line_on_standard_error(server: &str) {
         service.stderr(),
         format!(
             "{said}0.00011 slow-rate=0 latency=0s {rest}\n\
-             {said}0.00011 slow-rate=0 latency=300ms {rest} for=3m\n\
+             {said}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
              {said}0 slow-rate=0 latency=0s {rest}\n"
         )
     );
@@ -235,4 +237,57 @@ fn without_fault_injection_nothing_is_there(server: &str) {
         page.contains("\napp_configured_slow_latency_seconds 9\n"),
         "{page}"
     );
+}
+
+fn work_is_cpu_time_of_successful_probes(server: &str) {
+    let service = Service::start(server, &["--fault-injection", "--work", "20ms"]);
+    let mut client = service.connect();
+    let before = service.cpu_time();
+    for _ in 0..25 {
+        assert_eq!(client.ask("GET", "/probe").body, "I'm ok!");
+    }
+    let used = service.cpu_time().saturating_sub(before).as_secs_f64();
+    assert!(
+        (0.45..=0.55).contains(&used),
+        "{used} s, not 25 times 20 ms"
+    );
+
+    client.ask("PUT", "/faults?work=1s&fail-rate=1");
+    let before = service.cpu_time();
+    for _ in 0..10 {
+        assert_eq!(client.ask("GET", "/probe").status, 500);
+        assert_eq!(client.ask("POST", "/probe").status, 405);
+        assert_eq!(client.ask("GET", "/probe?status=200").status, 200);
+        assert_eq!(client.ask("GET", "/probe?status=503").status, 503);
+        assert_eq!(client.ask("GET", "/healthz").status, 200);
+    }
+    let used = service.cpu_time().saturating_sub(before);
+    assert!(used < Duration::from_millis(500), "{used:?} for nothing");
+}
+
+fn a_delay_comes_before_the_work(server: &str) {
+    let flags = [
+        "--work",
+        "300ms",
+        "--slow-rate",
+        "1",
+        "--slow-latency",
+        "2s",
+    ];
+    let service = Service::start(server, &flags);
+    let mut client = service.connect();
+    let asked = Instant::now();
+    client.send_request("GET", "/probe");
+    // A gamma of shape 30 is practically never below a third of its mean.
+    while asked.elapsed() < Duration::from_millis(400) {
+        assert!(
+            service.cpu_time() < Duration::from_millis(200),
+            "it works already"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(client.answer().body, "I'm ok!");
+    // Two figures rounded down.
+    assert!(service.cpu_time() >= Duration::from_millis(280));
+    assert!(asked.elapsed() > Duration::from_millis(300 + 2000 / 3));
 }

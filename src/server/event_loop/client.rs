@@ -8,6 +8,7 @@
 //! waits for the others between them.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
 use std::net::{Shutdown, SocketAddr};
 use std::time::{Instant, SystemTime};
 
@@ -20,7 +21,8 @@ use super::request_head::Rejection;
 use super::timer_queue::TimerQueue;
 use crate::access_log::{AccessLog, Entry};
 use crate::app::{App, Reply};
-use crate::diagnostics::announce;
+use crate::diagnostics::announce_change;
+use crate::probe;
 
 /// Requests answered in one turn. The dearest is HEAD /metrics, a tenth of a millisecond or two.
 const REQUESTS_PER_TURN: usize = 32;
@@ -36,6 +38,8 @@ pub struct Shared {
     pub date: Date,
     /// When delayed replies are due.
     pub timers: TimerQueue,
+    /// The keys of the clients whose reply is due and takes work, in the order of their turns.
+    pub work_queue: Vec<usize>,
     /// What one read fills at most.
     pub read_buffer: Box<[u8]>,
     /// What the client that has a turn works with.
@@ -50,14 +54,17 @@ pub struct Client {
     peer: SocketAddr,
     socket: Socket,
     connection: Connection,
-    delayed: Option<DelayedReply>,
+    pending: Option<PendingReply>,
     /// It waits for another turn already.
     pub is_queued: bool,
 }
 
-/// A reply that is not due yet, and the only one: the requests behind it wait.
-struct DelayedReply {
+/// A reply that is not due yet, or takes work, and the only one: the requests behind it wait.
+struct PendingReply {
     due: Instant,
+    /// What it takes after that is in the work queue.
+    is_queued: bool,
+    /// Its work is what is left to do.
     reply: Reply,
     request: InFlight,
 }
@@ -87,7 +94,7 @@ impl Client {
             peer,
             socket: Socket::new(stream),
             connection: Connection::new(now),
-            delayed: None,
+            pending: None,
             is_queued: false,
         }
     }
@@ -115,7 +122,22 @@ impl Client {
 
     /// When its delayed reply is due, if it has one.
     pub fn reply_due(&self) -> Option<Instant> {
-        self.delayed.as_ref().map(|delayed| delayed.due)
+        self.pending.as_ref().map(|pending| pending.due)
+    }
+
+    /// Whether it is in the work queue.
+    pub fn waits_for_work(&self) -> bool {
+        self.pending
+            .as_ref()
+            .is_some_and(|pending| pending.is_queued)
+    }
+
+    /// Does the work that its reply takes. The next turn gives the answer.
+    pub fn work(&mut self) {
+        if let Some(pending) = &mut self.pending {
+            pending.is_queued = false;
+            probe::work(mem::take(&mut pending.reply.work));
+        }
     }
 
     /// Does what can be done without waiting, up to the bounds of a turn.
@@ -131,15 +153,13 @@ impl Client {
 
     /// Takes that the client has left. A request whose reply it did not wait for is recorded.
     pub fn leave(self, shared: &Shared) {
-        if let Some(delayed) = self.delayed {
-            shared.record(&delayed.reply, &delayed.request);
+        if let Some(pending) = self.pending {
+            shared.record(&pending.reply, &pending.request);
         }
     }
 
     fn serve(&mut self, shared: &mut Shared) -> io::Result<Next> {
-        if let Some(delayed) = self.delayed.take_if(|delayed| delayed.due <= shared.now) {
-            self.answer(&delayed.reply, &delayed.request, shared);
-        }
+        self.advance_pending(shared);
         let mut budget = REQUESTS_PER_TURN;
         self.answer_received(&mut budget, shared);
         if self.can_read() {
@@ -197,7 +217,23 @@ impl Client {
         Ok(())
     }
 
-    /// Answers the complete requests that are here, up to one whose reply is delayed.
+    /// Answers with the pending reply if it is due, or has its work queued if it takes some.
+    fn advance_pending(&mut self, shared: &mut Shared) {
+        let is_due = |pending: &mut PendingReply| pending.due <= shared.now && !pending.is_queued;
+        let Some(pending) = self.pending.take_if(is_due) else {
+            return;
+        };
+        if pending.reply.work.is_zero() {
+            return self.answer(&pending.reply, &pending.request, shared);
+        }
+        shared.work_queue.push(self.key);
+        self.pending = Some(PendingReply {
+            is_queued: true,
+            ..pending
+        });
+    }
+
+    /// Answers the complete requests that are here, up to one whose reply is pending.
     fn answer_received(&mut self, budget: &mut usize, shared: &mut Shared) {
         while *budget > 0
             && let Some(request) = self.connection.next_request()
@@ -209,18 +245,19 @@ impl Client {
             };
             let in_flight = shared.start(self.peer, request.method, request.target);
             let reply = shared.app.answer(&request, in_flight.started);
-            if let Some(notice) = &reply.notice {
-                announce(format_args!("{} changed the faults: {notice}", self.peer));
+            if reply.is_change {
+                announce_change(self.peer, &reply.body);
             }
             #[cfg(test)]
             assert_ne!(request.target, "/panic", "a panic on purpose");
-            if reply.delay.is_zero() {
+            if reply.delay.is_zero() && reply.work.is_zero() {
                 self.answer(&reply, &in_flight, shared);
             } else {
                 let due = in_flight.started + reply.delay;
                 shared.timers.push(due, self.key);
-                self.delayed = Some(DelayedReply {
+                self.pending = Some(PendingReply {
                     due,
+                    is_queued: false,
                     reply,
                     request: in_flight,
                 });

@@ -1,0 +1,75 @@
+//! What clients can do with fault injection: change it very often, and hold their connections.
+
+use std::thread;
+
+use crate::support::{Client, Service};
+use crate::{others_are_served, peak_resident};
+
+const SERVER: &str = "event-loop";
+
+#[test]
+fn a_flood_of_changes_holds_up_nobody_and_each_is_all_or_nothing() {
+    const CLIENTS: usize = 4;
+    const CHANGES: usize = 2_500;
+    let mut service = Service::start(SERVER, &["--fault-injection"]);
+    thread::scope(|scope| {
+        for number in 0..CLIENTS {
+            let mut client = service.connect();
+            scope.spawn(move || {
+                // Rates that belong together: no answer shows one of them without the other.
+                for change in 0..CHANGES {
+                    let rate = format!("0.{number}{change:04}1");
+                    let path = format!("/faults?fail-rate={rate}&slow-rate={rate}&for=1h");
+                    let answer = client.ask("PUT", &path);
+                    let expected = format!("fail-rate={rate}\nslow-rate={rate}\n");
+                    assert!(answer.body.starts_with(&expected), "{answer:?}");
+                }
+            });
+        }
+        others_are_served(&service);
+    });
+    let page = service.scrape();
+    let rates = ["fail", "slow"].map(|which| page.value(&format!("app_configured_{which}_ratio")));
+    assert_eq!(rates[0].to_bits(), rates[1].to_bits(), "{rates:?}");
+    let changes = r#"app_request_count_total{method="PUT",endpoint="/faults",http_status="200"}"#;
+    assert_eq!(page.count(changes), (CLIENTS * CHANGES) as u64);
+    assert!(peak_resident(&service) < 16);
+
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let said = service.stderr();
+    assert!(
+        said.lines()
+            .all(|line| line.contains(" changed the faults: ")),
+        "{said}"
+    );
+    // Ten a second.
+    assert!(said.lines().count() < 1_000, "{said}");
+}
+
+#[test]
+fn the_longest_delay_on_every_connection_holds_these_connections_and_nothing_else() {
+    const CROWD: usize = 500;
+    let most = (CROWD + 1).to_string();
+    let service = Service::start(SERVER, &["--fault-injection", "--max-connections", &most]);
+    let mut connected = service.connect();
+    assert_eq!(connected.ask("GET", "/healthz").status, 200);
+    let before = service.status("VmRSS");
+    let mut delayed: Vec<Client> = (0..CROWD)
+        .map(|_| {
+            let mut client = service.connect();
+            let request = |path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            client.send(request("/healthz") + &request("/probe?delay=60s"));
+            assert_eq!(client.answer().body, "ok");
+            client
+        })
+        .collect();
+    for path in ["/healthz", "/metrics", "/probe"] {
+        assert_eq!(connected.ask("GET", path).status, 200, "{path}");
+    }
+    let grown = service.status("VmRSS").saturating_sub(before);
+    assert!(grown < 2048, "{grown} KiB for {CROWD} clients");
+    // Who leaves makes room, and is recorded.
+    delayed.truncate(CROWD - 1);
+    others_are_served(&service);
+}
