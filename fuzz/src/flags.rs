@@ -40,6 +40,7 @@ fn check_settings(config: &Config) {
     assert!((0.0..=1.0).contains(&config.slow_rate));
     assert!(config.latency <= Duration::from_secs(3600));
     assert!(config.slow_latency <= Duration::from_secs(3600));
+    assert!(config.work <= Duration::from_secs(1));
     assert!((1..=1_000_000).contains(&config.max_connections));
     assert_eq!(
         Command::parse(written(config), |_| None),
@@ -68,6 +69,7 @@ fn check_settings(config: &Config) {
 /// The command line that says the same, flag by flag.
 fn written(config: &Config) -> Vec<OsString> {
     let nanoseconds = |latency: Duration| format!("{}ns", latency.as_nanos());
+    let switch = |is_on| if is_on { "on" } else { "off" };
     let mut words = vec![
         format!("--listen={}", config.listen),
         format!("--server={}", config.server),
@@ -75,13 +77,12 @@ fn written(config: &Config) -> Vec<OsString> {
         format!("--slow-rate={}", config.slow_rate),
         format!("--latency={}", nanoseconds(config.latency)),
         format!("--slow-latency={}", nanoseconds(config.slow_latency)),
+        format!("--work={}", nanoseconds(config.work)),
+        format!("--fault-injection={}", switch(config.fault_injection)),
         format!("--app-version={}", config.app_version),
         format!("--app-config={}", config.app_config),
         format!("--max-connections={}", config.max_connections),
-        format!(
-            "--access-log={}",
-            if config.access_log { "on" } else { "off" }
-        ),
+        format!("--access-log={}", switch(config.access_log)),
     ];
     words.extend(
         config
