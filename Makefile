@@ -178,12 +178,12 @@ check-dashboard: ## check the dashboard against Grafana's own types
 check-scrape: build ## have Prometheus scrape the service under load, and ask Prometheus about it
 	python3 -m venv target/python
 	target/python/bin/pip install --quiet --disable-pip-version-check prometheus_client==0.26.0
-	PYTHON=target/python/bin/python3 FAIL_RATE=0.5 \
+	PYTHON=target/python/bin/python3 FAULT_INJECTION=on FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms RANDOM_SEED=1 \
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/check-scrape.sh
 
 .PHONY: screenshot
-screenshot: build ## take docs/prometheus.png anew; needs Chromium, takes three minutes
-	FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms \
+screenshot: build ## take docs/prometheus.png anew; needs Chromium, takes five minutes
+	FAULT_INJECTION=on FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms \
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/screenshot.sh docs/prometheus.png
 
 .PHONY: bench

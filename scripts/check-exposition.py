@@ -11,7 +11,10 @@ import sys
 
 from prometheus_client.parser import text_string_to_metric_families
 
-OUR_OWN = {"app_connections_open": "gauge"}
+OUR_OWN = {"app_connections_open": "gauge"} | {
+    f"app_configured_{setting}": "gauge"
+    for setting in ["fail_ratio", "slow_ratio", "latency_seconds", "slow_latency_seconds", "work_seconds"]
+}
 
 
 def families(path):

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Asks /probe at a steady rate, whether or not the answers come in time, and sums up how it was answered.
-# Usage: scripts/load.sh [BASE_URL]      (default: $BASE_URL, else http://127.0.0.1:8080)
+# Usage: scripts/load.sh [BASE_URL [PATH]]      (default: $BASE_URL, else http://127.0.0.1:8080; /probe)
+# With --fault-injection each request may say how it is answered: PATH '/probe?status=503&delay=250ms'.
 # RATE is requests per second (20, at most 300), DURATION seconds (60). Ctrl-C ends it early.
 # Exits 1 if a request got no answer within 30 seconds; such are counted as status 000.
 set -euo pipefail
@@ -11,8 +12,15 @@ if [ -z "${EPOCHREALTIME:-}" ] || ! command -v stdbuf >/dev/null; then
 fi
 
 url=${1:-${BASE_URL:-http://127.0.0.1:8080}}
+path=${2:-/probe}
 rate=${RATE:-20}
 duration=${DURATION:-60}
+
+# curl counts in the query, whose other names are ignored.
+case $path in
+    *\?*) path="$path&" ;;
+    *) path="$path?" ;;
+esac
 
 answers=$(mktemp)
 trap 'rm -f "$answers"' EXIT
@@ -30,7 +38,7 @@ seconds=0
 while [ "$seconds" -lt "$duration" ]; do
     # One process per second sends that second's requests, and writes a line as each is answered.
     stdbuf --output=L curl --no-progress-meter --parallel --parallel-immediate --parallel-max "$rate" --max-time 30 \
-        --output /dev/null --write-out '%{http_code} %{time_total}\n' "$url/probe?[1-$rate]" >>"$answers" &
+        --output /dev/null --write-out '%{http_code} %{time_total}\n' "$url${path}[1-$rate]" >>"$answers" &
     seconds=$((seconds + 1))
     # Until the second is over, counted from the start: no delay adds up.
     left=$((start + seconds * 1000000 - $(now)))

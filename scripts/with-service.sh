@@ -1,6 +1,5 @@
 #!/bin/sh
-# Starts the built binary on a free port, runs a command with its URL in BASE_URL and its id in
-# SERVICE_PID, stops it again.
+# Starts the built binary on a free port, runs a command with its URL in BASE_URL, stops it again.
 # Usage: scripts/with-service.sh COMMAND [ARGUMENT...]      (settings as environment variables)
 # PROGRAM is another binary, RUNNER what runs one of another architecture.
 set -eu
@@ -18,5 +17,5 @@ until grep -q ' on http://' "$log"; do
     sleep 0.05
 done
 BASE_URL=$(sed -n 's/.* on \(http:.*\)/\1/p' "$log")
-export BASE_URL SERVICE_PID="$service"
+export BASE_URL
 "$@"
