@@ -1,5 +1,5 @@
 #!/bin/sh
-# Renders deploy/kubernetes and checks it: against the schemas of Kubernetes and of the Prometheus
+# Renders deploy/kubernetes, with and without autoscaling, and checks it: against the schemas of Kubernetes and of the Prometheus
 # Operator, against the restricted Pod Security Standard, and that its parts fit together.
 # Usage: scripts/check-kubernetes.sh
 # Needs kubectl, jq, python3 with venv, and npm; the validators come from PyPI and npm into target/.
@@ -21,13 +21,14 @@ fi
 
 # As it is, and with the line for the Prometheus Operator made effective.
 cp -r deploy/kubernetes "$rendered/sources"
-sed -i 's/^  # - servicemonitor.yaml/  - servicemonitor.yaml/' "$rendered/sources/kustomization.yaml"
-kubectl kustomize deploy/kubernetes >"$rendered/plain.yaml"
-kubectl kustomize "$rendered/sources" >"$rendered/operator.yaml"
-"$tools/bin/kubernetes-validate" --strict --no-warn "$rendered/plain.yaml"
-
-"$tools/bin/python" -c 'import json, sys, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)' \
-    <"$rendered/operator.yaml" >"$rendered/operator.json"
+sed -i 's/^  # - servicemonitor.yaml/  - servicemonitor.yaml/' "$rendered/sources/base/kustomization.yaml"
+for overlay in . autoscaling; do
+    kubectl kustomize "deploy/kubernetes/$overlay" >"$rendered/plain.yaml"
+    "$tools/bin/kubernetes-validate" --strict --no-warn "$rendered/plain.yaml"
+    kubectl kustomize "$rendered/sources/$overlay" |
+        "$tools/bin/python" -c 'import json, sys, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)' \
+            >"$rendered/sources/$overlay/rendered.json"
+done
 cat >"$tools/service-monitor.mjs" <<'JS'
 import { ServiceMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/ServiceMonitor";
 import { readFileSync } from "node:fs";
@@ -35,20 +36,26 @@ const monitors = JSON.parse(readFileSync(0)).filter((one) => one.kind === "Servi
 if (monitors.length !== 1) throw new Error(`${monitors.length} ServiceMonitors, 1 expected`);
 new ServiceMonitor(monitors[0]).validate();
 JS
-node "$tools/service-monitor.mjs" <"$rendered/operator.json"
+node "$tools/service-monitor.mjs" <"$rendered/sources/rendered.json"
 echo "ok      ServiceMonitor fits the Prometheus Operator's schema"
 
-# check NAME CONDITION: a jq expression over $deployment, $pod, $container, $service and $monitor
+# check NAME CONDITION: a jq expression over $deployment, $pod, $container, $service and $monitor, that
+# holds of all $overlays
+overlays=". autoscaling"
 check() {
+    for overlay in $overlays; do check_one "$rendered/sources/$overlay/rendered.json" "$@"; done
+    printf 'ok      %s\n' "$1"
+}
+
+check_one() {
     jq --exit-status '
         def one(kind): map(select(.kind == kind)) | if length == 1 then .[0] else error("\(length) of \(kind)") end;
         one("Deployment") as $deployment | one("Service") as $service | one("ServiceMonitor") as $monitor
         | $deployment.spec.template as $pod | $pod.spec.containers[0] as $container
-        | '"$2" "$rendered/operator.json" >/dev/null || {
-        printf 'FAILED  %s\n' "$1" >&2
+        | '"$3" "$1" >/dev/null || {
+        printf 'FAILED  %s, in %s\n' "$2" "${1#"$rendered/sources/"}" >&2
         exit 1
     }
-    printf 'ok      %s\n' "$1"
 }
 
 # https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
@@ -76,3 +83,16 @@ grace=$(sed -n 's/.*GRACE: Duration = Duration::from_secs(\([0-9]*\));/\1/p' src
 check "the grace period covers preStop, the ${grace:-unknown} seconds for delayed answers, and a margin of 2" \
     '$container.lifecycle.preStop.sleep.seconds as $sleep | $sleep > 0
         and $pod.spec.terminationGracePeriodSeconds >= $sleep + '"$grace"' + 2'
+
+overlays=autoscaling
+check "the autoscaler has the Deployment, which leaves the number of pods to it: 1 to 10" \
+    'one("HorizontalPodAutoscaler").spec | .scaleTargetRef.name == $deployment.metadata.name
+        and $deployment.spec.replicas == null and [.minReplicas, .maxReplicas] == [1, 10]'
+check "the PodDisruptionBudget selects the pods, and lets one of them go" \
+    'one("PodDisruptionBudget").spec | .selector == $deployment.spec.selector and .maxUnavailable == 1'
+# The README says how much load makes how many pods.
+check "at half of the request, a pod works for five requests a second" \
+    '($container.env[] | select(.name == "WORK").value | rtrimstr("ms") | tonumber) as $work
+        | ($container.resources.requests.cpu | rtrimstr("m") | tonumber) as $request
+        | one("HorizontalPodAutoscaler").spec.metrics[0].resource.target.averageUtilization as $target
+        | $request * $target / 100 / $work == 5'
