@@ -62,9 +62,9 @@ pub struct Client {
 /// A reply that is not due yet, or takes work, and the only one: the requests behind it wait.
 struct PendingReply {
     due: Instant,
-    /// What it takes after that is in the work queue.
+    /// It is due, and waits in the work queue.
     is_queued: bool,
-    /// Its work is what is left to do.
+    /// Its `work` is what is left to be done.
     reply: Reply,
     request: InFlight,
 }
