@@ -80,7 +80,7 @@ impl Entry {
 
 /// Appends what a client sent, in visible ASCII: it can neither break the line, nor add a field to
 /// it, nor reach the terminal that shows it. No client needs more than the first 200 bytes.
-fn push_printable(text: &mut String, sent: &str) {
+pub fn push_printable(text: &mut String, sent: &str) {
     if sent.is_empty() {
         text.push('-');
     }

@@ -146,7 +146,7 @@ impl App {
                     return Reply::error(Status::BadRequest, error);
                 }
             }
-            Method::Delete => self.faults.take_back(),
+            Method::Delete => self.faults.take_back(now),
             Method::Options => return Reply::options(ALLOW_CHANGES),
             _ => {
                 return Reply {

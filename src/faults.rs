@@ -11,6 +11,7 @@ use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
+use crate::access_log::push_printable;
 use crate::config::{self, Config, FLAGS, Flag};
 use crate::http::Status;
 
@@ -33,11 +34,6 @@ const STATUSES: [Status; 6] = [
     Status::GatewayTimeout,
 ];
 const ACCEPTED_STATUS: &str = "200, 429, 500, 502, 503 or 504";
-
-const ACCEPTED_ONCE: &str = "it once only";
-
-/// How many bytes of what a client sent it is shown again.
-const MOST_SHOWN: usize = 100;
 
 /// What /probe is told to do, and until when.
 pub struct Faults {
@@ -82,17 +78,12 @@ impl Faults {
                 None if name == "for" => ("for", ACCEPTED_CHANGE_DURATION),
                 None => return Err(parameter.error(&accepted_names())),
             };
-            if named.contains(&name) {
-                return Err(parameter.error(ACCEPTED_ONCE));
-            }
-            named.push(name);
-            let set = |value: &str| match flag {
+            parameter.set(name, &mut named, accepted, &mut |value| match flag {
                 Some(flag) => flag.set(&mut changed, value),
                 None => {
                     config::duration(value, CHANGE_DURATIONS).map(|time| until = Some(now + time))
                 }
-            };
-            parameter.read(set, accepted)?;
+            })?;
         }
         if named.is_empty() {
             return Err(format!("no change: expected {}\n", accepted_names()));
@@ -102,10 +93,9 @@ impl Faults {
         Ok(())
     }
 
-    /// Goes back to the settings that the service started with.
-    pub fn take_back(&mut self) {
-        self.changed = self.at_start.clone();
-        self.until = None;
+    /// Goes back to the settings that the service started with: the change is over now.
+    pub fn take_back(&mut self, now: Instant) {
+        self.until = Some(now);
     }
 
     /// The settings in force at `now`, a line each, as a query has them; and, in whole seconds,
@@ -156,19 +146,27 @@ impl OwnFault {
     /// # Errors
     /// The line that tells the client what is accepted.
     pub fn parse(query: &str) -> Result<Option<Self>, String> {
-        let (mut status, mut delay) = (None, None);
+        let mut own = Self {
+            status: Status::Ok,
+            delay: Duration::ZERO,
+        };
+        let mut named = Vec::new();
         for parameter in parameters(query) {
             match parameter.name.as_deref() {
-                Some("status") => parameter.read_into(&mut status, read_status, ACCEPTED_STATUS)?,
-                Some("delay") => parameter.read_into(&mut delay, read_delay, ACCEPTED_DELAY)?,
+                Some("status") => {
+                    parameter.set("status", &mut named, ACCEPTED_STATUS, &mut |value| {
+                        read_status(value).map(|status| own.status = status)
+                    })?;
+                }
+                Some("delay") => {
+                    parameter.set("delay", &mut named, ACCEPTED_DELAY, &mut |value| {
+                        read_delay(value).map(|delay| own.delay = delay)
+                    })?;
+                }
                 _ => {}
             }
         }
-        let is_named = status.is_some() || delay.is_some();
-        Ok(is_named.then(|| Self {
-            status: status.unwrap_or(Status::Ok),
-            delay: delay.unwrap_or_default(),
-        }))
+        Ok((!named.is_empty()).then_some(own))
     }
 }
 
@@ -201,28 +199,26 @@ fn parameters(query: &str) -> impl Iterator<Item = Parameter<'_>> {
 }
 
 impl Parameter<'_> {
-    /// The value, if it is one that is accepted.
-    fn read<T>(&self, read: impl FnOnce(&str) -> Option<T>, accepted: &str) -> Result<T, String> {
-        let value = self.value.as_deref().and_then(read);
+    /// Sets what it names, if the value is one that is accepted and the name has not been there.
+    fn set(
+        &self,
+        name: &'static str,
+        named: &mut Vec<&'static str>,
+        accepted: &str,
+        set: &mut dyn FnMut(&str) -> Option<()>,
+    ) -> Result<(), String> {
+        if named.contains(&name) {
+            return Err(self.error("it once only"));
+        }
+        named.push(name);
+        let value = self.value.as_deref().and_then(set);
         value.ok_or_else(|| self.error(accepted))
     }
 
-    /// The same, into a place that is still empty.
-    fn read_into<T>(
-        &self,
-        place: &mut Option<T>,
-        read: fn(&str) -> Option<T>,
-        accepted: &str,
-    ) -> Result<(), String> {
-        match place.replace(self.read(read, accepted)?) {
-            None => Ok(()),
-            Some(_) => Err(self.error(ACCEPTED_ONCE)),
-        }
-    }
-
     fn error(&self, accepted: &str) -> String {
-        let shown = &self.written.as_bytes()[..self.written.len().min(MOST_SHOWN)];
-        format!("{}: expected {accepted}\n", shown.escape_ascii())
+        let mut line = String::new();
+        push_printable(&mut line, self.written);
+        line + ": expected " + accepted + "\n"
     }
 }
 
@@ -274,7 +270,7 @@ mod tests {
         faults.change("work=1s", now + seconds(1)).unwrap();
         let expected = expected.replace("work=0s", "work=1s");
         assert_eq!(faults.page(now + seconds(1_000_000)), expected);
-        faults.take_back();
+        faults.take_back(now);
         assert_eq!(faults.page(now), AT_START);
     }
 
@@ -328,7 +324,7 @@ mod tests {
                 .starts_with("fail-rate=0.2\nslow-rate=0.5\n")
         );
         assert_eq!(faults.page(later + seconds(5)), AT_START);
-        faults.take_back();
+        faults.take_back(later);
         assert_eq!(faults.page(later), AT_START, "without a for");
     }
 
@@ -404,7 +400,7 @@ mod tests {
             ("for=999ms", "for=999ms", time),
             ("for=86401s", "for=86401s", time),
             ("for=ever", "for=ever", time),
-            (&long, &long[..100], share),
+            (&long, &long[..200], share),
             (
                 "fail-rate=\u{1b}[31m\u{7f}\u{9b}\u{202e}\"",
                 "fail-rate=\\x1b[31m\\x7f\\xc2\\x9b\\xe2\\x80\\xae\\\"",
@@ -486,10 +482,10 @@ mod tests {
             ("delay=60001ms", "delay=60001ms", ACCEPTED_DELAY),
             ("delay=1", "delay=1", ACCEPTED_DELAY),
             ("status=503&delay", "delay", ACCEPTED_DELAY),
-            ("delay=1s&status=500&delay=1s", "delay=1s", ACCEPTED_ONCE),
+            ("delay=1s&status=500&delay=1s", "delay=1s", "it once only"),
             (
                 "status=503\r\nX: 1",
-                "status=503\\r\\nX: 1",
+                "status=503\\r\\nX:\\x201",
                 ACCEPTED_STATUS,
             ),
         ] {

@@ -26,7 +26,7 @@ pub fn check(input: &[u8]) {
         }
         now += Duration::from_secs(1);
     }
-    faults.take_back();
+    faults.take_back(now);
     assert_eq!(faults.settings(now), &Config::default());
 }
 
