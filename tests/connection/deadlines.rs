@@ -199,7 +199,7 @@ fn no_more_requests_are_given_out_while_64_kib_of_answers_wait() {
 fn with_unsent(bytes: usize) -> Driver {
     let mut driver = Driver::new();
     driver.receive(REQUEST);
-    let reply = |body: String| Reply::error(Status::NotFound, body.leak());
+    let reply = |body: String| Reply::error(Status::NotFound, body);
     let request = |driver: &mut Driver| {
         driver.connection.receive(REQUEST, driver.now);
         assert!(driver.connection.next_request().is_some());
