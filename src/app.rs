@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::http::{self, Method, Status};
-use crate::metrics::{self, Endpoint, Metrics};
+use crate::metrics::{Endpoint, Format, Metrics};
 use crate::probe::{Outcome, Probe};
+use crate::trace_context::TraceContext;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
@@ -31,6 +32,12 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// The request target, in any of its forms (RFC 9112, section 3.2).
     pub target: &'a str,
+    /// The value of `Accept`, if it is there once. Several are one list (RFC 9110, section 5.3), but
+    /// nobody who scrapes sends several, and to put them together would take an allocation.
+    pub accept: Option<&'a [u8]>,
+    /// The value of `traceparent`, if it is there once. Several are as good as none (Trace Context,
+    /// section 3.2).
+    pub traceparent: Option<&'a [u8]>,
 }
 
 /// What to answer to one request, and when.
@@ -52,6 +59,8 @@ pub struct Reply {
     pub is_to_head: bool,
     /// How long the answer is to wait.
     pub delay: Duration,
+    /// The trace that the request belongs to, if it is sampled.
+    pub trace: Option<TraceContext>,
 }
 
 impl App {
@@ -83,13 +92,17 @@ impl App {
             _ if !matches!(method, Method::Get | Method::Head) => Reply::method_not_allowed(),
             Endpoint::Root => Reply::ok(HTML, self.landing_page.clone()),
             Endpoint::Probe => self.probe(),
-            Endpoint::Metrics => Reply::ok(metrics::CONTENT_TYPE, self.metrics.exposition()),
+            Endpoint::Metrics => {
+                let format = Format::preferred(request.accept);
+                Reply::ok(format.content_type(), self.metrics.exposition(format))
+            }
             Endpoint::Healthz => Reply::ok(TEXT, "ok"),
         };
         Reply {
             method,
             endpoint,
             is_to_head: method == Method::Head,
+            trace: request.traceparent.and_then(TraceContext::sampled),
             ..reply
         }
     }
@@ -110,11 +123,16 @@ impl App {
     /// Records an answered request, by which a later scrape shows it. `latency` runs from before
     /// [`answer`](Self::answer) until the answer is due.
     pub fn record(&self, reply: &Reply, latency: Duration) {
-        self.metrics
-            .record(reply.method, reply.endpoint, reply.status, latency);
+        self.metrics.record(
+            reply.method,
+            reply.endpoint,
+            reply.status,
+            latency,
+            reply.trace,
+        );
     }
 
-    /// The metrics, for the server to keep the gauge of open connections.
+    /// The metrics, for the server to keep the gauges of connections.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -123,7 +141,12 @@ impl App {
 impl<'a> Request<'a> {
     /// A request with no header field that matters.
     pub fn new(method: &'a str, target: &'a str) -> Self {
-        Self { method, target }
+        Self {
+            method,
+            target,
+            accept: None,
+            traceparent: None,
+        }
     }
 }
 
@@ -138,7 +161,13 @@ impl Reply {
             body: body.into(),
             is_to_head: false,
             delay: Duration::ZERO,
+            trace: None,
         }
+    }
+
+    /// Whether another `Accept` would have got another body, which is for `Vary` to say.
+    pub fn varies_by_accept(&self) -> bool {
+        self.endpoint == Endpoint::Metrics && self.status == Status::Ok
     }
 
     /// The answer to what could not be parsed: `other` for method and endpoint. The body tells the
@@ -242,7 +271,7 @@ mod tests {
                 "/metrics",
                 Endpoint::Metrics,
                 "text/plain; version=0.0.4; charset=utf-8",
-                "# HELP app_connections_open",
+                "# HELP app_connections_max",
             ),
         ] {
             for (name, method) in [("GET", Method::Get), ("HEAD", Method::Head)] {

@@ -24,6 +24,10 @@ pub struct RequestHead<'a> {
     pub method: &'a str,
     /// The request target, in any of its forms.
     pub target: &'a str,
+    /// `Accept`, if it is there once.
+    pub accept: Option<&'a [u8]>,
+    /// `traceparent`, if it is there once.
+    pub traceparent: Option<&'a [u8]>,
     /// The bytes that the head takes, its final empty line included.
     pub length: usize,
     /// The bytes of body that follow it.
@@ -180,12 +184,23 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
     Ok(RequestHead {
         method,
         target,
+        accept: only(head.headers, "Accept"),
+        traceparent: only(head.headers, "traceparent"),
         length,
         body_length: fields.body_length(is_http_1_0)?,
         is_http_1_0,
         keep_alive: !fields.close && (fields.keep_alive || !is_http_1_0),
         expects_continue: fields.expects_continue && !is_http_1_0,
     })
+}
+
+/// The value of a field that is there once.
+fn only<'a>(fields: &[Header<'a>], name: &str) -> Option<&'a [u8]> {
+    let mut values = fields
+        .iter()
+        .filter(|field| field.name.eq_ignore_ascii_case(name))
+        .map(|field| field.value);
+    values.next().xor(values.next())
 }
 
 /// The fields that matter. All others are ignored.
