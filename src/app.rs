@@ -132,6 +132,13 @@ impl App {
         );
     }
 
+    /// Puts back a reply that was written, for the next page to be written into its memory.
+    pub fn put_back(&self, reply: Reply) {
+        if let (Endpoint::Metrics, Cow::Owned(page)) = (reply.endpoint, reply.body) {
+            self.metrics.put_back(page);
+        }
+    }
+
     /// The metrics, for the server to keep the gauges of connections.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use prometheus::core::Metric;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, proto};
 
-use self::exposition::{Bucket, Exemplar, Family, Kind, Page};
+use self::exposition::{Exemplar, Family, HistogramHeads, Page, family, head};
 use self::process::Process;
 use crate::http::{Method, Status};
 use crate::trace_context::TraceContext;
@@ -26,34 +26,13 @@ mod process;
 
 pub use self::format::Format;
 
-/// How much longer than the last a page may be without being moved while it is written.
-const ROOM_TO_GROW: usize = 4096;
-
-const REQUEST_LATENCY: Family = Family {
-    name: "app_request_latency_seconds",
-    kind: Kind::Histogram,
-    help: "Application Request Latency",
-};
-const REQUEST_COUNT: Family = Family {
-    name: "app_request_count",
-    kind: Kind::Counter,
-    help: "Application Request Count",
-};
-const VERSION: Family = Family {
-    name: "app_version",
-    kind: Kind::Info,
-    help: "Application Version",
-};
-const CONNECTIONS_MAX: Family = Family {
-    name: "app_connections_max",
-    kind: Kind::Gauge,
-    help: "Open client connections at most; 0 is without a bound.",
-};
-const CONNECTIONS_OPEN: Family = Family {
-    name: "app_connections_open",
-    kind: Kind::Gauge,
-    help: "Open client connections.",
-};
+const REQUEST_LATENCY: Family =
+    family!(histogram "app_request_latency_seconds" "Application Request Latency");
+const REQUEST_COUNT: Family = family!(counter "app_request_count" "Application Request Count");
+const VERSION: Family = family!(info "app_version" "Application Version");
+const CONNECTIONS_MAX: Family =
+    family!(gauge "app_connections_max" "Open client connections at most; 0 is without a bound.");
+const CONNECTIONS_OPEN: Family = family!(gauge "app_connections_open" "Open client connections.");
 
 /// Upper bounds in seconds, the Python client's defaults, as numbers and as label values. The client
 /// library adds `+Inf`.
@@ -106,10 +85,10 @@ pub struct Metrics {
     connections_max: IntGauge,
     connections_open: IntGauge,
     process: Process,
+    /// `app_version_info`, its value excepted.
     version: String,
-    config: String,
-    /// How long the last page was, for the next to be allocated once.
-    page_length: Cell<usize>,
+    /// What the next page is written into.
+    page: Cell<String>,
 }
 
 /// The series of one method and endpoint. They are there, and so on the page, from the first request
@@ -118,9 +97,11 @@ struct Series {
     method: Method,
     endpoint: Endpoint,
     request_latency: Histogram,
+    heads: HistogramHeads,
     /// The latest of each bucket. Nothing is held where no trace was.
     exemplars: OnceCell<Box<[Cell<Option<Exemplar>>; BUCKETS.len() + 1]>>,
-    request_count: [OnceCell<(Status, IntCounter)>; Status::COUNT],
+    /// Each with what stands before its value.
+    request_count: [OnceCell<(String, IntCounter)>; Status::COUNT],
 }
 
 impl Metrics {
@@ -131,9 +112,8 @@ impl Metrics {
             connections_max: gauge(&CONNECTIONS_MAX),
             connections_open: gauge(&CONNECTIONS_OPEN),
             process: Process::current(),
-            version: version.to_owned(),
-            config: config.to_owned(),
-            page_length: Cell::new(0),
+            version: head(VERSION.name, &[("config", config), ("version", version)]),
+            page: Cell::default(),
         };
         // Exposed before the first request: of a series that is born as 1, `rate` misses the 1.
         let probe = metrics.series(Method::Get, Endpoint::Probe);
@@ -173,21 +153,16 @@ impl Metrics {
 
     /// The page that Prometheus scrapes.
     pub fn exposition(&self, format: Format) -> String {
-        let mut page = Page::new(format, self.page_length.get() + ROOM_TO_GROW);
-        page.family(&CONNECTIONS_MAX)
-            .sample(&[], self.connections_max.get());
-        page.family(&CONNECTIONS_OPEN)
-            .sample(&[], self.connections_open.get());
-        let mut samples = page.family(&REQUEST_COUNT);
+        let mut page = Page::new(format, self.page.take());
+        page.single(&CONNECTIONS_MAX, self.connections_max.get());
+        page.single(&CONNECTIONS_OPEN, self.connections_open.get());
+        page.family(&REQUEST_COUNT);
         for series in self.all_series() {
-            let counters = series.request_count.iter().filter_map(OnceCell::get);
-            for (status, counter) in counters {
-                let [endpoint, method] = series.labels();
-                let labels = [endpoint, ("http_status", status.label()), method];
-                samples.sample(&labels, counter.get());
+            for (head, counter) in series.request_count.iter().filter_map(OnceCell::get) {
+                page.sample(head, counter.get());
             }
         }
-        let mut samples = page.family(&REQUEST_LATENCY);
+        page.family(&REQUEST_LATENCY);
         for series in self.all_series() {
             // One allocation: the library gives out the buckets no other way.
             let metric = series.request_latency.metric();
@@ -195,21 +170,20 @@ impl Metrics {
             let (sum, count) = (histogram.get_sample_sum(), histogram.get_sample_count());
             let counts = histogram.get_bucket().iter();
             let counts = counts.map(proto::Bucket::cumulative_count).chain([count]);
-            let bounds = BUCKETS.iter().map(|(_, le)| *le).chain(["+Inf"]);
-            let buckets = bounds.zip(counts).enumerate();
-            let buckets = buckets.map(|(index, (le, cumulative_count))| Bucket {
-                le,
-                cumulative_count,
-                exemplar: series.exemplar(index),
-            });
-            samples.histogram(&series.labels(), buckets, sum, count);
+            let buckets = counts.enumerate();
+            let buckets = buckets.map(|(index, count)| (count, series.exemplar(index)));
+            page.histogram(&series.heads, buckets, sum, count);
         }
-        let version = [("config", &*self.config), ("version", &*self.version)];
-        page.family(&VERSION).sample(&version, 1);
+        page.family(&VERSION);
+        page.sample(&self.version, 1_u64);
         self.process.write(&mut page);
-        let page = page.finish();
-        self.page_length.set(page.len());
-        page
+        page.finish()
+    }
+
+    /// Puts back a page that nobody needs any more. The next is written into its memory: a static
+    /// binary's allocator asks the kernel for that much, every time.
+    pub fn put_back(&self, page: String) {
+        self.page.set(page);
     }
 
     fn series(&self, method: Method, endpoint: Endpoint) -> &Series {
@@ -224,13 +198,18 @@ impl Metrics {
 
 impl Series {
     fn new(method: Method, endpoint: Endpoint) -> Self {
-        let bounds = BUCKETS.iter().map(|(bound, _)| *bound).collect();
-        let options =
-            HistogramOpts::new(REQUEST_LATENCY.name, REQUEST_LATENCY.help).buckets(bounds);
+        let (numbers, labels): (Vec<f64>, Vec<&str>) = BUCKETS.into_iter().unzip();
+        let options = HistogramOpts::new(REQUEST_LATENCY.name, REQUEST_LATENCY.help);
+        let histogram = Histogram::with_opts(options.buckets(numbers));
         Self {
             method,
             endpoint,
-            request_latency: Histogram::with_opts(options).expect("the buckets above are in order"),
+            request_latency: histogram.expect("the buckets above are in order"),
+            heads: HistogramHeads::new(
+                REQUEST_LATENCY.name,
+                &[("endpoint", endpoint.label()), ("method", method.label())],
+                labels.into_iter().chain(["+Inf"]),
+            ),
             exemplars: OnceCell::new(),
             request_count: array::from_fn(|_| OnceCell::new()),
         }
@@ -238,8 +217,16 @@ impl Series {
 
     fn request_count(&self, status: Status) -> &IntCounter {
         let (_, counter) = self.request_count[status as usize].get_or_init(|| {
+            let labels = [
+                ("endpoint", self.endpoint.label()),
+                ("http_status", status.label()),
+                ("method", self.method.label()),
+            ];
             let counter = IntCounter::new(REQUEST_COUNT.name, REQUEST_COUNT.help);
-            (status, counter.expect("the name above is valid"))
+            (
+                head(REQUEST_COUNT.name, &labels),
+                counter.expect("the name above is valid"),
+            )
         });
         counter
     }
@@ -258,13 +245,6 @@ impl Series {
 
     fn exemplar(&self, bucket: usize) -> Option<Exemplar> {
         self.exemplars.get()?[bucket].get()
-    }
-
-    fn labels(&self) -> [(&'static str, &'static str); 2] {
-        [
-            ("endpoint", self.endpoint.label()),
-            ("method", self.method.label()),
-        ]
     }
 }
 

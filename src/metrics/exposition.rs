@@ -1,50 +1,93 @@
 //! The page: families and their samples, as text format 0.0.4 or `OpenMetrics` 1.0.0.
 //!
 //! The client library's encoder knows the first only, writes `le="1"` for `le="1.0"`, and first has
-//! the registry copy every name and label of every series. This one writes each sample from where
-//! it is kept, and allocates nothing but the page.
+//! the registry copy every name and label of every series. Here what stands before a value is made
+//! once for each sample, and a page is copies of that: one long copy for a sample, and no allocation.
 
-use std::fmt::{Display, Write};
+use std::fmt::Write;
 use std::time::Duration;
 
 use super::Format;
 use crate::trace_context::TraceContext;
 
-/// What a metric is called, what it is, and what it says of itself.
+/// What the samples of one metric are called and what is said of them. Made by [`family!`].
 pub struct Family {
-    /// The name without the suffix that its samples have, as `OpenMetrics` has it.
+    /// What the names of the samples are, or for a histogram begin with.
     pub name: &'static str,
-    /// The type.
-    pub kind: Kind,
+    /// What stands before the value where there are no labels.
+    pub head: &'static str,
     /// The HELP text.
     pub help: &'static str,
+    /// The lines before the samples, in each format.
+    pub text: &'static str,
+    /// See `text`.
+    pub open_metrics: &'static str,
 }
 
-/// The type of a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Only ever goes up. Its samples are called `_total`.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// Counts in buckets.
-    Histogram,
-    /// A 1 whose labels say something. Its samples are called `_info`; in the text format, which
-    /// has no such type, it is a gauge.
-    Info,
+/// A [`Family`] of a type, a name and a HELP text. The name is that of `OpenMetrics`, where the samples
+/// of a counter or an info have a suffix that their family has not; in the text format both have it,
+/// and an info is a gauge.
+macro_rules! family {
+    (counter $name:literal $help:literal) => {
+        family!(concat!($name, "_total"), "counter", $name, "counter", $help)
+    };
+    (gauge $name:literal $help:literal) => {
+        family!($name, "gauge", $name, "gauge", $help)
+    };
+    (histogram $name:literal $help:literal) => {
+        family!($name, "histogram", $name, "histogram", $help)
+    };
+    (info $name:literal $help:literal) => {
+        family!(concat!($name, "_info"), "gauge", $name, "info", $help)
+    };
+    ($sample:expr, $kind:literal, $family:literal, $family_kind:literal, $help:literal) => {{
+        const { $crate::metrics::exposition::assert_plain($help) }
+        $crate::metrics::exposition::Family {
+            name: $sample,
+            head: concat!($sample, " "),
+            help: $help,
+            text: concat!(
+                "# HELP ",
+                $sample,
+                " ",
+                $help,
+                "\n# TYPE ",
+                $sample,
+                " ",
+                $kind,
+                "\n"
+            ),
+            open_metrics: concat!(
+                "# HELP ",
+                $family,
+                " ",
+                $help,
+                "\n# TYPE ",
+                $family,
+                " ",
+                $family_kind,
+                "\n"
+            ),
+        }
+    }};
+}
+pub(super) use family;
+
+/// Compiles for a HELP text that both formats write as it is: the text format escapes `\` and line
+/// breaks in it, `OpenMetrics` quotes as well.
+pub const fn assert_plain(help: &str) {
+    let mut place = 0;
+    while place < help.len() {
+        assert!(!matches!(help.as_bytes()[place], b'\\' | b'\n' | b'"'));
+        place += 1;
+    }
 }
 
-/// Label names and values.
-pub type Labels<'a> = &'a [(&'a str, &'a str)];
-
-/// A bucket of a histogram.
-pub struct Bucket<'a> {
-    /// The upper bound, as it stands in the label: the text that `OpenMetrics` calls canonical.
-    pub le: &'a str,
-    /// How many observations were at most that.
-    pub cumulative_count: u64,
-    /// One of those that are in no bucket below. The text format has no place for it.
-    pub exemplar: Option<Exemplar>,
+/// What stands before the values of one histogram.
+pub struct HistogramHeads {
+    buckets: Vec<String>,
+    sum: String,
+    count: String,
 }
 
 /// An observation by which a trace can be found.
@@ -65,29 +108,57 @@ pub struct Page {
 }
 
 impl Page {
-    /// An empty page, with room for so many bytes.
-    pub fn new(format: Format, capacity: usize) -> Self {
+    /// An empty page, in the memory of another.
+    pub fn new(format: Format, mut memory: String) -> Self {
+        memory.clear();
         Self {
             format,
-            text: String::with_capacity(capacity),
+            text: memory,
         }
     }
 
     /// Starts a family. All its samples have to follow before the next one starts.
-    pub fn family<'a>(&'a mut self, family: &'a Family) -> Samples<'a> {
-        let suffix = family.kind.suffix();
-        let (suffix, kind, escapes_quotes) = match self.format {
-            Format::Text => (suffix, family.kind.in_text(), false),
-            Format::OpenMetrics => ("", family.kind.in_open_metrics(), true),
-        };
-        for part in ["# HELP ", family.name, suffix, " "] {
-            self.text.push_str(part);
+    pub fn family(&mut self, family: &Family) {
+        self.text.push_str(match self.format {
+            Format::Text => family.text,
+            Format::OpenMetrics => family.open_metrics,
+        });
+    }
+
+    /// Writes a sample of a counter, a gauge or an info. [`head`] makes what stands before it.
+    pub fn sample(&mut self, head: &str, value: impl Value) {
+        self.text.push_str(head);
+        value.write(&mut self.text);
+        self.text.push('\n');
+    }
+
+    /// Writes a family with one sample and no labels.
+    pub fn single(&mut self, family: &Family, value: impl Value) {
+        self.family(family);
+        self.sample(family.head, value);
+    }
+
+    /// Writes the samples of one histogram. Each bucket has a cumulative count and one of its
+    /// observations, for which the text format has no place.
+    pub fn histogram(
+        &mut self,
+        heads: &HistogramHeads,
+        buckets: impl Iterator<Item = (u64, Option<Exemplar>)>,
+        sum: f64,
+        count: u64,
+    ) {
+        for (head, (cumulative_count, exemplar)) in heads.buckets.iter().zip(buckets) {
+            self.text.push_str(head);
+            cumulative_count.write(&mut self.text);
+            if let Some(exemplar) = exemplar
+                && self.format == Format::OpenMetrics
+            {
+                exemplar.write(&mut self.text);
+            }
+            self.text.push('\n');
         }
-        escape(&mut self.text, family.help, escapes_quotes);
-        for part in ["\n# TYPE ", family.name, suffix, " ", kind, "\n"] {
-            self.text.push_str(part);
-        }
-        Samples { family, page: self }
+        self.sample(&heads.sum, sum);
+        self.sample(&heads.count, count);
     }
 
     /// The whole page.
@@ -99,116 +170,66 @@ impl Page {
     }
 }
 
-impl Kind {
-    /// What the names of the samples end with.
-    fn suffix(self) -> &'static str {
-        match self {
-            Self::Counter => "_total",
-            Self::Info => "_info",
-            Self::Gauge | Self::Histogram => "",
-        }
-    }
-
-    fn in_text(self) -> &'static str {
-        match self {
-            Self::Info => Self::Gauge.in_open_metrics(),
-            other => other.in_open_metrics(),
-        }
-    }
-
-    fn in_open_metrics(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-            Self::Info => "info",
+impl HistogramHeads {
+    /// Those of the histogram with this name, these labels, and these values of `le`.
+    pub fn new<'a>(name: &str, labels: Labels, bounds: impl Iterator<Item = &'a str>) -> Self {
+        let bucket = |le| head(&format!("{name}_bucket"), &[labels, &[("le", le)]].concat());
+        Self {
+            buckets: bounds.map(bucket).collect(),
+            sum: head(&format!("{name}_sum"), labels),
+            count: head(&format!("{name}_count"), labels),
         }
     }
 }
 
-/// Where the samples of a family are written.
-pub struct Samples<'a> {
-    family: &'a Family,
-    page: &'a mut Page,
+/// Label names and values.
+pub type Labels<'a> = &'a [(&'a str, &'a str)];
+
+/// What stands before the value of a sample. In label values both formats escape the same (text
+/// format: `label_value`; `OpenMetrics`: `escaped-string`).
+pub fn head(name: &str, labels: Labels) -> String {
+    let mut head = name.to_owned();
+    for (index, (name, value)) in labels.iter().enumerate() {
+        head.push(if index == 0 { '{' } else { ',' });
+        head.push_str(name);
+        head.push_str("=\"");
+        for character in value.chars() {
+            match character {
+                '\\' => head.push_str("\\\\"),
+                '"' => head.push_str("\\\""),
+                '\n' => head.push_str("\\n"),
+                other => head.push(other),
+            }
+        }
+        head.push('"');
+    }
+    head.push_str(if labels.is_empty() { " " } else { "} " });
+    head
 }
 
-impl Samples<'_> {
-    /// Writes a sample of a counter, a gauge or an info. A float is written as the shortest
-    /// decimal that reads back as the same float, as `Display` does.
-    pub fn sample(&mut self, labels: Labels, value: impl Display) {
-        self.series(self.family.kind.suffix(), labels);
-        self.value(value);
-    }
+/// A number as it stands on the page.
+pub trait Value {
+    /// Writes it.
+    fn write(self, to: &mut String);
+}
 
-    /// Writes the samples of one histogram. The buckets are in order, the last is that of `+Inf`.
-    pub fn histogram<'a>(
-        &mut self,
-        labels: Labels,
-        buckets: impl IntoIterator<Item = Bucket<'a>>,
-        sum: f64,
-        count: u64,
-    ) {
-        let start = self.page.text.len();
-        self.name("_bucket");
-        self.page.text.push('{');
-        self.labels(labels);
-        self.page
-            .text
-            .push_str(if labels.is_empty() { "le=\"" } else { ",le=\"" });
-        // Written once, and copied: it is most of the page.
-        let prefix = start..self.page.text.len();
-        let mut itoa = itoa::Buffer::new();
-        for (index, bucket) in buckets.into_iter().enumerate() {
-            let text = &mut self.page.text;
-            if index > 0 {
-                text.extend_from_within(prefix.clone());
-            }
-            text.push_str(bucket.le);
-            text.push_str("\"} ");
-            text.push_str(itoa.format(bucket.cumulative_count));
-            if let Some(exemplar) = bucket.exemplar
-                && self.page.format == Format::OpenMetrics
-            {
-                exemplar.write(text);
-            }
-            text.push('\n');
-        }
-        self.series("_sum", labels);
-        self.value(sum);
-        self.series("_count", labels);
-        self.value(count);
+impl Value for u64 {
+    fn write(self, to: &mut String) {
+        to.push_str(itoa::Buffer::new().format(self));
     }
+}
 
-    fn series(&mut self, suffix: &str, labels: Labels) {
-        self.name(suffix);
-        if !labels.is_empty() {
-            self.page.text.push('{');
-            self.labels(labels);
-            self.page.text.push('}');
-        }
-        self.page.text.push(' ');
+impl Value for i64 {
+    fn write(self, to: &mut String) {
+        to.push_str(itoa::Buffer::new().format(self));
     }
+}
 
-    fn name(&mut self, suffix: &str) {
-        self.page.text.push_str(self.family.name);
-        self.page.text.push_str(suffix);
-    }
-
-    fn labels(&mut self, labels: Labels) {
-        for (index, (name, value)) in labels.iter().enumerate() {
-            if index > 0 {
-                self.page.text.push(',');
-            }
-            self.page.text.push_str(name);
-            self.page.text.push_str("=\"");
-            escape(&mut self.page.text, value, true);
-            self.page.text.push('"');
-        }
-    }
-
-    fn value(&mut self, value: impl Display) {
+impl Value for f64 {
+    /// The shortest decimal that reads back as the same float, which is what `Display` gives.
+    fn write(self, to: &mut String) {
         // A String takes every write.
-        let _ = writeln!(self.page.text, "{value}");
+        let _ = write!(to, "{self}");
     }
 }
 
@@ -225,59 +246,59 @@ impl Exemplar {
     }
 }
 
-/// Writes a text so that it stays on its line and, if need be, within its quotes. Both formats do it
-/// so for label values, `OpenMetrics` for HELP as well; the text format leaves quotes in HELP alone.
-fn escape(to: &mut String, text: &str, with_quotes: bool) {
-    let mut rest = text;
-    let is_special = |byte: u8| byte == b'\\' || byte == b'\n' || (byte == b'"' && with_quotes);
-    while let Some(place) = rest.bytes().position(is_special) {
-        to.push_str(&rest[..place]);
-        to.push('\\');
-        to.push_str(match &rest[place..=place] {
-            "\n" => "n",
-            other => other,
-        });
-        rest = &rest[place + 1..];
-    }
-    to.push_str(rest);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const COUNTER: Family = Family {
-        name: "c",
-        kind: Kind::Counter,
-        help: "A \"count\"\nof \\.",
-    };
+    const COUNTER: Family = family!(counter "c" "A count.");
 
     fn in_both(write: impl Fn(&mut Page)) -> [String; 2] {
         [Format::Text, Format::OpenMetrics].map(|format| {
-            let mut page = Page::new(format, 0);
+            let mut page = Page::new(format, String::new());
             write(&mut page);
             page.finish()
         })
     }
 
     #[test]
-    fn help_and_label_values_are_escaped_as_each_format_says() {
+    fn each_format_names_a_family_in_its_way() {
+        const GAUGE: Family = family!(gauge "g" "A gauge.");
+        const INFO: Family = family!(info "i" "An info.");
         let [text, open_metrics] = in_both(|page| {
-            let mut samples = page.family(&COUNTER);
-            samples.sample(&[("a", "\"\\\n"), ("b", "é\r{,}")], 1);
-            samples.sample(&[], 2);
+            page.single(&COUNTER, 1_u64);
+            page.single(&GAUGE, -1_i64);
+            page.family(&INFO);
+            page.sample(&head(INFO.name, &[("a", "b")]), 1_u64);
         });
-        let samples = "c_total{a=\"\\\"\\\\\\n\",b=\"é\r{,}\"} 1\nc_total 2\n";
         assert_eq!(
             text,
-            "# HELP c_total A \"count\"\\nof \\\\.\n# TYPE c_total counter\n".to_owned() + samples
+            "# HELP c_total A count.\n# TYPE c_total counter\nc_total 1\n\
+             # HELP g A gauge.\n# TYPE g gauge\ng -1\n\
+             # HELP i_info An info.\n# TYPE i_info gauge\ni_info{a=\"b\"} 1\n"
         );
         assert_eq!(
             open_metrics,
-            "# HELP c A \\\"count\\\"\\nof \\\\.\n# TYPE c counter\n".to_owned()
-                + samples
-                + "# EOF\n"
+            "# HELP c A count.\n# TYPE c counter\nc_total 1\n\
+             # HELP g A gauge.\n# TYPE g gauge\ng -1\n\
+             # HELP i An info.\n# TYPE i info\ni_info{a=\"b\"} 1\n# EOF\n"
         );
+    }
+
+    #[test]
+    fn label_values_are_escaped() {
+        assert_eq!(head("x", &[]), "x ");
+        assert_eq!(
+            head("x", &[("a", "\"\\\n\\n"), ("b", "é\r{,}")]),
+            "x{a=\"\\\"\\\\\\n\\\\n\",b=\"é\r{,}\"} "
+        );
+    }
+
+    #[test]
+    fn a_help_text_that_would_need_escaping_is_refused() {
+        assert_plain("Seconds (s), 100 %: 'é'");
+        for help in ["a\nb", "a\\b", "a \"b\""] {
+            assert!(std::panic::catch_unwind(|| assert_plain(help)).is_err());
+        }
     }
 
     #[test]
@@ -292,21 +313,17 @@ mod tests {
             f64::MAX,
             5e-324,
         ] {
-            let [text, _] = in_both(|page| page.family(&COUNTER).sample(&[], value));
+            let [text, _] = in_both(|page| page.single(&COUNTER, value));
             let written = text.rsplit(' ').next().unwrap().trim_end();
             assert_eq!(written.parse::<f64>().unwrap().to_bits(), value.to_bits());
         }
-        let [text, _] = in_both(|page| page.family(&COUNTER).sample(&[], 0.3));
+        let [text, _] = in_both(|page| page.single(&COUNTER, 0.3));
         assert!(text.ends_with("\nc_total 0.3\n"), "{text}");
     }
 
     #[test]
     fn a_histogram_has_its_buckets_then_sum_and_count() {
-        const HISTOGRAM: Family = Family {
-            name: "h",
-            kind: Kind::Histogram,
-            help: "H",
-        };
+        const HISTOGRAM: Family = family!(histogram "h" "H");
         let exemplar = Exemplar {
             trace: TraceContext {
                 trace_id: 0xab,
@@ -316,19 +333,12 @@ mod tests {
             time: Duration::new(1_795_334_674, 7_999_999),
         };
         let [text, open_metrics] = in_both(|page| {
-            let mut samples = page.family(&HISTOGRAM);
+            page.family(&HISTOGRAM);
             for labels in [&[][..], &[("a", "b")]] {
-                let buckets = [
-                    ("0.5", 1, None),
-                    ("1.0", 2, Some(exemplar)),
-                    ("+Inf", 3, None),
-                ];
-                let buckets = buckets.map(|(le, cumulative_count, exemplar)| Bucket {
-                    le,
-                    cumulative_count,
-                    exemplar,
-                });
-                samples.histogram(labels, buckets, 2.5, 3);
+                let bounds = ["0.5", "1.0", "+Inf"].into_iter();
+                let heads = HistogramHeads::new(HISTOGRAM.name, labels, bounds);
+                let buckets = [(1, None), (2, Some(exemplar)), (3, None)];
+                page.histogram(&heads, buckets.into_iter(), 2.5, 3);
             }
         });
         let samples = r#"h_bucket{le="0.5"} 1

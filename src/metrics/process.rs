@@ -10,12 +10,14 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::exposition::{Family, Kind, Page};
+use super::exposition::{Family, Page, family};
 
 /// This process, as the kernel accounts for it.
 pub struct Process {
     /// /proc/self/stat. It stays open: a scrape then needs no free descriptor.
     stat: Option<File>,
+    /// /proc/self/fd, for the same reason.
+    fds: Option<File>,
     /// In seconds since the epoch.
     start_time: Option<f64>,
 }
@@ -42,8 +44,13 @@ impl Process {
     /// The process that this runs in. What never changes is read now.
     pub fn current() -> Self {
         let stat = File::open("/proc/self/stat").ok();
+        let fds = File::open(FDS).ok();
         let start_time = stat.as_ref().and_then(read_stat).and_then(start_time);
-        Self { stat, start_time }
+        Self {
+            stat,
+            fds,
+            start_time,
+        }
     }
 
     /// Writes the families, in the order of their names.
@@ -51,23 +58,22 @@ impl Process {
         let reading = self.read();
         let stat = reading.stat.as_ref();
         let resident = stat.map(|stat| stat.resident_pages * rustix::param::page_size() as u64);
-        page.family(&CPU_SECONDS)
-            .sample(&[], reading.cpu_time.as_secs_f64());
+        page.single(&CPU_SECONDS, reading.cpu_time.as_secs_f64());
         for (family, value) in [
             (&MAX_FDS, reading.max_fds),
             (&OPEN_FDS, reading.open_fds),
             (&RESIDENT_MEMORY, resident),
         ] {
             if let Some(value) = value {
-                page.family(family).sample(&[], value);
+                page.single(family, value);
             }
         }
         if let Some(start_time) = self.start_time {
-            page.family(&START_TIME).sample(&[], start_time);
+            page.single(&START_TIME, start_time);
         }
         if let Some(stat) = stat {
-            page.family(&THREADS).sample(&[], stat.threads);
-            page.family(&VIRTUAL_MEMORY).sample(&[], stat.virtual_bytes);
+            page.single(&THREADS, stat.threads);
+            page.single(&VIRTUAL_MEMORY, stat.virtual_bytes);
         }
     }
 
@@ -75,7 +81,7 @@ impl Process {
         Reading {
             cpu_time: since_zero(ClockId::ProcessCPUTime),
             stat: self.stat.as_ref().and_then(read_stat),
-            open_fds: open_fds(),
+            open_fds: self.fds.as_ref().and_then(count_fds),
             max_fds: getrlimit(Resource::Nofile).current,
         }
     }
@@ -125,48 +131,29 @@ fn start_time(_: Stat) -> Option<f64> {
     None
 }
 
-/// The number of open descriptors. Linux 6.2 and later say it as the size of the directory; before,
-/// that was 0, and they have to be counted.
-fn open_fds() -> Option<u64> {
-    const DIRECTORY: &str = "/proc/self/fd";
-    match fs::metadata(DIRECTORY).ok()?.len() {
+/// Counts the open descriptors. Linux 6.2 and later have their number as the size of the directory;
+/// before, that was 0, and they have to be read.
+fn count_fds(directory: &File) -> Option<u64> {
+    match directory.metadata().ok()?.len() {
         // The directory that is being read is one of them.
-        0 => Some((fs::read_dir(DIRECTORY).ok()?.count() as u64).saturating_sub(1)),
+        0 => Some((fs::read_dir(FDS).ok()?.count() as u64).saturating_sub(1)),
         count => Some(count),
     }
 }
 
-const CPU_SECONDS: Family = Family {
-    name: "process_cpu_seconds",
-    kind: Kind::Counter,
-    help: "Total user and system CPU time spent in seconds.",
-};
-const MAX_FDS: Family = gauge(
-    "process_max_fds",
-    "Maximum number of open file descriptors.",
-);
-const OPEN_FDS: Family = gauge("process_open_fds", "Number of open file descriptors.");
-const RESIDENT_MEMORY: Family = gauge(
-    "process_resident_memory_bytes",
-    "Resident memory size in bytes.",
-);
-const START_TIME: Family = gauge(
-    "process_start_time_seconds",
-    "Start time of the process since unix epoch in seconds.",
-);
-const THREADS: Family = gauge("process_threads", "Number of OS threads in the process.");
-const VIRTUAL_MEMORY: Family = gauge(
-    "process_virtual_memory_bytes",
-    "Virtual memory size in bytes.",
-);
+const FDS: &str = "/proc/self/fd";
 
-const fn gauge(name: &'static str, help: &'static str) -> Family {
-    Family {
-        name,
-        kind: Kind::Gauge,
-        help,
-    }
-}
+const CPU_SECONDS: Family =
+    family!(counter "process_cpu_seconds" "Total user and system CPU time spent in seconds.");
+const MAX_FDS: Family = family!(gauge "process_max_fds" "Maximum number of open file descriptors.");
+const OPEN_FDS: Family = family!(gauge "process_open_fds" "Number of open file descriptors.");
+const RESIDENT_MEMORY: Family =
+    family!(gauge "process_resident_memory_bytes" "Resident memory size in bytes.");
+const START_TIME: Family = family!(gauge "process_start_time_seconds"
+    "Start time of the process since unix epoch in seconds.");
+const THREADS: Family = family!(gauge "process_threads" "Number of OS threads in the process.");
+const VIRTUAL_MEMORY: Family =
+    family!(gauge "process_virtual_memory_bytes" "Virtual memory size in bytes.");
 
 #[cfg(test)]
 mod tests {
@@ -195,12 +182,13 @@ mod tests {
     fn a_process_that_cannot_be_read_has_no_stat() {
         let process = Process {
             stat: File::open("/dev/null").ok(),
+            fds: None,
             start_time: None,
         };
-        let mut page = Page::new(Format::Text, 0);
+        let mut page = Page::new(Format::Text, String::new());
         process.write(&mut page);
         let page = page.finish();
-        for absent in ["start_time", "resident", "virtual", "threads"] {
+        for absent in ["start_time", "resident", "virtual", "threads", "open_fds"] {
             assert!(!page.contains(absent), "{page}");
         }
         assert!(page.contains("\nprocess_cpu_seconds_total 0."), "{page}");

@@ -47,7 +47,7 @@ const LISTENER: Token = Token(usize::MAX - 1);
 const STOP: Token = Token(usize::MAX - 2);
 
 /// Descriptors kept free of clients: the standard streams, the listener, the poll, the signals,
-/// and what a scrape opens in /proc.
+/// and what a scrape reads in /proc.
 const RESERVED_DESCRIPTORS: usize = 32;
 /// macOS' bound on descriptors where there is no other.
 const OPEN_MAX: u64 = 10_240;

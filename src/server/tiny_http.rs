@@ -84,6 +84,7 @@ pub fn run(
         if let Some(entry) = entry {
             access_log.push(&entry, &reply, latency, SystemTime::now());
         }
+        app.put_back(reply);
     }
 }
 
