@@ -375,7 +375,7 @@ def measure(servers, loads, rounds, seconds):
     staying = [key for key in loads if key != "close"]
     for number in range(rounds):
         take_turns(servers, staying, f"round {number + 1} of {rounds}", number, seconds, idle)
-    for number in range(rounds):
+    for number in range(rounds if "close" in loads else 0):
         take_turns(servers, ["close"], f"new connections, round {number + 1} of {rounds}", number, seconds)
 
 
@@ -638,7 +638,7 @@ def main():
     servers, left_out = build(arguments)
     began = time.monotonic()
     measure(servers, loads, arguments.rounds, arguments.seconds)
-    logs = measure_log(servers, arguments.rounds, arguments.seconds)
+    logs = measure_log(servers, arguments.rounds, arguments.seconds) if "c64" in loads else []
     progress(f"measured in {time.monotonic() - began:.0f} s", stays=True)
 
     text = report(servers, logs, left_out, arguments.rounds, arguments.seconds)
