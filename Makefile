@@ -206,7 +206,7 @@ soak: build ## good, bad and hostile clients for SECONDS=600: nothing leaks, eve
 
 .PHONY: fuzz
 fuzz: ## look for input that breaks it, SECONDS=600 per target; needs nightly and cargo-fuzz
-	for target in connection schedule flags; do \
+	for target in connection schedule flags fields; do \
 		mkdir -p fuzz/found/$$target; \
 		$(CARGO) +nightly fuzz run $$target fuzz/found/$$target fuzz/corpus/$$target -- \
 			-max_total_time=$(SECONDS) || exit; \

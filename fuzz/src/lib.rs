@@ -8,5 +8,6 @@ mod request_heads;
 
 mod answers;
 pub mod connection;
+pub mod fields;
 pub mod flags;
 pub mod schedule;

@@ -7,6 +7,8 @@ use std::path::Path;
 mod answers;
 #[path = "../../fuzz/src/connection.rs"]
 mod connection;
+#[path = "../../fuzz/src/fields.rs"]
+mod fields;
 #[path = "../../fuzz/src/flags.rs"]
 mod flags;
 #[path = "../../fuzz/src/schedule.rs"]
@@ -33,6 +35,11 @@ fn of_the_connection() {
 #[test]
 fn of_the_schedule() {
     replay("schedule", |input| drop(schedule::check(input)));
+}
+
+#[test]
+fn of_the_fields() {
+    replay("fields", fields::check);
 }
 
 #[test]
