@@ -175,11 +175,12 @@ check-dashboard: ## check the dashboard against Grafana's own types
 	scripts/check-dashboard.mjs
 
 .PHONY: check-scrape
-check-scrape: build ## have Prometheus scrape the service under load, and ask Prometheus about it
+check-scrape: build ## have Prometheus, and VictoriaMetrics, scrape the service, and ask them about it
 	python3 -m venv target/python
 	target/python/bin/pip install --quiet --disable-pip-version-check prometheus_client==0.26.0
 	PYTHON=target/python/bin/python3 FAIL_RATE=0.5 \
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/check-scrape.sh
+	scripts/with-service.sh scripts/check-victoria-metrics.sh
 
 .PHONY: screenshot
 screenshot: build ## take docs/prometheus.png anew; needs Chromium, takes three minutes
