@@ -1,12 +1,14 @@
 //! Which trace a request belongs to: `traceparent`, as W3C's Trace Context has it.
 
+use std::num::{NonZeroU64, NonZeroU128};
+
 /// The trace of a request, and in it the span of whoever sent the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceContext {
-    /// Not 0.
-    pub trace_id: u128,
-    /// Not 0.
-    pub span_id: u64,
+    /// 16 bytes; all zeros are not valid.
+    pub trace_id: NonZeroU128,
+    /// 8 bytes; all zeros are not valid.
+    pub span_id: NonZeroU64,
 }
 
 impl TraceContext {
@@ -15,11 +17,12 @@ impl TraceContext {
     pub fn sampled(traceparent: &[u8]) -> Option<Self> {
         let value: &[u8; 55] = traceparent.try_into().ok()?;
         let has_shape = value.starts_with(b"00-") && value[35] == b'-' && value[52] == b'-';
-        let trace_id = has_shape.then(|| hexadecimal(&value[3..35]))??;
-        let span_id = hexadecimal(&value[36..52])? as u64;
-        let flags = hexadecimal(&value[53..])?;
+        let flags = has_shape.then(|| hexadecimal(&value[53..]))??;
         let is_sampled = flags & 1 == 1;
-        (trace_id != 0 && span_id != 0 && is_sampled).then_some(Self { trace_id, span_id })
+        is_sampled.then_some(Self {
+            trace_id: NonZeroU128::new(hexadecimal(&value[3..35])?)?,
+            span_id: NonZeroU64::new(hexadecimal(&value[36..52])? as u64)?,
+        })
     }
 }
 
@@ -46,14 +49,15 @@ mod tests {
             assert_eq!(
                 TraceContext::sampled(value.as_bytes()),
                 Some(TraceContext {
-                    trace_id: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
-                    span_id: 0xb7ad_6b71_6920_3331,
+                    trace_id: NonZeroU128::new(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c).unwrap(),
+                    span_id: NonZeroU64::new(0xb7ad_6b71_6920_3331).unwrap(),
                 })
             );
         }
         let most = format!("00-{}-{}-01", "f".repeat(32), "f".repeat(16));
         let context = TraceContext::sampled(most.as_bytes()).unwrap();
-        assert_eq!((context.trace_id, context.span_id), (u128::MAX, u64::MAX));
+        assert_eq!(context.trace_id, NonZeroU128::MAX);
+        assert_eq!(context.span_id, NonZeroU64::MAX);
     }
 
     #[test]

@@ -248,6 +248,8 @@ impl Exemplar {
 
 #[cfg(test)]
 mod tests {
+    use std::num::{NonZeroU64, NonZeroU128};
+
     use super::*;
 
     const COUNTER: Family = family!(counter "c" "A count.");
@@ -326,8 +328,8 @@ mod tests {
         const HISTOGRAM: Family = family!(histogram "h" "H");
         let exemplar = Exemplar {
             trace: TraceContext {
-                trace_id: 0xab,
-                span_id: 0xc,
+                trace_id: NonZeroU128::new(0xab).unwrap(),
+                span_id: NonZeroU64::new(0xc).unwrap(),
             },
             value: 0.75,
             time: Duration::new(1_795_334_674, 7_999_999),

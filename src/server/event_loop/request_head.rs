@@ -184,8 +184,8 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
     Ok(RequestHead {
         method,
         target,
-        accept: only(head.headers, "Accept"),
-        traceparent: only(head.headers, "traceparent"),
+        accept: fields.accept.value(),
+        traceparent: fields.traceparent.value(),
         length,
         body_length: fields.body_length(is_http_1_0)?,
         is_http_1_0,
@@ -194,28 +194,38 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
     })
 }
 
-/// The value of a field that is there once.
-fn only<'a>(fields: &[Header<'a>], name: &str) -> Option<&'a [u8]> {
-    let mut values = fields
-        .iter()
-        .filter(|field| field.name.eq_ignore_ascii_case(name))
-        .map(|field| field.value);
-    values.next().xor(values.next())
-}
-
 /// The fields that matter. All others are ignored.
 #[derive(Default)]
-struct Fields {
+struct Fields<'a> {
     hosts: u32,
     content_length: Option<usize>,
     transfer_encoding: Option<TransferEncoding>,
     close: bool,
     keep_alive: bool,
     expects_continue: bool,
+    accept: Once<'a>,
+    traceparent: Once<'a>,
 }
 
-impl Fields {
-    fn read(headers: &[Header<'_>]) -> Result<Self, Rejection> {
+/// A field whose value counts if it is there once.
+#[derive(Default)]
+struct Once<'a> {
+    last: Option<&'a [u8]>,
+    is_repeated: bool,
+}
+
+impl<'a> Once<'a> {
+    fn note(&mut self, value: &'a [u8]) {
+        self.is_repeated |= self.last.replace(value).is_some();
+    }
+
+    fn value(&self) -> Option<&'a [u8]> {
+        self.last.filter(|_| !self.is_repeated)
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn read(headers: &[Header<'a>]) -> Result<Self, Rejection> {
         let mut fields = Self::default();
         for Header { name, value } in headers {
             if name.eq_ignore_ascii_case("Host") {
@@ -237,6 +247,10 @@ impl Fields {
                 fields.keep_alive |= lists(value, b"keep-alive");
             } else if name.eq_ignore_ascii_case("Expect") {
                 fields.expects_continue |= lists(value, b"100-continue");
+            } else if name.eq_ignore_ascii_case("Accept") {
+                fields.accept.note(value);
+            } else if name.eq_ignore_ascii_case("traceparent") {
+                fields.traceparent.note(value);
             }
         }
         Ok(fields)
