@@ -175,11 +175,12 @@ check-dashboard: ## check the dashboard against Grafana's own types
 	scripts/check-dashboard.mjs
 
 .PHONY: check-scrape
-check-scrape: build ## have Prometheus scrape the service under load, and ask Prometheus about it
+check-scrape: build ## have Prometheus, and VictoriaMetrics, scrape the service, and ask them about it
 	python3 -m venv target/python
 	target/python/bin/pip install --quiet --disable-pip-version-check prometheus_client==0.26.0
 	PYTHON=target/python/bin/python3 FAULT_INJECTION=on FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms RANDOM_SEED=1 \
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/check-scrape.sh
+	scripts/with-service.sh scripts/check-victoria-metrics.sh
 
 .PHONY: screenshot
 screenshot: build ## take docs/prometheus.png anew; needs Chromium, takes five minutes
@@ -206,7 +207,7 @@ soak: build ## good, bad and hostile clients for SECONDS=600: nothing leaks, eve
 
 .PHONY: fuzz
 fuzz: ## look for input that breaks it, SECONDS=600 per target; needs nightly and cargo-fuzz
-	for target in connection schedule faults flags; do \
+	for target in connection schedule faults fields flags; do \
 		mkdir -p fuzz/found/$$target; \
 		$(CARGO) +nightly fuzz run $$target fuzz/found/$$target fuzz/corpus/$$target -- \
 			-max_total_time=$(SECONDS) || exit; \

@@ -160,7 +160,8 @@ def keep_alive(service, ledger, stop):
     with Connection(service.port) as connection:
         for _ in range(100):
             if random.random() < 0.7:
-                connection.send(request("GET", "/probe"))
+                trace = f"{random.getrandbits(128):032x}"
+                connection.send(request("GET", "/probe", f"traceparent: 00-{trace}-b7ad6b7169203331-01"))
                 status, body = connection.answer()
                 check_probe(status, body)
                 ledger.answer("GET", "/probe", status)
@@ -426,14 +427,15 @@ class Scraper:
 
     def scrape(self):
         """Gives every series and its value. What counts must never fall."""
-        self.connection.send(request("GET", "/metrics"))
+        self.connection.send(request("GET", "/metrics", "Accept: application/openmetrics-text;version=1.0.0,*/*;q=0.1"))
         status, body = self.connection.answer()
-        if status != 200:
-            raise Wrong(f"a scrape was answered {status}")
+        if status != 200 or not body.endswith(b"\n# EOF\n"):
+            raise Wrong(f"a scrape was answered {status}, and ends with {body[-100:]!r}")
         page = {}
         for line in body.decode().splitlines():
             if not line.startswith("#"):
-                series, value = line.rsplit(" ", 1)
+                sample, _, _exemplar = line.partition(" # ")
+                series, value = sample.rsplit(" ", 1)
                 page[series] = float(value)
         for series, value in self.last.items():
             is_counter = series.startswith("app_request_")

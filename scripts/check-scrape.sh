@@ -56,13 +56,38 @@ eventually "it is taken back by itself" 60 'app_configured_fail_ratio == 0.01'
 kill "$load"
 wait "$load" || true
 
+# Prometheus asks for OpenMetrics by itself: of an info only that format knows. And a trace is found.
+metadata() {
+    curl --silent --show-error --max-time 10 --get "$PROMETHEUS_URL/api/v1/targets/metadata" --data "metric=app_version" |
+        jq --raw-output '.data[0].type'
+}
+[ "$(metadata)" = info ] || fail "Prometheus does not scrape OpenMetrics: app_version is of type $(metadata)"
+echo "ok      Prometheus has negotiated OpenMetrics"
+
+traced_at=$(date +%s)
+trace=$(od --address-radix=n --format=x1 --read-bytes=16 /dev/urandom | tr -d ' ')
+curl --silent --show-error --output /dev/null --header "traceparent: 00-$trace-00f067aa0ba902b7-01" "$BASE_URL/probe"
+traces() {
+    curl --silent --show-error --max-time 10 --get "$PROMETHEUS_URL/api/v1/query_exemplars" \
+        --data-urlencode 'query=app_request_latency_seconds_bucket{endpoint="/probe"}' \
+        --data "start=$((traced_at - 1))" --data "end=$((traced_at + 60))" |
+        jq --raw-output '.data[].exemplars[].labels.trace_id'
+}
+until traces | grep -qx "$trace"; do
+    [ "$(date +%s)" -lt $((traced_at + 30)) ] || fail "query_exemplars does not give the trace $trace"
+    sleep 0.5
+done
+echo "ok      query_exemplars gives the trace that was sent"
+
 # All that follows is asked of the last second of the load, when it has been steady for a minute.
 at=$(($(date +%s) + 67))
 RATE=$rate DURATION=68 scripts/load.sh >"$folder/load" 2>&1 &
 load=$!
 while [ "$(date +%s)" -lt "$at" ]; do sleep 0.5; done
-curl --silent --show-error --fail --output "$folder/page" "$BASE_URL/metrics"
 wait "$load" || fail "$(cat "$folder/load")"
+curl --silent --show-error --fail --output "$folder/text" "$BASE_URL/metrics"
+curl --silent --show-error --fail --output "$folder/open-metrics" \
+    --header 'Accept: application/openmetrics-text' "$BASE_URL/metrics"
 tail -n +2 "$folder/load"
 
 between "it stayed up" 1 1 'min_over_time(up{job="tiny-probe"}[1m])'
@@ -77,6 +102,11 @@ between "requests per second, within 5% of those sent" \
 latency='instance_endpoint:app_request_latency_seconds:quantile1m{endpoint="/probe"'
 between "median latency" 0.25 0.5 "$latency, quantile=\"0.5\"}"
 between "p90 of the latency" 0.5 0.75 "$latency, quantile=\"0.9\"}"
+# The Apdex of the course, satisfied up to 0.5 s and tolerating up to 1 s. The shares are 0.87 and 0.99.
+buckets='app_request_latency_seconds_bucket{endpoint="/probe"'
+between "Apdex, by le=\"0.5\" and le=\"1.0\"" 0.88 0.97 "
+    (sum(rate($buckets, le=\"0.5\"}[1m])) + sum(rate($buckets, le=\"1.0\"}[1m])))
+    / 2 / sum(rate(app_request_latency_seconds_count{endpoint=\"/probe\"}[1m]))"
 # Four standard deviations of the share of 3000 requests that fail with a probability of 0.01.
 between "error ratio" 0.0027 0.0173 'instance_endpoint:app_request_errors:ratio_rate1m{endpoint="/probe"}'
 between "TinyProbeErrors has resolved, no alert fires" 1 1 'absent(ALERTS{alertstate="firing"})'
@@ -95,4 +125,4 @@ while read -r expression; do
 done <"$folder/expressions"
 printf 'ok      the dashboard has data for each of its %d expressions\n' "$(wc -l <"$folder/expressions")"
 
-"${PYTHON:-python3}" scripts/check-exposition.py tests/service/seed-metrics.txt "$folder/page"
+"${PYTHON:-python3}" scripts/check-exposition.py tests/service/seed-metrics.txt "$folder/text" "$folder/open-metrics"

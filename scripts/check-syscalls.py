@@ -43,7 +43,8 @@ CALLS = {
     "send": ["sendto", "sendmsg", "writev", "write"],
     "wait": ["epoll_wait", "epoll_pwait", "epoll_pwait2"],
     "watch": ["epoll_ctl"],
-    "open": ["openat", "open"],
+    "read /proc": ["pread64"],
+    "count descriptors": ["statx", "fstat", "newfstatat"],
 }
 
 Case = collections.namedtuple("Case", "call error may_lose clients", defaults=(False, "several"))
@@ -61,7 +62,8 @@ CASES = [
     Case("wait", "EINTR"),
     Case("watch", "ENOMEM", may_lose=True),
     Case("watch", "ENOSPC", may_lose=True),
-    *(Case("open", error) for error in ["EMFILE", "EACCES", "ENOENT"]),
+    *(Case("read /proc", error) for error in ["EINTR", "ENOMEM", "ESRCH"]),
+    *(Case("count descriptors", error) for error in ["EACCES", "ENOMEM"]),
 ]
 
 

@@ -3,6 +3,7 @@
 # Usage: scripts/load.sh [BASE_URL [PATH]]      (default: $BASE_URL, else http://127.0.0.1:8080; /probe)
 # With --fault-injection each request may say how it is answered: PATH '/probe?status=503&delay=250ms'.
 # RATE is requests per second (20, at most 300), DURATION seconds (60). Ctrl-C ends it early.
+# Each request is of a trace of its own (traceparent), by which its exemplar can be told.
 # Exits 1 if a request got no answer within 30 seconds; such are counted as status 000.
 set -euo pipefail
 export LC_ALL=C
@@ -30,6 +31,17 @@ progress() {
     printf '\r%4d s  %6d sent  %6d answered ' "$seconds" "$((seconds * rate))" "$(wc -l <"$answers")" >&2
 }
 
+# One second's requests, as curl's configuration has them.
+requests() {
+    # 16 bytes of trace and 8 of span each.
+    od --address-radix=n --output-duplicates --format=x1 --width=24 --read-bytes=$((24 * rate)) /dev/urandom |
+        tr -d ' ' | awk -v url="$url$path" '{
+            print "next\nurl = \"" url NR "\"\nmax-time = 30\noutput = /dev/null"
+            print "header = \"traceparent: 00-" substr($0, 1, 32) "-" substr($0, 33) "-01\""
+            print "write-out = \"%{http_code} %{time_total}\\n\""
+        }'
+}
+
 # Microseconds since the epoch.
 now() { echo "${EPOCHREALTIME/[.,]/}"; }
 
@@ -37,8 +49,8 @@ start=$(now)
 seconds=0
 while [ "$seconds" -lt "$duration" ]; do
     # One process per second sends that second's requests, and writes a line as each is answered.
-    stdbuf --output=L curl --no-progress-meter --parallel --parallel-immediate --parallel-max "$rate" --max-time 30 \
-        --output /dev/null --write-out '%{http_code} %{time_total}\n' "$url${path}[1-$rate]" >>"$answers" &
+    requests | stdbuf --output=L curl --no-progress-meter --parallel --parallel-immediate --parallel-max "$rate" \
+        --config - >>"$answers" &
     seconds=$((seconds + 1))
     # Until the second is over, counted from the start: no delay adds up.
     left=$((start + seconds * 1000000 - $(now)))

@@ -37,6 +37,9 @@ probes_counted() {
 text='text/plain; charset=utf-8'
 check "GET /healthz is 200" "200 $text" "$(ask /healthz)"
 check "GET /metrics is 200, text format 0.0.4" "200 text/plain; version=0.0.4; charset=utf-8" "$(ask /metrics)"
+check "GET /metrics is 200, OpenMetrics where that is preferred" \
+    "200 application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores" \
+    "$(ask /metrics --header 'Accept: application/openmetrics-text, text/plain;q=0.5')"
 check "GET / is 200, HTML" "200 text/html; charset=utf-8" "$(ask /)"
 check "GET /nope is 404" "404 $text" "$(ask /nope)"
 

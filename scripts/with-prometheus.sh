@@ -12,7 +12,7 @@ sed 's/for: 1m/for: 10s/' deploy/prometheus/alerting_rules.yml >"$folder/alertin
 cp deploy/prometheus/recording_rules.yml "$folder"
 
 prometheus --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/data" \
-    --web.listen-address=127.0.0.1:0 2>"$folder/log" &
+    --enable-feature=exemplar-storage --web.listen-address=127.0.0.1:0 2>"$folder/log" &
 prometheus=$!
 trap 'kill "$prometheus" 2>/dev/null && wait "$prometheus" || true; rm -rf "$folder"' EXIT
 trap 'exit 1' INT TERM

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::faults::{Faults, OwnFault};
 use crate::http::{self, Method, Status};
-use crate::metrics::{self, Endpoint, Metrics};
+use crate::metrics::{Endpoint, Format, Metrics};
 use crate::probe::{Outcome, Probe};
+use crate::trace_context::TraceContext;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
@@ -40,6 +41,12 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// The request target, in any of its forms (RFC 9112, section 3.2).
     pub target: &'a str,
+    /// The value of `Accept`, if it is there once. Several are one list (RFC 9110, section 5.3), but
+    /// nobody who scrapes sends several, and to put them together would take an allocation.
+    pub accept: Option<&'a [u8]>,
+    /// The value of `traceparent`, if it is there once. Several are as good as none (Trace Context,
+    /// section 3.2).
+    pub traceparent: Option<&'a [u8]>,
 }
 
 /// What to answer to one request, and when.
@@ -66,6 +73,8 @@ pub struct Reply {
     /// Whether the request has changed how others are answered, to what the body says. The operator
     /// is to be told.
     pub is_change: bool,
+    /// The trace that the request belongs to, if it is sampled.
+    pub trace: Option<TraceContext>,
 }
 
 impl App {
@@ -105,13 +114,15 @@ impl App {
             Endpoint::Root => Reply::ok(HTML, self.landing_page.clone()),
             Endpoint::Probe => self.probe(query, now),
             Endpoint::Metrics => {
-                self.metrics.set_configured(self.faults.settings(now));
-                Reply::ok(metrics::CONTENT_TYPE, self.metrics.exposition())
+                let format = Format::preferred(request.accept);
+                let page = self.metrics.exposition(format, self.faults.settings(now));
+                Reply::ok(format.content_type(), page)
             }
             Endpoint::Healthz => Reply::ok(TEXT, "ok"),
         };
         (reply.method, reply.endpoint) = (method, endpoint);
         reply.is_to_head = method == Method::Head;
+        reply.trace = request.traceparent.and_then(TraceContext::sampled);
         reply
     }
 
@@ -165,11 +176,23 @@ impl App {
     /// Records an answered request, by which a later scrape shows it. `latency` runs from before
     /// [`answer`](Self::answer) until the answer is due.
     pub fn record(&self, reply: &Reply, latency: Duration) {
-        self.metrics
-            .record(reply.method, reply.endpoint, reply.status, latency);
+        self.metrics.record(
+            reply.method,
+            reply.endpoint,
+            reply.status,
+            latency,
+            reply.trace,
+        );
     }
 
-    /// The metrics, for the server to keep the gauge of open connections.
+    /// Puts back a reply that was written, for the next page to be written into its memory.
+    pub fn put_back(&self, reply: Reply) {
+        if let (Endpoint::Metrics, Cow::Owned(page)) = (reply.endpoint, reply.body) {
+            self.metrics.put_back(page);
+        }
+    }
+
+    /// The metrics, for the server to keep the gauges of connections.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -178,7 +201,12 @@ impl App {
 impl<'a> Request<'a> {
     /// A request with no header field that matters.
     pub fn new(method: &'a str, target: &'a str) -> Self {
-        Self { method, target }
+        Self {
+            method,
+            target,
+            accept: None,
+            traceparent: None,
+        }
     }
 }
 
@@ -195,7 +223,13 @@ impl Reply {
             delay: Duration::ZERO,
             work: Duration::ZERO,
             is_change: false,
+            trace: None,
         }
+    }
+
+    /// Whether another `Accept` would have got another body, which is for `Vary` to say.
+    pub fn varies_by_accept(&self) -> bool {
+        self.endpoint == Endpoint::Metrics && self.status == Status::Ok
     }
 
     /// The answer to what could not be parsed: `other` for method and endpoint. The body tells the
@@ -626,7 +660,7 @@ mod tests {
         ] {
             app.record(&Reply::error(rejection, ""), Duration::ZERO);
         }
-        let page = app.metrics.exposition();
+        let page = ask(&mut app, "GET", "/metrics").body;
         let count = |name| page.lines().filter(|line| line.starts_with(name)).count();
         let expected = format!(
             "{} series of the histogram and {} of the counter",

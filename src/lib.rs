@@ -48,3 +48,4 @@ pub mod metrics;
 pub mod probe;
 pub mod server;
 pub mod shutdown;
+pub mod trace_context;

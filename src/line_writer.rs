@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::Errno;
 use rustix::pipe::PIPE_BUF;
@@ -143,7 +143,7 @@ impl<S: AsFd> LineWriter<S> {
             Kind::Own(stream) => rustix::io::write(stream, piece(lines)),
             Kind::Shared => {
                 let mut room = [PollFd::new(&self.stream, PollFlags::OUT)];
-                if poll(&mut room, 0)? == 0 {
+                if poll(&mut room, Some(&Timespec::default()))? == 0 {
                     return Err(Errno::AGAIN);
                 }
                 rustix::io::write(&self.stream, piece(lines))

@@ -1,59 +1,84 @@
-//! The metrics: what they are called, how a request is recorded, and the exposition.
+//! The metrics: what they are called, how a request is recorded, and the page that shows them.
 //!
 //! The names, labels, buckets and HELP texts are those of a Flask application with
 //! `prometheus_client`, so that a dashboard or an alert written for it works here unchanged. One
 //! thing differs: no label takes a value from a client as it is, so the number of series is
 //! bounded whatever clients send.
+//!
+//! The client library counts and observes. The page is written from its handles: with 45 methods
+//! and endpoints, the registry's `gather` and the library's encoder took five times as long.
 
-use std::cell::OnceCell;
-use std::time::Duration;
+use std::array;
+use std::cell::{Cell, OnceCell};
+use std::time::{Duration, SystemTime};
 
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry, TextEncoder, core::Collector,
-};
+use prometheus::core::Metric;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, proto};
 
+use self::exposition::{Exemplar, Family, HistogramHeads, Page, family, head};
+use self::process::Process;
 use crate::config::Config;
 use crate::http::{Method, Status};
+use crate::trace_context::TraceContext;
 
-/// The exposition's media type. Prometheus 3 refuses a scrape without one that it knows.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+mod exposition;
+mod format;
+mod process;
 
-/// Upper bounds in seconds, the Python client's defaults; the client library adds `+Inf`.
-const BUCKETS: [f64; 14] = [
-    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-];
+pub use self::format::Format;
 
-/// A gauge's name and HELP text, and which of the settings it shows.
-type Configured = (&'static str, &'static str, fn(&Config) -> f64);
+const REQUEST_LATENCY: Family =
+    family!(histogram "app_request_latency_seconds" "Application Request Latency");
+const REQUEST_COUNT: Family = family!(counter "app_request_count" "Application Request Count");
+const VERSION: Family = family!(info "app_version" "Application Version");
+const CONNECTIONS_MAX: Family =
+    family!(gauge "app_connections_max" "Open client connections at most; 0 is without a bound.");
+const CONNECTIONS_OPEN: Family = family!(gauge "app_connections_open" "Open client connections.");
+
+/// A gauge, and which of the settings it shows.
+type Configured = (Family, fn(&Config) -> f64);
 
 /// What /probe is told to do.
 const CONFIGURED: [Configured; 5] = [
     (
-        "app_configured_fail_ratio",
-        "Share of /probe that is to fail.",
+        family!(gauge "app_configured_fail_ratio" "Share of /probe that is to fail."),
         |settings| settings.fail_rate,
     ),
     (
-        "app_configured_slow_ratio",
-        "Share of the remaining /probe that is to be slow.",
-        |settings| settings.slow_rate,
-    ),
-    (
-        "app_configured_latency_seconds",
-        "Mean latency that an ordinary /probe is to have.",
+        family!(gauge "app_configured_latency_seconds" "Mean latency that an ordinary /probe is to have."),
         |settings| settings.latency.as_secs_f64(),
     ),
     (
-        "app_configured_slow_latency_seconds",
-        "Mean latency that a slow /probe is to have.",
+        family!(gauge "app_configured_slow_latency_seconds" "Mean latency that a slow /probe is to have."),
         |settings| settings.slow_latency.as_secs_f64(),
     ),
     (
-        "app_configured_work_seconds",
-        "CPU time that a successful /probe is to take.",
+        family!(gauge "app_configured_slow_ratio" "Share of the remaining /probe that is to be slow."),
+        |settings| settings.slow_rate,
+    ),
+    (
+        family!(gauge "app_configured_work_seconds" "CPU time that a successful /probe is to take."),
         |settings| settings.work.as_secs_f64(),
     ),
+];
+
+/// Upper bounds in seconds, the Python client's defaults, as numbers and as label values. The client
+/// library adds `+Inf`.
+const BUCKETS: [(f64, &str); 14] = [
+    (0.005, "0.005"),
+    (0.01, "0.01"),
+    (0.025, "0.025"),
+    (0.05, "0.05"),
+    (0.075, "0.075"),
+    (0.1, "0.1"),
+    (0.25, "0.25"),
+    (0.5, "0.5"),
+    (0.75, "0.75"),
+    (1.0, "1.0"),
+    (2.5, "2.5"),
+    (5.0, "5.0"),
+    (7.5, "7.5"),
+    (10.0, "10.0"),
 ];
 
 /// The `endpoint` label: the path of a known route, or `other`.
@@ -86,93 +111,69 @@ impl Endpoint {
 
 /// All metrics of one service.
 pub struct Metrics {
-    registry: Registry,
-    request_latency: HistogramVec,
-    request_count: IntCounterVec,
+    series: [[OnceCell<Series>; Endpoint::COUNT]; Method::COUNT],
+    connections_max: IntGauge,
     connections_open: IntGauge,
-    configured: [Gauge; CONFIGURED.len()],
-    series: [[Series; Endpoint::COUNT]; Method::COUNT],
+    process: Process,
+    /// `app_version_info`, its value excepted.
+    version: String,
+    /// What the next page is written into.
+    page: Cell<String>,
 }
 
-/// The handles of the series of one method and endpoint.
-///
-/// A look-up by label values hashes strings and takes a lock. It is made once, when a series is
-/// first touched, because a series that is looked up is exposed, at 0, from then on.
-#[derive(Default)]
+/// The series of one method and endpoint. They are there, and so on the page, from the first request
+/// on.
 struct Series {
-    request_latency: OnceCell<Histogram>,
-    request_count: [OnceCell<IntCounter>; Status::COUNT],
+    method: Method,
+    endpoint: Endpoint,
+    request_latency: Histogram,
+    heads: HistogramHeads,
+    /// The latest of each bucket. Nothing is held where no trace was.
+    exemplars: OnceCell<Box<[Cell<Option<Exemplar>>; BUCKETS.len() + 1]>>,
+    /// Each with what stands before its value.
+    request_count: [OnceCell<(String, IntCounter)>; Status::COUNT],
 }
 
 impl Metrics {
-    /// Registers every metric. `version` and `config` become the labels of `app_version_info`.
+    /// Every metric, at zero. `version` and `config` become the labels of `app_version_info`.
     pub fn new(version: &str, config: &str) -> Self {
-        let registry = Registry::new();
-        let request_latency = register(
-            &registry,
-            HistogramVec::new(
-                HistogramOpts::new("app_request_latency_seconds", "Application Request Latency")
-                    .buckets(BUCKETS.to_vec()),
-                &["method", "endpoint"],
-            ),
-        );
-        let request_count = register(
-            &registry,
-            IntCounterVec::new(
-                Opts::new("app_request_count_total", "Application Request Count"),
-                &["method", "endpoint", "http_status"],
-            ),
-        );
-        let version_info = register(
-            &registry,
-            Gauge::with_opts(
-                Opts::new("app_version_info", "Application Version")
-                    .const_label("version", version)
-                    .const_label("config", config),
-            ),
-        );
-        version_info.set(1.0);
-        let connections_open = register(
-            &registry,
-            IntGauge::new("app_connections_open", "Open client connections."),
-        );
-        let configured =
-            CONFIGURED.map(|(name, help, _)| register(&registry, Gauge::new(name, help)));
-        #[cfg(target_os = "linux")]
-        registry
-            .register(Box::new(
-                prometheus::process_collector::ProcessCollector::for_self(),
-            ))
-            .expect("no other metric is called process_*");
-        Self {
-            registry,
-            request_latency,
-            request_count,
-            connections_open,
-            configured,
+        let metrics = Self {
             series: Default::default(),
+            connections_max: gauge(&CONNECTIONS_MAX),
+            connections_open: gauge(&CONNECTIONS_OPEN),
+            process: Process::current(),
+            version: head(VERSION.name, &[("config", config), ("version", version)]),
+            page: Cell::default(),
+        };
+        // Exposed before the first request: of a series that is born as 1, `rate` misses the 1.
+        let probe = metrics.series(Method::Get, Endpoint::Probe);
+        probe.request_count(Status::Ok);
+        probe.request_count(Status::InternalServerError);
+        metrics
+    }
+
+    /// Records one request: its latency in the histogram, its status in the counter, its trace as the
+    /// exemplar of its bucket.
+    pub fn record(
+        &self,
+        method: Method,
+        endpoint: Endpoint,
+        status: Status,
+        latency: Duration,
+        trace: Option<TraceContext>,
+    ) {
+        let series = self.series(method, endpoint);
+        let latency = latency.as_secs_f64();
+        series.request_latency.observe(latency);
+        series.request_count(status).inc();
+        if let Some(trace) = trace {
+            series.exemplify(latency, trace);
         }
     }
 
-    /// Records one request: its latency in the histogram, its status in the counter.
-    pub fn record(&self, method: Method, endpoint: Endpoint, status: Status, latency: Duration) {
-        let series = &self.series[method as usize][endpoint as usize];
-        series
-            .request_latency
-            .get_or_init(|| {
-                self.request_latency
-                    .with_label_values(&[method.label(), endpoint.label()])
-            })
-            .observe(latency.as_secs_f64());
-        series.request_count[status as usize]
-            .get_or_init(|| {
-                self.request_count.with_label_values(&[
-                    method.label(),
-                    endpoint.label(),
-                    status.label(),
-                ])
-            })
-            .inc();
+    /// The gauge of how many connections there may be, set by the server.
+    pub fn connections_max(&self) -> &IntGauge {
+        &self.connections_max
     }
 
     /// The gauge of open connections, kept by the server.
@@ -180,49 +181,147 @@ impl Metrics {
         &self.connections_open
     }
 
-    /// Shows what /probe is told to do at this moment.
-    pub fn set_configured(&self, settings: &Config) {
-        for (gauge, (_, _, value)) in self.configured.iter().zip(CONFIGURED) {
-            gauge.set(value(settings));
+    /// The page that Prometheus scrapes, while /probe is told to do as `settings` say.
+    pub fn exposition(&self, format: Format, settings: &Config) -> String {
+        let mut page = Page::new(format, self.page.take());
+        for (family, value) in &CONFIGURED {
+            page.single(family, value(settings));
         }
+        page.single(&CONNECTIONS_MAX, self.connections_max.get());
+        page.single(&CONNECTIONS_OPEN, self.connections_open.get());
+        page.family(&REQUEST_COUNT);
+        for series in self.all_series() {
+            for (head, counter) in series.request_count.iter().filter_map(OnceCell::get) {
+                page.sample(head, counter.get());
+            }
+        }
+        page.family(&REQUEST_LATENCY);
+        for series in self.all_series() {
+            // One allocation: the library gives out the buckets no other way.
+            let metric = series.request_latency.metric();
+            let histogram = metric.get_histogram();
+            let (sum, count) = (histogram.get_sample_sum(), histogram.get_sample_count());
+            let counts = histogram.get_bucket().iter();
+            let counts = counts.map(proto::Bucket::cumulative_count).chain([count]);
+            let buckets = counts.enumerate();
+            let buckets = buckets.map(|(index, count)| (count, series.exemplar(index)));
+            page.histogram(&series.heads, buckets, sum, count);
+        }
+        page.family(&VERSION);
+        page.sample(&self.version, 1_u64);
+        self.process.write(&mut page);
+        page.finish()
     }
 
-    /// The page that Prometheus scrapes, in text format 0.0.4.
-    pub fn exposition(&self) -> String {
-        TextEncoder::new()
-            .encode_to_string(&self.registry.gather())
-            .expect("the encoder fails on a family without series, and gather leaves those out")
+    /// Puts back a page that nobody needs any more. The next is written into its memory: a static
+    /// binary's allocator asks the kernel for that much, every time.
+    pub fn put_back(&self, page: String) {
+        self.page.set(page);
+    }
+
+    fn series(&self, method: Method, endpoint: Endpoint) -> &Series {
+        self.series[method as usize][endpoint as usize]
+            .get_or_init(|| Series::new(method, endpoint))
+    }
+
+    fn all_series(&self) -> impl Iterator<Item = &Series> {
+        self.series.iter().flatten().filter_map(OnceCell::get)
     }
 }
 
-/// Registers a metric and gives back a handle of it.
-fn register<M: Collector + Clone + 'static>(
-    registry: &Registry,
-    metric: prometheus::Result<M>,
-) -> M {
-    let metric = metric.expect("the names, labels and buckets above are valid");
-    registry
-        .register(Box::new(metric.clone()))
-        .expect("the names above are distinct");
-    metric
+impl Series {
+    fn new(method: Method, endpoint: Endpoint) -> Self {
+        let (numbers, labels): (Vec<f64>, Vec<&str>) = BUCKETS.into_iter().unzip();
+        let options = HistogramOpts::new(REQUEST_LATENCY.name, REQUEST_LATENCY.help);
+        let histogram = Histogram::with_opts(options.buckets(numbers));
+        Self {
+            method,
+            endpoint,
+            request_latency: histogram.expect("the buckets above are in order"),
+            heads: HistogramHeads::new(
+                REQUEST_LATENCY.name,
+                &[("endpoint", endpoint.label()), ("method", method.label())],
+                labels.into_iter().chain(["+Inf"]),
+            ),
+            exemplars: OnceCell::new(),
+            request_count: array::from_fn(|_| OnceCell::new()),
+        }
+    }
+
+    fn request_count(&self, status: Status) -> &IntCounter {
+        let (_, counter) = self.request_count[status as usize].get_or_init(|| {
+            let labels = [
+                ("endpoint", self.endpoint.label()),
+                ("http_status", status.label()),
+                ("method", self.method.label()),
+            ];
+            let counter = IntCounter::new(REQUEST_COUNT.name, REQUEST_COUNT.help);
+            (
+                head(REQUEST_COUNT.name, &labels),
+                counter.expect("the name above is valid"),
+            )
+        });
+        counter
+    }
+
+    fn exemplify(&self, latency: f64, trace: TraceContext) {
+        let bucket = BUCKETS.iter().position(|(bound, _)| latency <= *bound);
+        let exemplars = self.exemplars.get_or_init(Default::default);
+        exemplars[bucket.unwrap_or(BUCKETS.len())].set(Some(Exemplar {
+            trace,
+            value: latency,
+            time: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default(),
+        }));
+    }
+
+    fn exemplar(&self, bucket: usize) -> Option<Exemplar> {
+        self.exemplars.get()?[bucket].get()
+    }
+}
+
+/// A gauge of the client library. A name that it does not take is a mistake in the table above.
+fn gauge(family: &Family) -> IntGauge {
+    IntGauge::new(family.name, family.help).expect("the names above are valid")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// What is on the page but for `process_*` and the comments.
     fn page(metrics: &Metrics) -> String {
-        let page = metrics.exposition();
+        let page = metrics.exposition(Format::Text, &Config::default());
         page.split_inclusive('\n')
             .filter(|line| line.starts_with("app_") && !line.starts_with("app_configured_"))
             .collect()
     }
 
     #[test]
-    fn nothing_is_exposed_of_requests_before_the_first() {
+    fn before_the_first_request_probe_is_at_zero_and_nothing_else_is_there() {
+        let page = page(&Metrics::new("1", "develop"));
+        let names = |prefix| page.lines().filter(move |line| line.starts_with(prefix));
         assert_eq!(
-            page(&Metrics::new("1", "develop")),
-            "app_connections_open 0\napp_version_info{config=\"develop\",version=\"1\"} 1\n"
+            names("app_request_count").collect::<Vec<_>>(),
+            [
+                "app_request_count_total{endpoint=\"/probe\",http_status=\"200\",method=\"GET\"} 0",
+                "app_request_count_total{endpoint=\"/probe\",http_status=\"500\",method=\"GET\"} 0",
+            ]
+        );
+        assert_eq!(names("app_request_latency").count(), BUCKETS.len() + 3);
+        let probe = "endpoint=\"/probe\",method=\"GET\"";
+        for line in names("app_request_latency") {
+            assert!(line.contains(probe) && line.ends_with(" 0"), "{line}");
+        }
+        let others = page.lines().filter(|line| !line.starts_with("app_request"));
+        assert_eq!(
+            others.collect::<Vec<_>>(),
+            [
+                "app_connections_max 0",
+                "app_connections_open 0",
+                "app_version_info{config=\"develop\",version=\"1\"} 1"
+            ]
         );
     }
 
@@ -230,27 +329,49 @@ mod tests {
     fn a_request_is_counted_once_and_falls_into_every_bucket_above_its_latency() {
         let metrics = Metrics::new("1", "develop");
         let latency = Duration::from_millis(70);
-        metrics.record(Method::Get, Endpoint::Probe, Status::Ok, latency);
+        metrics.record(Method::Get, Endpoint::Healthz, Status::Ok, latency, None);
         let page = page(&metrics);
-        let bucket = |bound: &str| {
-            let series = "app_request_latency_seconds_bucket{endpoint=\"/probe\",method=\"GET\"";
-            format!("{series},le=\"{bound}\"}}")
-        };
+        let labels = "endpoint=\"/healthz\",method=\"GET\"";
+        let bucket =
+            |bound: &str| format!("app_request_latency_seconds_bucket{{{labels},le=\"{bound}\"}}");
         for bound in ["0.005", "0.01", "0.025", "0.05"] {
             assert!(page.contains(&format!("{} 0\n", bucket(bound))), "{page}");
         }
         for bound in [
-            "0.075", "0.1", "0.25", "0.5", "0.75", "1", "2.5", "5", "7.5", "10", "+Inf",
+            "0.075", "0.1", "0.25", "0.5", "0.75", "1.0", "2.5", "5.0", "7.5", "10.0", "+Inf",
         ] {
             assert!(page.contains(&format!("{} 1\n", bucket(bound))), "{page}");
         }
-        assert!(page.contains(
-            "app_request_latency_seconds_sum{endpoint=\"/probe\",method=\"GET\"} 0.07\n"
-        ));
-        assert!(page.contains(
-            "app_request_count_total{endpoint=\"/probe\",http_status=\"200\",method=\"GET\"} 1\n"
-        ));
-        assert_eq!(page.matches("app_request_count_total").count(), 1);
+        for line in [
+            "app_request_latency_seconds_sum{endpoint=\"/healthz\",method=\"GET\"} 0.07\n",
+            "app_request_latency_seconds_count{endpoint=\"/healthz\",method=\"GET\"} 1\n",
+            "app_request_count_total{endpoint=\"/healthz\",http_status=\"200\",method=\"GET\"} 1\n",
+        ] {
+            assert!(page.contains(line), "{page}");
+        }
+        assert_eq!(page.matches("/healthz\",http_status").count(), 1);
+    }
+
+    #[test]
+    fn a_latency_at_a_bound_falls_into_its_bucket_and_above_all_into_inf() {
+        let metrics = Metrics::new("1", "develop");
+        for latency in [5, 11_000] {
+            let latency = Duration::from_millis(latency);
+            metrics.record(Method::Get, Endpoint::Probe, Status::Ok, latency, None);
+        }
+        let page = page(&metrics);
+        for (bound, count) in [("0.005", 1), ("10.0", 1), ("+Inf", 2)] {
+            let bucket = format!("le=\"{bound}\"}} {count}\n");
+            assert!(page.contains(&bucket), "{page}");
+        }
+    }
+
+    #[test]
+    fn every_bound_is_written_as_the_canonical_number() {
+        for (bound, le) in BUCKETS {
+            assert_eq!(le, format!("{bound:?}"));
+        }
+        assert!(BUCKETS.is_sorted_by(|(a, _), (b, _)| a < b));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Answers as a client reads them: strictly.
 
 use tiny_probe::app::Reply;
+use tiny_probe::metrics::Format;
 
 use crate::drive::DATE;
 
@@ -29,6 +30,12 @@ impl Answer {
             closes: false,
         }
     }
+}
+
+/// Whether this is the type of the page, in either format.
+pub fn is_page(content_type: Option<&str>) -> bool {
+    let formats = [Format::Text, Format::OpenMetrics];
+    content_type.is_some_and(|found| formats.map(Format::content_type).contains(&found))
 }
 
 /// Reads the answer to a request of this method off the front of `bytes`. `None` if more is to come.
@@ -61,6 +68,7 @@ pub fn read(bytes: &mut &str, method: &str) -> Option<Answer> {
     assert_eq!(take("Date"), Some(DATE));
     let allow = take("Allow");
     assert_eq!(allow.is_some(), matches!(status, 204 | 405));
+    assert_eq!(take("Vary"), is_page(content_type).then_some("Accept"));
     let connection = take("Connection");
     assert!(matches!(connection, None | Some("close" | "keep-alive")));
     assert!(fields.is_empty(), "fields too many: {fields:?}");

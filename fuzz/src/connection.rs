@@ -3,9 +3,8 @@
 
 use tiny_probe::app::App;
 use tiny_probe::config::Config;
-use tiny_probe::metrics;
 
-use super::answers::{Answer, read};
+use super::answers::{Answer, is_page, read};
 use crate::drive::{Outcome, drive};
 
 /// How many bytes of the input say how the rest is cut: the lengths of the pieces, in turn, and 0
@@ -65,7 +64,7 @@ fn answers(outcome: &Outcome) -> Vec<Answer> {
     for (method, target, status) in &outcome.requests {
         let mut answer = read(&mut rest, method).expect("every request is answered");
         assert_eq!(answer.status, *status, "{method} {target}");
-        if answer.content_type.as_deref() == Some(metrics::CONTENT_TYPE) {
+        if is_page(answer.content_type.as_deref()) {
             answer.content_length = None;
             let lines = answer.body.lines();
             answer.body = lines

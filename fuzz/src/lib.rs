@@ -9,5 +9,6 @@ mod request_heads;
 mod answers;
 pub mod connection;
 pub mod faults;
+pub mod fields;
 pub mod flags;
 pub mod schedule;

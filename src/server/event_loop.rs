@@ -48,7 +48,7 @@ const LISTENER: Token = Token(usize::MAX - 1);
 const STOP: Token = Token(usize::MAX - 2);
 
 /// Descriptors kept free of clients: the standard streams, the listener, the poll, the signals,
-/// and what a scrape opens in /proc.
+/// and what a scrape reads in /proc.
 const RESERVED_DESCRIPTORS: usize = 32;
 /// macOS' bound on descriptors where there is no other.
 const OPEN_MAX: u64 = 10_240;
@@ -118,6 +118,9 @@ impl EventLoop {
         stop_signal.set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
         let mut stop_signal = mio::net::UnixStream::from_std(stop_signal);
+        let max_clients = max_clients(max_connections);
+        let gauge = app.metrics().connections_max();
+        gauge.set(i64::try_from(max_clients).unwrap_or(i64::MAX));
         let poll = Poll::new()?;
         let registry = poll.registry();
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
@@ -127,7 +130,7 @@ impl EventLoop {
             listener: Some(listener),
             _stop_signal: stop_signal,
             clients: Slab::new(),
-            max_clients: max_clients(max_connections),
+            max_clients,
             shared: Shared {
                 app,
                 access_log: access_log.clone(),

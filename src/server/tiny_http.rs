@@ -66,7 +66,12 @@ pub fn run(
         }
 
         let peer = request.remote_addr().copied();
-        let asked = Request::new(request.method().as_str(), request.url());
+        let asked = Request {
+            method: request.method().as_str(),
+            target: request.url(),
+            accept: only(&request, "Accept"),
+            traceparent: only(&request, "traceparent"),
+        };
         let entry = access_log.note(peer, asked.method, asked.target);
 
         let started = Instant::now();
@@ -84,6 +89,7 @@ pub fn run(
         if let Some(entry) = entry {
             access_log.push(&entry, &reply, latency, SystemTime::now());
         }
+        app.put_back(reply);
     }
 }
 
@@ -106,12 +112,26 @@ fn stop_when_told(
     });
 }
 
+/// The value of a field that is there once.
+fn only<'a>(request: &'a tiny_http::Request, name: &'static str) -> Option<&'a [u8]> {
+    let fields = request.headers().iter();
+    let mut values = fields
+        .filter(|header| header.field.equiv(name))
+        .map(|header| header.value.as_bytes());
+    values.next().xor(values.next())
+}
+
 fn response(reply: &Reply) -> Response<&[u8]> {
     let header = |name: &str, value: &str| {
         Header::from_bytes(name, value).expect("a name and a value of ours are ASCII")
     };
     let content_type = reply.has_body().then_some(reply.content_type);
-    let headers = [("Content-Type", content_type), ("Allow", reply.allow)];
+    let vary = reply.varies_by_accept().then_some("Accept");
+    let headers = [
+        ("Content-Type", content_type),
+        ("Allow", reply.allow),
+        ("Vary", vary),
+    ];
     let headers = headers
         .into_iter()
         .filter_map(|(name, value)| Some(header(name, value?)))

@@ -9,6 +9,8 @@ mod answers;
 mod connection;
 #[path = "../../fuzz/src/faults.rs"]
 mod faults;
+#[path = "../../fuzz/src/fields.rs"]
+mod fields;
 #[path = "../../fuzz/src/flags.rs"]
 mod flags;
 #[path = "../../fuzz/src/schedule.rs"]
@@ -40,6 +42,11 @@ fn of_the_schedule() {
 #[test]
 fn of_the_faults() {
     replay("faults", faults::check);
+}
+
+#[test]
+fn of_the_fields() {
+    replay("fields", fields::check);
 }
 
 #[test]

@@ -242,6 +242,11 @@ fn more_clients_than_descriptors_are_all_served() {
         128,
         "raised to the hard limit"
     );
+    let max = page.count("app_connections_max");
+    assert!(
+        (64..128).contains(&max),
+        "what the limit leaves room for: {max}"
+    );
     assert!(page.count("process_open_fds") <= 128);
     assert!(
         page.count("app_connections_open") > 64,
@@ -254,22 +259,27 @@ fn more_clients_than_descriptors_are_all_served() {
     });
 }
 
+/// What sets how many descriptors the service may have, up to a maximum.
 #[cfg(target_os = "linux")]
-/// Leaves the service no descriptor for the last of ten clients, which has sent a request. Gives the
-/// clients, and what gives the descriptors back.
-fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>) {
+fn descriptor_limit(service: &Service, maximum: u64) -> impl Fn(u64) + use<> {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-    let page = service.scrape();
     let pid = Pid::from_raw(service.pid().cast_signed());
-    let set_limit = move |count| {
+    move |count| {
         let limit = Rlimit {
             current: Some(count),
-            maximum: Some(page.count("process_max_fds")),
+            maximum: Some(maximum),
         };
         prlimit(pid, Resource::Nofile, limit).unwrap();
-    };
+    }
+}
+
+/// Leaves the service no descriptor for the last of ten clients, which has sent a request. Gives the
+/// clients, and what gives the descriptors back.
+#[cfg(target_os = "linux")]
+fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>) {
     let page = service.scrape();
+    let set_limit = descriptor_limit(service, page.count("process_max_fds"));
     // Enough for three: the count includes the page's own connection.
     set_limit(page.count("process_open_fds") + 2);
     let mut clients: Vec<Client> = (0..10).map(|_| service.connect()).collect();
@@ -337,6 +347,28 @@ fn whoever_the_kernel_has_accepted_before_a_signal_is_answered() {
         assert_eq!(client.answer().body, "I'm ok!");
     }
     assert_eq!(service.wait(), Some(0));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_scrape_needs_no_free_descriptor() {
+    let service = Service::start(SERVER, &[]);
+    let mut client = service.connect();
+    let page = Page::parse(&client.ask("GET", "/metrics").body);
+    let set_limit = descriptor_limit(&service, page.count("process_max_fds"));
+    set_limit(page.count("process_open_fds"));
+    let without = Page::parse(&client.ask("GET", "/metrics").body);
+    let names = |page: &Page| page.kind.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&without), names(&page));
+    assert!(without.count("process_resident_memory_bytes") > 0);
+    assert_eq!(
+        without.count("process_open_fds"),
+        page.count("process_open_fds")
+    );
+    assert_eq!(
+        without.count("process_max_fds"),
+        page.count("process_open_fds")
+    );
 }
 
 #[test]

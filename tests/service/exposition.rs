@@ -10,6 +10,12 @@ on_every_server!(
     labels_stay_bounded_whatever_clients_send,
     open_connections_are_counted,
     the_process_is_measured,
+    cpu_time_has_fractions,
+    what_cannot_be_read_is_left_out,
+    both_formats_say_the_same,
+    accept_decides_the_format,
+    a_traced_request_leaves_an_exemplar,
+    the_bound_on_connections_is_exposed,
 );
 
 /// After the same requests as the seed's page: GET /probe twice, GET /nope, POST /probe, a scrape.
@@ -27,11 +33,21 @@ fn the_page_is_the_seeds(server: &str) {
     let page = service.scrape();
     let seed = Page::parse(include_str!("seed-metrics.txt"));
 
-    assert_eq!(series_of(&page), series_of(&seed));
+    // Text for text, the bounds of the buckets too. One series is there from the start, at 0.
+    let mut series = series_of(&page);
+    let zero =
+        page.count(r#"app_request_count_total{endpoint="/probe",http_status="500",method="GET"}"#);
+    assert_eq!(zero, 0);
+    series.retain(|(_, labels)| {
+        labels
+            .get("http_status")
+            .is_none_or(|status| status != "500")
+    });
+    assert_eq!(series, series_of(&seed));
     // How fast a request was may differ from the seed, how many there were may not.
     for ((name, labels), value) in &seed.samples {
         let counts = ["_count", "_total"].iter().any(|end| name.ends_with(end));
-        if name.starts_with("app_") && counts || labels.get("le").is_some_and(|le| le == "inf") {
+        if name.starts_with("app_") && counts || labels.get("le").is_some_and(|le| le == "+Inf") {
             let series = (name.clone(), our_labels(labels));
             assert_eq!(
                 page.samples[&series].to_bits(),
@@ -51,23 +67,21 @@ fn the_page_is_the_seeds(server: &str) {
     let of_process = |name: &&String| cfg!(target_os = "linux") && name.starts_with("process_");
     for name in seed.kind.keys().filter(of_process) {
         assert_eq!(page.kind[name], seed.kind[name]);
-        assert!(
-            page.value(name) > 0.0 || name == "process_cpu_seconds_total",
-            "{name}"
-        );
+        assert_eq!(page.help[name], seed.help[name]);
+        assert!(page.value(name) > 0.0, "{name}");
     }
     for name in page.kind.keys() {
         assert!(page.help.contains_key(name), "{name} has no HELP");
     }
 }
 
-/// The app_* series of a page. The `_created` series are the Python client's own, and
-/// `app_connections_open` and `app_configured_*` are ours.
+/// The series of a page that the seed has. The `_created` series are the Python client's own, and
+/// `app_connections_*` and `app_configured_*` are ours.
 fn series_of(page: &Page) -> BTreeSet<Series> {
     let ours = |name: &str| {
         name.starts_with("app_")
             && !name.ends_with("_created")
-            && name != "app_connections_open"
+            && !name.starts_with("app_connections_")
             && !name.starts_with("app_configured_")
     };
     page.samples
@@ -156,18 +170,264 @@ fn the_process_is_measured(server: &str) {
         println!("skipped: the process is measured in /proc");
         return;
     }
+    let before = now();
     let service = Service::start(server, &[]);
-    let page = service.scrape();
-    // To the nearest tenth: the page is read a moment before /proc is.
-    let resident = service.status("VmRSS") * 1024;
-    let exposed = page.count("process_resident_memory_bytes");
+    let after = now();
+    let mut client = service.connect();
+    let proc = |file: &str| format!("/proc/{}/{file}", service.pid());
+    let mut page = Page::parse(&client.scrape("").body);
+    // The page is written a moment before /proc is read, and tiny_http goes on making threads for a
+    // while. It has one more descriptor of a connection while it is asked.
+    wait_until("the page says what /proc says", || {
+        page = Page::parse(&client.scrape("").body);
+        let resident = page.count("process_resident_memory_bytes");
+        let resident = resident.abs_diff(service.status("VmRSS") * 1024) * 10 < resident;
+        let size = page.count("process_virtual_memory_bytes") == service.status("VmSize") * 1024;
+        let threads = page.count("process_threads") == service.status("Threads");
+        let descriptors = std::fs::read_dir(proc("fd")).unwrap().count() as u64;
+        let descriptors = page.count("process_open_fds").abs_diff(descriptors) <= 1;
+        resident && size && threads && descriptors
+    });
+    let limits = std::fs::read_to_string(proc("limits")).unwrap();
+    let limit = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let limit = limit.unwrap().split_whitespace().nth(3).unwrap();
+    assert_eq!(page.count("process_max_fds"), limit.parse().unwrap());
+    // The kernel says it to a clock tick, 10 ms.
+    let started = page.value("process_start_time_seconds");
     assert!(
-        exposed.abs_diff(resident) < resident / 10,
-        "{exposed} {resident}"
+        (before - 0.02..after + 0.02).contains(&started),
+        "{before} {started} {after}"
     );
-    assert!(page.value("process_open_fds") >= 4.0);
+}
+
+fn now() -> f64 {
     let now = std::time::SystemTime::now();
     let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();
-    let age = now.as_secs_f64() - page.value("process_start_time_seconds");
-    assert!((-2.0..120.0).contains(&age), "{age}");
+    now.as_secs_f64()
+}
+
+fn cpu_time_has_fractions(server: &str) {
+    if cfg!(not(target_os = "linux")) {
+        println!("skipped: the CPU time is compared with what /proc says");
+        return;
+    }
+    let service = Service::start(server, &[]);
+    let mut client = service.connect();
+    let mut exposed = || Page::parse(&client.scrape("").body).value("process_cpu_seconds_total");
+    let (first, first_ticks) = (exposed(), cpu_time(&service));
+    let mut other = service.connect();
+    while cpu_time(&service) < first_ticks + 0.5 {
+        for _ in 0..100 {
+            other.ask("HEAD", "/metrics");
+        }
+    }
+    let (grown, expected) = (exposed() - first, cpu_time(&service) - first_ticks);
+    assert!((grown - expected).abs() < 0.05, "{grown}, not {expected}");
+}
+
+/// The CPU time of the service, as /proc/PID/stat says it: in hundredths of a second.
+fn cpu_time(service: &Service) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", service.pid())).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let ticks = |field: usize| fields[field - 3].parse::<f64>().unwrap();
+    (ticks(14) + ticks(15)) / 100.0
+}
+
+fn what_cannot_be_read_is_left_out(server: &str) {
+    let hide_proc = "mount -t tmpfs none /proc && exec \"$0\" \"$@\"";
+    let namespace = ["--user", "--map-root-user", "--mount", "sh", "-c"];
+    let hidden = |command: &str| {
+        let mut unshare = std::process::Command::new("unshare");
+        unshare.args(namespace).args([hide_proc, command]);
+        unshare
+    };
+    if !hidden("true")
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        println!("skipped: /proc cannot be hidden from a process here");
+        return;
+    }
+    let service = Service::start_with(server, &[], hidden);
+    service.connect().ask("GET", "/probe");
+    let page = service.scrape();
+    let process = page.kind.keys().filter(|name| name.starts_with("process_"));
+    let process: Vec<&String> = process.collect();
+    assert_eq!(process, ["process_cpu_seconds_total", "process_max_fds"]);
+    assert_eq!(page.sum("app_request_count_total", "endpoint", "/probe"), 1);
+}
+
+fn both_formats_say_the_same(server: &str) {
+    let flags = ["--app-version", "1.\"2\"\\", "--app-config", "größer"];
+    let service = Service::start(server, &flags);
+    let mut client = service.connect();
+    for (method, path) in [("GET", "/probe"), ("GET", "/nope"), ("POST", "/probe")] {
+        client.ask(method, path);
+    }
+    // The third page differs from the second by the scrape alone.
+    client.scrape("");
+    let text = client.scrape("");
+    let open_metrics = client.scrape("Accept: application/openmetrics-text\r\n");
+    assert_eq!(text.status, 200);
+    assert_eq!(
+        text.field("Content-Type"),
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    );
+    assert_eq!(
+        open_metrics.field("Content-Type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores")
+    );
+    for answer in [&text, &open_metrics] {
+        assert_eq!(answer.field("Vary"), Some("Accept"));
+    }
+    assert!(open_metrics.body.ends_with("\n# EOF\n"));
+    assert!(!text.body.contains("EOF"));
+
+    let (text, open_metrics) = (Page::parse(&text.body), Page::parse(&open_metrics.body));
+    let app = |page: &Page| -> Vec<(Series, f64)> {
+        let samples = page.samples.clone().into_iter();
+        samples
+            .filter(|((name, labels), _)| {
+                let is_scrape = labels
+                    .get("endpoint")
+                    .is_some_and(|path| path == "/metrics");
+                name.starts_with("app_") && !is_scrape
+            })
+            .collect()
+    };
+    assert_eq!(app(&text), app(&open_metrics));
+    let names = |page: &Page| page.samples.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&text), names(&open_metrics));
+    for (in_text, in_open_metrics, kind) in [
+        ("app_request_count_total", "app_request_count", "counter"),
+        (
+            "process_cpu_seconds_total",
+            "process_cpu_seconds",
+            "counter",
+        ),
+        ("app_version_info", "app_version", "info"),
+        ("app_connections_open", "app_connections_open", "gauge"),
+    ] {
+        assert_eq!(open_metrics.kind[in_open_metrics], kind);
+        assert_eq!(open_metrics.help[in_open_metrics], text.help[in_text]);
+    }
+    assert_eq!(text.kind["app_version_info"], "gauge");
+    assert_eq!(text.kind.len(), open_metrics.kind.len());
+}
+
+/// What the table of the unit test decides, asked over a socket: a field as each loop hands it on.
+fn accept_decides_the_format(server: &str) {
+    let service = Service::start(server, &[]);
+    let mut client = service.connect();
+    for (fields, is_open_metrics) in [
+        ("", false),
+        ("Accept: */*\r\n", false),
+        (
+            "aCCEPT:application/openmetrics-text;q=0.5, text/plain;q=0.4\r\n",
+            true,
+        ),
+        (
+            "Accept: application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.2\r\n",
+            true,
+        ),
+        ("Accept: application/openmetrics-text;q=2\r\n", false),
+        // Of several lines none is looked at.
+        (
+            "Accept: application/openmetrics-text\r\nAccept: application/openmetrics-text\r\n",
+            false,
+        ),
+    ] {
+        let answer = client.scrape(fields);
+        assert_eq!(answer.status, 200);
+        assert_eq!(
+            answer.body.ends_with("# EOF\n"),
+            is_open_metrics,
+            "{fields}"
+        );
+    }
+}
+
+fn a_traced_request_leaves_an_exemplar(server: &str) {
+    let service = Service::start(server, &[]);
+    let mut client = service.connect();
+    let traced = |path: &str, traceparents: &[&str]| {
+        let fields = traceparents
+            .iter()
+            .map(|value| format!("traceparent: {value}\r\n"));
+        let fields: String = fields.collect();
+        format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n")
+    };
+    let id = |number: u32| format!("{number:032x}");
+    let traceparent =
+        |number: u32, flags: &str| format!("00-{}-00f067aa0ba902b7-{flags}", id(number));
+    let before = now();
+    for (path, values) in [
+        ("/probe", &[traceparent(1, "01")][..]),
+        ("/probe", &[traceparent(2, "01")]),
+        // Not sampled, not valid, twice.
+        ("/probe", &[traceparent(3, "00")]),
+        ("/probe", &[traceparent(0, "01")]),
+        ("/probe", &[traceparent(4, "01"), traceparent(5, "01")]),
+        ("/nope", &[traceparent(6, "01")]),
+    ] {
+        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+        client.send(traced(path, &values));
+        client.answer();
+    }
+    let after = now();
+
+    let page = client
+        .scrape("Accept: application/openmetrics-text\r\n")
+        .body;
+    let exemplars: Vec<(&str, &str)> = page
+        .lines()
+        .filter_map(|line| line.split_once(" # "))
+        .collect();
+    // One of them, or both, if the first fell into another bucket.
+    let of = |number| {
+        exemplars
+            .iter()
+            .find(|(_, exemplar)| exemplar.contains(&id(number)))
+    };
+    for number in [3, 4, 5] {
+        assert_eq!(of(number), None);
+    }
+    for (number, endpoint) in [(2, "/probe"), (6, "other")] {
+        let (sample, exemplar) = of(number).expect("the latest is kept");
+        let name = format!("app_request_latency_seconds_bucket{{endpoint=\"{endpoint}\",");
+        assert!(sample.starts_with(&name), "{sample}");
+        let (labels, numbers) = exemplar.split_once("} ").unwrap();
+        let ids = format!("{{trace_id=\"{}\",span_id=\"00f067aa0ba902b7\"", id(number));
+        assert_eq!(labels, ids);
+        let (value, time) = numbers.split_once(' ').unwrap();
+        let (value, time): (f64, f64) = (value.parse().unwrap(), time.parse().unwrap());
+        let le = sample
+            .split("le=\"")
+            .nth(1)
+            .unwrap()
+            .split('"')
+            .next()
+            .unwrap();
+        let le = if le == "+Inf" {
+            f64::INFINITY
+        } else {
+            le.parse().unwrap()
+        };
+        assert!(value > 0.0 && value <= le, "{value} {le}");
+        assert!(
+            (before - 0.001..=after).contains(&time),
+            "{before} {time} {after}"
+        );
+    }
+    assert!(!service.get("/metrics").body.contains("trace_id"));
+}
+
+fn the_bound_on_connections_is_exposed(server: &str) {
+    let page = Service::start(server, &["--max-connections", "321"]).scrape();
+    let expected = if server == "event-loop" { 321 } else { 0 };
+    assert_eq!(page.count("app_connections_max"), expected);
+    assert_eq!(page.kind["app_connections_max"], "gauge");
 }

@@ -6,7 +6,7 @@ use std::io::{PipeReader, PipeWriter, Read, Seek, Write, pipe};
 use std::os::fd::AsFd;
 use std::process::Command;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::support::{Client, Service, TIMEOUT, others_are_served};
@@ -66,8 +66,8 @@ fn ask_for_too_many(service: &Service) {
 /// Reads what is here, or comes in time. An empty answer is the end.
 fn read_some(reader: &mut (impl Read + AsFd)) -> String {
     let mut ready = [PollFd::new(&*reader, PollFlags::IN)];
-    let timeout = TIMEOUT.as_millis().try_into().unwrap();
-    assert_eq!(poll(&mut ready, timeout), Ok(1), "nothing comes");
+    let timeout = Timespec::try_from(TIMEOUT).unwrap();
+    assert_eq!(poll(&mut ready, Some(&timeout)), Ok(1), "nothing comes");
     let mut some = vec![0; 64 * 1024];
     let count = reader.read(&mut some).unwrap();
     some.truncate(count);
@@ -118,7 +118,11 @@ fn wake_up(service: &mut Service, log: &mut (impl Read + AsFd)) -> String {
 /// Fills a pipe, as if its reader was stuck. Gives how much that takes.
 fn fill(pipe: &mut PipeWriter) -> usize {
     let mut filled = 0;
-    while poll(&mut [PollFd::new(&*pipe, PollFlags::OUT)], 0) == Ok(1) {
+    while poll(
+        &mut [PollFd::new(&*pipe, PollFlags::OUT)],
+        Some(&Timespec::default()),
+    ) == Ok(1)
+    {
         filled += pipe.write(&[b'~'; 4096]).unwrap();
     }
     filled

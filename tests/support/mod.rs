@@ -315,6 +315,14 @@ impl Client {
         }
     }
 
+    /// Asks for the exposition, with these fields in the request.
+    pub fn scrape(&mut self, fields: &str) -> Answer {
+        self.send(format!(
+            "GET /metrics HTTP/1.1\r\nHost: test\r\n{fields}\r\n"
+        ));
+        self.answer()
+    }
+
     /// Waits for an answer.
     pub fn answer(&mut self) -> Answer {
         let mut answer = self.answer_to_head();
@@ -377,7 +385,7 @@ pub type Labels = BTreeMap<String, String>;
 /// A series: the metric's name and its labels.
 pub type Series = (String, Labels);
 
-/// An exposition in text format 0.0.4, read.
+/// An exposition, read: in text format 0.0.4, or in `OpenMetrics`, where exemplars are passed over.
 #[derive(Debug)]
 pub struct Page {
     pub samples: BTreeMap<Series, f64>,
@@ -392,6 +400,7 @@ impl Page {
             help: BTreeMap::new(),
             kind: BTreeMap::new(),
         };
+        let text = text.strip_suffix("# EOF\n").unwrap_or(text);
         for line in text.lines() {
             if let Some(comment) = line.strip_prefix("# ") {
                 let mut words = comment.splitn(3, ' ');
@@ -404,7 +413,8 @@ impl Page {
                 };
                 assert!(map.insert(name, rest).is_none(), "twice: {line}");
             } else {
-                let (series, value) = line.rsplit_once(' ').expect("a value");
+                let (sample, _exemplar) = line.split_once(" # ").unwrap_or((line, ""));
+                let (series, value) = sample.rsplit_once(' ').expect("a value");
                 let value = value.parse().expect("a number");
                 let previous = page.samples.insert(parse_series(series), value);
                 assert!(previous.is_none(), "twice: {line}");
@@ -439,8 +449,7 @@ fn whole(count: f64) -> u64 {
         .expect("a count is a whole number")
 }
 
-/// Bucket bounds are normalised, so that 1.0 and 1 are the same. No label value that the tests
-/// look at holds a quote or a comma.
+/// No label value that the tests look at holds a quote or a comma.
 fn parse_series(series: &str) -> Series {
     let Some((name, labels)) = series.split_once('{') else {
         return (series.to_owned(), Labels::new());
@@ -448,12 +457,7 @@ fn parse_series(series: &str) -> Series {
     let labels = labels.strip_suffix('}').expect("a closing brace");
     let labels = labels.split(',').map(|label| {
         let (label, value) = label.split_once('=').expect("an equals sign");
-        let value = value.trim_matches('"');
-        let value = match value.parse::<f64>() {
-            Ok(bound) if label == "le" => bound.to_string(),
-            _ => value.to_owned(),
-        };
-        (label.to_owned(), value)
+        (label.to_owned(), value.trim_matches('"').to_owned())
     });
     (name.to_owned(), labels.collect())
 }

@@ -7,7 +7,7 @@ use micro::{Driven, request_of};
 use tiny_probe::app::{App, Request};
 use tiny_probe::config::Config;
 use tiny_probe::http::{Method, Status};
-use tiny_probe::metrics::{Endpoint, Metrics};
+use tiny_probe::metrics::{Endpoint, Format, Metrics};
 use tiny_probe::server::event_loop::connection::Connection;
 use tiny_probe::server::event_loop::request_head;
 
@@ -35,6 +35,7 @@ fn record(bencher: Bencher) {
             black_box(Endpoint::Probe),
             black_box(Status::Ok),
             black_box(Duration::from_micros(3)),
+            None,
         );
     });
 }
@@ -64,17 +65,29 @@ fn render_answer(bencher: Bencher) {
 
 /// So many methods and endpoints that were asked for: a histogram and a counter each.
 #[divan::bench(args = [1, 10, 45])]
-fn exposition(bencher: Bencher, series: usize) {
+fn exposition_text(bencher: Bencher, series: usize) {
+    exposition(bencher, series, Format::Text);
+}
+
+/// The same in the other format.
+#[divan::bench(args = [1, 10, 45])]
+fn exposition_open_metrics(bencher: Bencher, series: usize) {
+    exposition(bencher, series, Format::OpenMetrics);
+}
+
+fn exposition(bencher: Bencher, series: usize, format: Format) {
     let metrics = Metrics::new("1", "develop");
     let pairs = METHODS
         .iter()
         .flat_map(|method| ENDPOINTS.map(|endpoint| (*method, endpoint)));
     for (method, endpoint) in pairs.take(series) {
-        metrics.record(method, endpoint, Status::Ok, Duration::from_micros(3));
+        let latency = Duration::from_micros(3);
+        metrics.record(method, endpoint, Status::Ok, latency, None);
     }
-    let page = metrics.exposition();
-    assert_eq!(page.matches("app_request_count_total{").count(), series);
-    bencher.bench_local(|| metrics.exposition());
+    let page = metrics.exposition(format, &Config::default());
+    let count = page.matches("app_request_latency_seconds_count{").count();
+    assert_eq!(count, series);
+    bencher.bench_local(|| metrics.put_back(metrics.exposition(format, &Config::default())));
 }
 
 /// All of a request but the system calls.
@@ -98,8 +111,9 @@ const METHODS: [Method; 10] = [
     Method::Other,
 ];
 const ENDPOINTS: [Endpoint; 5] = [
-    Endpoint::Root,
+    // There from the start.
     Endpoint::Probe,
+    Endpoint::Root,
     Endpoint::Metrics,
     Endpoint::Healthz,
     Endpoint::Other,

@@ -80,6 +80,7 @@ impl Driven {
         let reply = self.app.answer(&request, started);
         self.app.record(&reply, started.elapsed());
         self.connection.answer(&reply, DATE, false, now);
+        self.app.put_back(reply);
         let count = self.connection.unsent().len();
         self.connection.sent(count, now);
         count

@@ -252,6 +252,7 @@ impl Client {
             assert_ne!(request.target, "/panic", "a panic on purpose");
             if reply.delay.is_zero() && reply.work.is_zero() {
                 self.answer(&reply, &in_flight, shared);
+                shared.app.put_back(reply);
             } else {
                 let due = in_flight.started + reply.delay;
                 shared.timers.push(due, self.key);

@@ -156,6 +156,8 @@ impl Connection {
         Some(Ok(Request {
             method: head.method,
             target: head.target,
+            accept: head.accept,
+            traceparent: head.traceparent,
         }))
     }
 
@@ -388,6 +390,9 @@ fn write_answer(to_send: &mut Vec<u8>, reply: &Reply, date: &str, connection: &s
         write(reply.content_type);
         write("\r\nContent-Length: ");
         write(itoa::Buffer::new().format(reply.body.len()));
+    }
+    if reply.varies_by_accept() {
+        write("\r\nVary: Accept");
     }
     write("\r\n\r\n");
     if !reply.is_to_head {

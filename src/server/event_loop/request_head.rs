@@ -24,6 +24,10 @@ pub struct RequestHead<'a> {
     pub method: &'a str,
     /// The request target, in any of its forms.
     pub target: &'a str,
+    /// `Accept`, if it is there once.
+    pub accept: Option<&'a [u8]>,
+    /// `traceparent`, if it is there once.
+    pub traceparent: Option<&'a [u8]>,
     /// The bytes that the head takes, its final empty line included.
     pub length: usize,
     /// The bytes of body that follow it.
@@ -180,6 +184,8 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
     Ok(RequestHead {
         method,
         target,
+        accept: fields.accept.value(),
+        traceparent: fields.traceparent.value(),
         length,
         body_length: fields.body_length(is_http_1_0)?,
         is_http_1_0,
@@ -190,17 +196,36 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
 
 /// The fields that matter. All others are ignored.
 #[derive(Default)]
-struct Fields {
+struct Fields<'a> {
     hosts: u32,
     content_length: Option<usize>,
     transfer_encoding: Option<TransferEncoding>,
     close: bool,
     keep_alive: bool,
     expects_continue: bool,
+    accept: Once<'a>,
+    traceparent: Once<'a>,
 }
 
-impl Fields {
-    fn read(headers: &[Header<'_>]) -> Result<Self, Rejection> {
+/// A field whose value counts if it is there once.
+#[derive(Default)]
+struct Once<'a> {
+    last: Option<&'a [u8]>,
+    is_repeated: bool,
+}
+
+impl<'a> Once<'a> {
+    fn note(&mut self, value: &'a [u8]) {
+        self.is_repeated |= self.last.replace(value).is_some();
+    }
+
+    fn value(&self) -> Option<&'a [u8]> {
+        self.last.filter(|_| !self.is_repeated)
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn read(headers: &[Header<'a>]) -> Result<Self, Rejection> {
         let mut fields = Self::default();
         for Header { name, value } in headers {
             if name.eq_ignore_ascii_case("Host") {
@@ -222,6 +247,10 @@ impl Fields {
                 fields.keep_alive |= lists(value, b"keep-alive");
             } else if name.eq_ignore_ascii_case("Expect") {
                 fields.expects_continue |= lists(value, b"100-continue");
+            } else if name.eq_ignore_ascii_case("Accept") {
+                fields.accept.note(value);
+            } else if name.eq_ignore_ascii_case("traceparent") {
+                fields.traceparent.note(value);
             }
         }
         Ok(fields)

@@ -1,0 +1,76 @@
+//! Whatever `Accept` and `traceparent` say, the page is well-formed, in the format that it is said to be
+//! in, and shows no trace but the one that was sent.
+
+use std::time::{Duration, Instant};
+
+use tiny_probe::app::{App, Request};
+use tiny_probe::config::Config;
+use tiny_probe::metrics::Format;
+use tiny_probe::trace_context::TraceContext;
+
+/// The input is the values of the two fields, with a line break between them.
+pub fn check(input: &[u8]) {
+    let mut lines = input.splitn(2, |byte| *byte == b'\n');
+    let accept = lines.next().unwrap_or_default();
+    let traceparent = lines.next().unwrap_or_default();
+    check_accept(accept);
+
+    let mut app = App::new(&Config::default());
+    let request = Request {
+        accept: Some(accept),
+        traceparent: Some(traceparent),
+        ..Request::new("GET", "/metrics")
+    };
+    let reply = app.answer(&request, Instant::now());
+    app.record(&reply, Duration::from_micros(3));
+    let format = Format::preferred(Some(accept));
+    assert_eq!(reply.content_type, format.content_type());
+
+    let page = app.answer(&request, Instant::now()).body;
+    let is_open_metrics = format == Format::OpenMetrics;
+    assert_eq!(page.ends_with("\n# EOF\n"), is_open_metrics);
+    let mut exemplars = Vec::new();
+    for line in page.lines().filter(|line| !line.starts_with("# ")) {
+        let (sample, exemplar) = line.split_once(" # ").unwrap_or((line, ""));
+        let value = sample.rsplit_once(' ').map(|(_, value)| value.parse());
+        assert!(matches!(value, Some(Ok(0.0_f64..))), "{line}");
+        exemplars.extend((!exemplar.is_empty()).then_some(exemplar));
+    }
+    let trace = TraceContext::sampled(traceparent);
+    assert_eq!(reply.trace, trace);
+    assert_eq!(
+        exemplars.len(),
+        usize::from(trace.is_some() && is_open_metrics)
+    );
+    if let Some(trace) = trace {
+        let (trace_id, span_id) = (trace.trace_id, trace.span_id);
+        let sent = format!("00-{trace_id:032x}-{span_id:016x}-");
+        assert_eq!(traceparent[..53], *sent.as_bytes());
+        let labels =
+            format!("{{trace_id=\"{trace_id:032x}\",span_id=\"{span_id:016x}\"}} 0.000003 ");
+        assert!(
+            exemplars
+                .iter()
+                .all(|exemplar| exemplar.starts_with(&labels))
+        );
+    }
+}
+
+/// Neither case, nor white space and empty elements around it, nor what nobody has, matters.
+fn check_accept(accept: &[u8]) {
+    let preferred = Format::preferred(Some(accept));
+    for same in [
+        accept.to_ascii_uppercase(),
+        accept.to_ascii_lowercase(),
+        [b", ,\t", accept, b" ,,"].concat(),
+        [b"image/png;q=0.3,", accept].concat(),
+        [accept, b",image/*"].concat(),
+    ] {
+        assert_eq!(
+            Format::preferred(Some(&same)),
+            preferred,
+            "{}",
+            same.escape_ascii()
+        );
+    }
+}

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Has VictoriaMetrics scrape the service, and asks it what it has got.
+# Usage: scripts/with-service.sh scripts/check-victoria-metrics.sh
+# Takes a few seconds. Prints a line per check; exits 1 at the first that fails. The service must not be
+# told to fail, and nobody else may be asking /probe meanwhile.
+set -euo pipefail
+
+folder=$(mktemp -d)
+cat >"$folder/scrape.yml" <<END
+scrape_configs:
+  - job_name: tiny-probe
+    scrape_interval: 1s
+    static_configs:
+      - targets: ["${BASE_URL#http://}"]
+END
+# It does not say which port it has got.
+port=$(python3 -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])')
+victoria-metrics -promscrape.config="$folder/scrape.yml" -storageDataPath="$folder/data" \
+    -httpListenAddr="127.0.0.1:$port" -search.latencyOffset=0s 2>"$folder/log" &
+victoria=$!
+trap 'kill "$victoria" 2>/dev/null && wait "$victoria" || true; rm -rf "$folder"' EXIT
+trap 'exit 1' INT TERM
+
+for _ in 1 2 3; do
+    curl --silent --show-error --fail --output /dev/null "$BASE_URL/probe"
+done
+
+# expect NAME VALUE EXPRESSION: the expression has this one value within half a minute.
+expect() {
+    local deadline=$((SECONDS + 30)) found
+    while
+        # Until it listens there is no answer.
+        found=$(curl --silent --get "http://127.0.0.1:$port/api/v1/query" --data-urlencode "query=$3" |
+            jq --raw-output '.data.result[].value[1]' || true)
+        [ "$found" != "$2" ]
+    do
+        if [ "$SECONDS" -ge "$deadline" ] || ! kill -0 "$victoria"; then
+            printf 'FAILED  %s: expected "%s", found "%s": %s\n' "$1" "$2" "$found" "$3" >&2
+            tail -n 5 "$folder/log" >&2
+            exit 1
+        fi
+        sleep 0.2
+    done
+    printf 'ok      VictoriaMetrics: %s\n' "$1"
+}
+
+probe='endpoint="/probe",method="GET"'
+expect "the target is up" 1 'up{job="tiny-probe"}'
+expect "the counter" 3 "app_request_count_total{$probe,http_status=\"200\"}"
+expect "a series that is at 0 from the start" 0 "app_request_count_total{$probe,http_status=\"500\"}"
+expect "a bucket by its canonical bound" 3 "app_request_latency_seconds_bucket{$probe,le=\"10.0\"}"
+expect "CPU time has fractions" 1 'count(process_cpu_seconds_total % 1 > 0)'
+expect "what was scraped is all there is on the page" \
+    "$(curl --silent --show-error --fail "$BASE_URL/metrics" | grep -vc '^#')" 'scrape_samples_scraped'
