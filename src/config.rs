@@ -432,11 +432,13 @@ Flags, each with its environment variable and its default:
             help.extend(["  ", left, &" ".repeat(29 - left.len()), right, "\n"]);
         }
     }
-    help + "  -h, --help                   print this
-  -V, --version                print the version
-
+    help += "  -h, --help                   print this\n  -V, --version                print the version\n";
+    if cfg!(feature = "tiny-http") {
+        help += "
 With --server tiny-http a /probe that is delayed or works holds up every other request.
-"
+";
+    }
+    help
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use std::thread;
 
-use crate::little_memory_was_taken;
-use crate::support::{Client, Service, others_are_served};
+use crate::support::{Client, Service};
+use crate::{little_memory_was_taken, others_are_served};
 
 const SERVER: &str = "event-loop";
 

@@ -6,6 +6,7 @@
 
 mod bounds;
 mod delayed_replies;
+#[cfg(target_os = "linux")]
 mod faults;
 #[cfg(target_os = "linux")]
 mod many_connections;
@@ -14,6 +15,7 @@ mod request_heads;
 #[path = "../support/mod.rs"]
 mod support;
 mod timeouts;
+#[cfg(target_os = "linux")]
 mod work;
 
 use support::{Service, others_are_served};
