@@ -174,6 +174,15 @@ check-schemas: ## check the workflow and the compose file against their schemas,
 check-dashboard: ## check the dashboard against Grafana's own types
 	scripts/check-dashboard.mjs
 
+.PHONY: prometheus
+prometheus: ## Prometheus on http://localhost:9090, for what runs on http://localhost:8080
+	@BASE_URL=http://localhost:8080 LISTEN=127.0.0.1:9090 scripts/with-prometheus.sh \
+		sh -c 'echo "Prometheus on http://localhost:9090"; sleep 86400'
+
+.PHONY: check-lesson
+check-lesson: ## take docs/lesson.md as its reader does, and compare what comes
+	scripts/check-lesson.sh
+
 .PHONY: check-scrape
 check-scrape: build ## have Prometheus, and VictoriaMetrics, scrape the service, and ask them about it
 	python3 -m venv target/python

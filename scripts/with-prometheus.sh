@@ -1,6 +1,7 @@
 #!/bin/sh
 # Starts Prometheus with deploy/prometheus, runs a command with its URL in PROMETHEUS_URL, stops it again.
 # Usage: BASE_URL=http://ADDRESS:PORT scripts/with-prometheus.sh COMMAND [ARGUMENT...]
+# It listens on a free port of 127.0.0.1, or where LISTEN says.
 # Three things differ from deploy/prometheus, the last two so that a minute shows something: the
 # service's address, an interval of 1 s instead of 5 s, and alerts that wait for 10 s instead of 1 m.
 set -eu
@@ -12,7 +13,7 @@ sed 's/for: 1m/for: 10s/' deploy/prometheus/alerting_rules.yml >"$folder/alertin
 cp deploy/prometheus/recording_rules.yml "$folder"
 
 prometheus --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/data" \
-    --enable-feature=exemplar-storage --web.listen-address=127.0.0.1:0 2>"$folder/log" &
+    --enable-feature=exemplar-storage --web.listen-address="${LISTEN:-127.0.0.1:0}" 2>"$folder/log" &
 prometheus=$!
 trap 'kill "$prometheus" 2>/dev/null && wait "$prometheus" || true; rm -rf "$folder"' EXIT
 trap 'exit 1' INT TERM
