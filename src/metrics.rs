@@ -6,7 +6,8 @@
 //! bounded whatever clients send.
 //!
 //! The client library counts and observes. The page is written from its handles: with 45 methods
-//! and endpoints, the registry's `gather` and the library's encoder took five times as long.
+//! and endpoints that takes 22 µs, of which the library takes 10 to give out the buckets. Its
+//! registry's `gather` takes 28 µs, and its encoder 131 µs more.
 
 use std::array;
 use std::cell::{Cell, OnceCell};
