@@ -16,8 +16,11 @@ lesson=${1:-$root/docs/lesson.md}
 scratch=$(mktemp -d)
 declare -A terminals=()
 
+# shellcheck disable=SC2046  # Each job is a word.
 finish() {
     for name in "${!terminals[@]}"; do interrupt "$name"; done
+    # What the lesson has left in the background.
+    kill $(jobs -p) 2>/dev/null
     rm -rf "$scratch"
 }
 trap finish EXIT
