@@ -214,6 +214,12 @@ SECONDS ?= 600
 soak: build ## good, bad and hostile clients for SECONDS=600: nothing leaks, every request is counted
 	bench/soak.py --seconds $(SECONDS)
 
+# The quick tests notice most of it. What they miss is tried again with all.
+.PHONY: mutants
+mutants: ## change the code in a thousand ways, each of which a test has to notice; needs cargo-mutants, takes an hour
+	$(CARGO) mutants --jobs 2 --output target --timeout 30 -- --lib --test connection || [ $$? -eq 2 ] || [ $$? -eq 3 ]
+	$(CARGO) mutants --jobs 2 --output target --iterate
+
 .PHONY: fuzz
 fuzz: ## look for input that breaks it, SECONDS=600 per target; needs nightly and cargo-fuzz
 	for target in connection schedule faults fields flags; do \

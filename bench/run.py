@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """Measures tiny-probe against what its user would otherwise have, all in one run and taking turns.
 
-    make bench                    builds everything, measures for about eight minutes, and writes
+    make bench                    builds everything, measures for about fifteen minutes, and writes
                                   bench/results.md and docs/bench.svg
     bench/run.py --quick          one short round, to see that it works; these and every other
                                   run with an option write into target/bench instead
     bench/run.py --servers floor,event-loop --rounds 3
     bench/run.py --servers event-loop,static,axum,go --loads metrics
 
-Needs wrk and a built tiny-probe; a server whose tools are not installed is left out and named.
+Needs wrk and a built tiny-probe, and oha for the load at a fixed rate; a server whose tools are not installed is left out and named.
 Load comes from this machine, so it wants a second core, and nothing else running.
 """
 
 import argparse
+import http.client
 import json
 import os
 import platform
@@ -26,7 +27,7 @@ import sys
 import threading
 import time
 import tomllib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,15 +36,24 @@ ROOT = BENCH.parent
 BUILT = ROOT / "target" / "bench"
 LUA = BENCH / "report.lua"
 IDLE_CONNECTIONS = 1000
+# Requests per second at a fixed rate: below what the slowest of the compiled servers holds on any machine
+# that this is run on, and its load generator, too.
+RATE = 5000
+SCRAPE_PAUSE = 0.1
 
 # What stands in the tables: the key, the heading, the path, the connections, and how many times
 # as long it runs (opening a thousand connections takes part of the time).
 KEEP_ALIVE = {f"c{n}": (f"{n}", "/probe", n, factor, []) for n, factor in
               [(1, 1), (16, 1), (64, 1), (1000, 2)]}
 LOADS = KEEP_ALIVE | {
+    "pinned": ("64 connections, one core", "/probe", 64, 1, []),
+    "quiet": (f"{RATE} requests per second", "/probe", 64, 2, []),
+    "busy": ("the same beside scrapes and idle connections", "/probe", 64, 2, []),
     "metrics": ("/metrics", "/metrics", 16, 1, []),
     "close": ("new connection each", "/probe", 16, 1, ["-H", "Connection: close"]),
 }
+AT_A_FIXED_RATE = ("quiet", "busy")
+PERCENTILES = [("median", "p50"), ("p99", "p99"), ("p99.9", "p99.9"), ("slowest", "slowest")]
 QUICK = ("c64", "metrics", "close")
 
 
@@ -62,6 +72,7 @@ class Server:
     version: str
     note: str = ""  # what else must be installed
     metrics: bool = True
+    compiled: bool = True
     log: bool = False  # its standard output is read
     directory: Path = ROOT
     samples: dict = field(default_factory=dict)  # what was measured -> a value for each round
@@ -166,7 +177,7 @@ def flask(key, name, *command):
     names = ["Flask", "gunicorn" if key == "gunicorn" else "Werkzeug", "prometheus_client"]
     version = ", ".join([run([python, "--version"]), *(f"{name} {frozen[name]}" for name in names)])
     return Server(key, name, [python, "-m", *command], size, version, note="and Python",
-                  directory=BENCH / "flask")
+                  compiled=False, directory=BENCH / "flask")
 
 
 def build(arguments):
@@ -325,8 +336,16 @@ def watch(server):
 def load(server, key, seconds):
     """Puts one load on one server and keeps what came of it."""
     heading, path, connections, factor, options = LOADS[key]
+    if key in AT_A_FIXED_RATE:
+        return fixed_rate(server, key, connections, seconds * factor)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds * factor}s", "-s", str(LUA), *options,
                f"http://127.0.0.1:{server.port}{path}"]
+    cores = os.sched_getaffinity(0)
+    if key == "pinned":
+        # On two cores each side waits for the other now and then, and waking up is charged to who waited.
+        cores = {min(cores)}
+        command = ["taskset", "--cpu-list", str(min(cores)), *command]
+    stay_on(server, cores)
     cpu = cpu_seconds(server)
     with watch(server) as most:
         output = run(command)
@@ -346,6 +365,61 @@ def load(server, key, seconds):
         server.add("threads", most["threads"])
     settle(server)
     return requests / result["seconds"]
+
+
+def stay_on(server, cores):
+    for pid in processes(server):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), cores)
+
+
+def fixed_rate(server, key, connections, seconds):
+    """Asks at a fixed rate, whether or not the answers come, and counts a latency from when its request
+    was due: a server that stalls has made all of them late that were due meanwhile."""
+    command = ["oha", "-q", str(RATE), "-z", f"{seconds}s", "-c", str(connections), "--latency-correction", "--no-tui",
+               "--output-format", "json", f"http://127.0.0.1:{server.port}/probe"]
+    with scraped_beside_idle(server) if key == "busy" else nullcontext():
+        result = json.loads(run(command))
+    if result["summary"]["successRate"] < 1:
+        failed = server.failures.setdefault(key, {})
+        for kind, count in result["errorDistribution"].items():
+            failed[kind] = failed.get(kind, 0) + count
+    for what in ("p50", "p99", "p99.9"):
+        server.add(f"{key} {what}", result["latencyPercentiles"][what])
+    server.add(f"{key} slowest", result["summary"]["slowest"])
+    settle(server)
+    return result["summary"]["requestsPerSec"]
+
+
+@contextmanager
+def scraped_beside_idle(server):
+    """Has connections that say nothing, and a scrape ten times a second."""
+    connections = []
+    done = threading.Event()
+
+    def scrape():
+        scraper = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        while not done.wait(SCRAPE_PAUSE):
+            try:
+                scraper.request("GET", "/metrics")
+                scraper.getresponse().read()
+            except (OSError, http.client.HTTPException) as error:
+                server.remarks.add(f"a scrape failed: {error!r}")
+                scraper.close()
+        scraper.close()
+
+    thread = threading.Thread(target=scrape)
+    try:
+        for _ in range(IDLE_CONNECTIONS):
+            connections.append(socket.create_connection(("127.0.0.1", server.port), timeout=2))
+        thread.start()
+        yield
+    finally:
+        done.set()
+        if thread.ident:
+            thread.join()
+        for connection in connections:
+            connection.close()
 
 
 def idle(server):
@@ -406,7 +480,8 @@ def take_turns(servers, loads, title, first, seconds, at_the_end=None):
             server.add("resident", resident_bytes(server))
         for key in loads:
             for server in servers:
-                if key == "metrics" and not server.metrics:
+                if (key == "metrics" and not server.metrics
+                        or key in (*AT_A_FIXED_RATE, "pinned") and not server.compiled):
                     continue
                 if server.process.poll() is not None:
                     server.remarks.add(f"ended by itself before the load “{LOADS[key][0]}”")
@@ -510,13 +585,37 @@ def goals(servers):
             if ratios:
                 lines.append(f"- {text}: **{statistics.median(ratios):.2f}** "
                              f"({min(ratios):.2f}–{max(ratios):.2f}); the goal is {bound} at most.")
+    lines += [*above_the_floor(by_key), *tail_latency(by_key)]
     return "\n".join(lines)
+
+
+def above_the_floor(by_key):
+    """What parsing, routing and recording cost, in shares of what they cost axum."""
+    samples = [by_key[key].samples.get("pinned cpu") for key in ("event-loop", "axum", "floor") if key in by_key]
+    if len(samples) == 3 and all(samples):
+        shares = [(ours - floor) / (axum - floor) for ours, axum, floor in zip(*samples)]
+        yield ("- CPU time per `GET /probe` on one core with wrk, what the event-loop adds to the floor to what axum "
+               f"adds: **{statistics.median(shares):.2f}** ({min(shares):.2f}–{max(shares):.2f}); the goal is 0.4 at most.")
+
+
+def tail_latency(by_key):
+    """Against the best of the peers, by medians over the rounds: single rounds differ by chance."""
+    for key, beside in [("quiet", ""), ("busy", " beside scrapes and idle connections")]:
+        tails = {name: median(server, f"{key} p99.9") for name, server in by_key.items() if name not in
+                 ("floor", "static", "tiny-http")}
+        tails = {name: tail for name, tail in tails.items() if tail}
+        ours = tails.pop("event-loop", None)
+        if ours and tails:
+            best = min(tails, key=tails.get)
+            yield (f"- p99.9 at {RATE} requests per second{beside}, event-loop to the best of its peers, {best}: "
+                   f"**{ours / tails[best]:.2f}**; the goal is 1 at most.")
 
 
 def report(servers, logs, left_out, rounds, seconds):
     keep_alive = [f"{heading} connection{'s' * (heading != '1')}" for heading, *_ in KEEP_ALIVE.values()]
     keys = [*KEEP_ALIVE, "close"]
     headings = [*keep_alive, "a new connection each"]
+    compiled = [server for server in servers if server.compiled]
     longest = max(factor for _, _, _, factor, _ in LOADS.values())
     parts = [
         "# Measured",
@@ -530,8 +629,15 @@ def report(servers, logs, left_out, rounds, seconds):
         table(servers, [(heading, f"{key} rate", count) for heading, key in zip(headings, keys)]),
         "## 99th percentile of latency in milliseconds, GET /probe",
         table(servers, [(heading, f"{key} p99", milliseconds) for heading, key in zip(headings, keys)]),
+        f"## Latency at {RATE} requests per second in milliseconds, GET /probe",
+        f"By {run_version('oha', '--version')}, on 64 connections: a request is due whether or not the last was "
+        "answered, and its latency counts from then.",
+        table(compiled, [(name, f"quiet {what}", milliseconds) for name, what in PERCENTILES]),
+        f"The same with a scrape every {SCRAPE_PAUSE * 1000:.0f} ms and {IDLE_CONNECTIONS} idle connections beside it:",
+        table(compiled, [(name, f"busy {what}", milliseconds) for name, what in PERCENTILES]),
         "## CPU time per request in microseconds, user and system",
         table(servers, [("64 connections", "c64 cpu", microseconds),
+                        ("on one core with wrk", "pinned cpu", microseconds),
                         ("a new connection each", "close cpu", microseconds),
                         ("GET /metrics, 16 connections", "metrics cpu", microseconds),
                         ("GET /metrics per second", "metrics rate", count)]),
@@ -561,8 +667,8 @@ def report(servers, logs, left_out, rounds, seconds):
     return "\n\n".join(parts) + "\n"
 
 
-def run_version(tool):
-    result = subprocess.run([tool, "-v"], capture_output=True, text=True)
+def run_version(tool, option="-v"):
+    result = subprocess.run([tool, option], capture_output=True, text=True)
     return " ".join((result.stdout + result.stderr).split()[:2])
 
 
@@ -636,6 +742,9 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     servers, left_out = build(arguments)
+    if not shutil.which("oha"):
+        left_out["the load at a fixed rate"] = "oha is not installed; cargo install --locked oha"
+        loads = [load for load in loads if load not in AT_A_FIXED_RATE]
     began = time.monotonic()
     measure(servers, loads, arguments.rounds, arguments.seconds)
     logs = measure_log(servers, arguments.rounds, arguments.seconds) if "c64" in loads else []
