@@ -494,6 +494,15 @@ mod tests {
     }
 
     #[test]
+    fn the_next_page_is_written_into_the_memory_of_the_last() {
+        let mut app = app();
+        let page = ask(&mut app, "GET", "/metrics");
+        let memory = page.body.as_ptr();
+        app.put_back(page);
+        assert_eq!(ask(&mut app, "GET", "/metrics").body.as_ptr(), memory);
+    }
+
+    #[test]
     fn the_landing_page_escapes_what_the_command_line_says() {
         let mut app = App::new(&Config {
             app_version: "<script>&\"".into(),

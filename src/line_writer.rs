@@ -231,7 +231,9 @@ mod tests {
     #[test]
     fn so_does_a_socket() {
         let (reader, stream) = UnixStream::pair().unwrap();
-        a_stuck_reader(LineWriter::new(stream, NOTICE), reader);
+        let writer = LineWriter::new(stream, NOTICE);
+        assert!(matches!(writer.kind, Kind::Shared));
+        a_stuck_reader(writer, reader);
     }
 
     /// Elsewhere the write waits if the terminal has less than a line.
@@ -245,7 +247,9 @@ mod tests {
         let name = ptsname(&reader, Vec::new()).unwrap();
         let flags = OFlags::RDWR | OFlags::NOCTTY;
         let stream = open(name, flags, Mode::empty()).unwrap();
-        a_stuck_reader(LineWriter::new(stream, NOTICE), File::from(reader));
+        let writer = LineWriter::new(stream, NOTICE);
+        assert!(matches!(writer.kind, Kind::Own(_)));
+        a_stuck_reader(writer, File::from(reader));
     }
 
     #[test]
@@ -279,6 +283,7 @@ mod tests {
             .unwrap();
         std::fs::remove_file(path).unwrap();
         let mut writer = LineWriter::new(&file, NOTICE);
+        assert!(matches!(writer.kind, Kind::File));
         for number in 0..10_000 {
             writer.push(line(number));
         }

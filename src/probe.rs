@@ -200,6 +200,30 @@ mod tests {
     }
 
     #[test]
+    fn what_happens_at_a_rate_of_0_or_takes_no_time_draws_nothing() {
+        let failures = |rate| {
+            let mut probe = Probe::new(Some(1));
+            let settings = Config {
+                fail_rate: rate,
+                ..Config::default()
+            };
+            (0..100)
+                .map(|_| probe.draw(&settings) == Outcome::Fail)
+                .collect::<Vec<_>>()
+        };
+        let mut random = Rng::with_seed(1);
+        let drawn: Vec<bool> = (0..100).map(|_| random.f64() < 0.5).collect();
+        assert_eq!(failures(0.5), drawn);
+        assert!(!failures(0.0).contains(&true));
+        let mut probe = Probe::new(Some(1));
+        probe.draw(&Config::default());
+        assert_eq!(
+            probe.random.f64().to_bits(),
+            Rng::with_seed(1).f64().to_bits()
+        );
+    }
+
+    #[test]
     fn the_same_seed_gives_the_same_outcomes_and_another_seed_others() {
         let outcomes = |seed| -> Vec<Outcome> {
             let mut probe = probe(|config| {

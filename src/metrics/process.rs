@@ -58,7 +58,9 @@ impl Process {
         let reading = self.read();
         let stat = reading.stat.as_ref();
         let resident = stat.map(|stat| stat.resident_pages * rustix::param::page_size() as u64);
-        page.single(&CPU_SECONDS, reading.cpu_time.as_secs_f64());
+        // Nanoseconds divided: as_secs_f64 adds two parts, and shows 1.59751103 as 1.5975110300000002.
+        let cpu_seconds = reading.cpu_time.div_duration_f64(Duration::from_secs(1));
+        page.single(&CPU_SECONDS, cpu_seconds);
         for (family, value) in [
             (&MAX_FDS, reading.max_fds),
             (&OPEN_FDS, reading.open_fds),
@@ -191,6 +193,6 @@ mod tests {
         for absent in ["start_time", "resident", "virtual", "threads", "open_fds"] {
             assert!(!page.contains(absent), "{page}");
         }
-        assert!(page.contains("\nprocess_cpu_seconds_total 0."), "{page}");
+        assert!(page.contains("\nprocess_cpu_seconds_total "), "{page}");
     }
 }
