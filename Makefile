@@ -201,8 +201,8 @@ bench: build ## measure against the peers for seven minutes; writes bench/result
 	bench/run.py
 
 .PHONY: microbench
-microbench: ## time each part without a socket, and count instructions per request
-	$(CARGO) bench --manifest-path bench/micro/Cargo.toml --quiet
+microbench: ## time each part without a socket (BENCH_OPTIONS=--target … for musl), count instructions
+	$(CARGO) bench --manifest-path bench/micro/Cargo.toml --quiet $(BENCH_OPTIONS)
 	bench/instructions.sh
 
 .PHONY: hostile

@@ -184,7 +184,7 @@ def build(arguments):
     """Builds the servers. Gives them, and why others are left out."""
     wanted = {
         "event-loop": lambda: tiny_probe(arguments.tiny_probe, "event-loop"),
-        "static": lambda: tiny_probe(static_binary(), "event-loop", "static", "event-loop, static with musl"),
+        "static": lambda: tiny_probe(static_binary(), "event-loop", "static", "event-loop, static"),
         "tiny-http": lambda: tiny_probe(arguments.tiny_probe, "tiny-http"),
         "hyper": lambda: rust_peer("hyper", "hyper"),
         "axum": lambda: rust_peer("axum", "axum"),
@@ -673,48 +673,49 @@ def run_version(tool, option="-v"):
 
 
 def svg(servers):
-    """Three bar charts side by side. One grey that reads on light and on dark ground, no ground of
-    its own."""
-    charts = [("requests per second", "64 keep-alive connections", "c64 rate", count),
-              ("CPU µs per request", "less is better", "c64 cpu", microseconds),
-              ("resident MB", "under 64 connections; less is better", "resident 64", megabytes)]
-    charts = [chart for chart in charts if any(median(server, chart[2]) for server in servers)]
-    left, chart, gap, row, top = 290, 200, 70, 30, 62
-    width, height = left + len(charts) * (chart + gap), top + row * len(servers) + 8
-    text = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="system-ui, sans-serif" font-size="14" fill="#76808a" role="img">',
-        "<title>tiny-probe and its peers: requests per second, CPU time per request, memory</title>",
-    ]
-    for index, server in enumerate(servers):
-        y = top + row * index + row / 2
-        weight = ' font-weight="600"' if server.name.startswith("tiny-probe") else ""
-        text.append(f'<text x="{left - 14}" y="{y + 5:.0f}" text-anchor="end"{weight}>{server.name}</text>')
-    for position, (heading, remark, what, form) in enumerate(charts):
-        x = left + position * (chart + gap)
-        text.append(f'<text x="{x}" y="22" font-weight="600">{heading}</text>')
-        text.append(f'<text x="{x}" y="42" font-size="12">{remark}</text>')
-        values = [median(server, what) for server in servers]
+    """Three bar charts, one above the other: legible on a telephone, too. One grey that reads on light and
+    on dark ground, no ground of its own."""
+    charts = [("CPU µs per request", "GET /probe, 64 keep-alive connections", "c64 cpu", microseconds),
+              ("CPU µs per scrape", "GET /metrics", "metrics cpu", microseconds),
+              ("resident MB", f"with {IDLE_CONNECTIONS} idle connections", "resident idle connections", megabytes)]
+    left, bar, right, row, head = 150, 210, 60, 20, 46
+    width, y = left + bar + right, 0
+    text = []
+    for heading, remark, what, form in charts:
+        values = [(server, median(server, what)) for server in servers]
+        values = [(server, value) for server, value in values if value]
+        if not values:
+            continue
+        text.append(f'<text x="0" y="{y + 18}" font-weight="600">{heading}</text>')
+        text.append(f'<text x="0" y="{y + 36}" font-size="12">{remark}; less is better</text>')
+        y += head
         # A bar far beyond most others is cut short, so that the rest can be told apart.
-        middle = statistics.median(value for value in values if value)
-        most = max(value for value in values if value)
-        full = most if most < 6 * middle else 2.5 * middle
-        for index, (server, value) in enumerate(zip(servers, values)):
-            if not value:
-                continue
-            y = top + row * index
-            color = ("#e8590c" if server.key in ("event-loop", "static") else "#f0a070" if server.key == "tiny-http"
-                     else "#76808a")
-            length = max(1.5, chart * min(1, value / full))
-            opacity = ' fill-opacity="0.45"' if server.key == "floor" else ""
-            text.append(f'<rect x="{x}" y="{y + 6}" width="{length:.1f}" height="{row - 12}" rx="2" '
-                        f'fill="{color}"{opacity}/>')
-            if value > full:  # the cut: the bar ends in two pieces
-                text[-1] = text[-1].replace(f'width="{length:.1f}"', f'width="{length - 22:.1f}"')
-                text.append(f'<rect x="{x + length - 17}" y="{y + 6}" width="6" height="{row - 12}" fill="{color}"/>')
-                text.append(f'<rect x="{x + length - 6}" y="{y + 6}" width="6" height="{row - 12}" rx="2" fill="{color}"/>')
-            text.append(f'<text x="{x + length + 7:.1f}" y="{y + row / 2 + 5:.0f}" font-size="13">{form(value)}</text>')
-    return "\n".join(text) + "\n</svg>\n"
+        full = 3 * statistics.median(value for _, value in values)
+        for server, value in values:
+            text += bar_of(server, value / full, form(value), left, y, bar, row)
+            y += row
+        y += 16
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}" height="{y}" '
+        'font-family="system-ui, sans-serif" font-size="14" fill="#76808a" role="img">',
+        "<title>tiny-probe and its peers: CPU time per request and per scrape, memory</title>", *text, "</svg>", ""])
+
+
+def bar_of(server, share, label, left, y, bar, row):
+    is_ours = server.key in ("event-loop", "static", "tiny-http")
+    name = {"event-loop": "tiny-probe", "static": "the static binary", "tiny-http": "--server tiny-http",
+            "floor": "C, the floor"}.get(server.key, server.name.split(",")[0])
+    weight = ' font-weight="600"' if is_ours else ""
+    yield f'<text x="{left - 8}" y="{y + row - 5}" text-anchor="end" font-size="12"{weight}>{name}</text>'
+    color = "#f0a070" if server.key == "tiny-http" else "#e8590c" if is_ours else "#76808a"
+    opacity = ' fill-opacity="0.45"' if server.key == "floor" else ""
+    length = max(1.5, bar * min(1, share))
+    end = length - 22 if share > 1 else length
+    yield f'<rect x="{left}" y="{y + 4}" width="{end:.1f}" height="{row - 8}" rx="2" fill="{color}"{opacity}/>'
+    if share > 1:  # the cut: the bar ends in two pieces
+        for start in (length - 17, length - 6):
+            yield f'<rect x="{left + start:.1f}" y="{y + 4}" width="6" height="{row - 8}" fill="{color}"/>'
+    yield f'<text x="{left + length + 6:.1f}" y="{y + row - 5}" font-size="12">{label}</text>'
 
 
 def main():
