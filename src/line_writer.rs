@@ -297,6 +297,14 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_is_of_whole_lines_unless_one_is_too_long() {
+        assert_eq!(piece(b"one\ntwo\n"), b"one\ntwo\n");
+        let long = [b"one\ntwo\n", &[b'x'; PIPE_BUF][..]].concat();
+        assert_eq!(piece(&long), b"one\ntwo\n");
+        assert_eq!(piece(&long[8..]), &[b'x'; PIPE_BUF]);
+    }
+
+    #[test]
     fn what_cannot_be_written_is_not_waited_for() {
         let (_, broken) = io::pipe().unwrap();
         let mut streams = vec![OwnedFd::from(broken)];

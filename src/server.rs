@@ -29,3 +29,20 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     rustix::net::listen(&listener, BACKLOG.into())?;
     Ok(listener)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_holds_of_a_connection_is_bounded() {
+        let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
+        // Linux doubles what it is told, for its own bookkeeping (socket(7)).
+        let factor = if cfg!(target_os = "linux") { 2 } else { 1 };
+        let send_buffer = sockopt::socket_send_buffer_size(&listener).unwrap();
+        let receive_buffer = sockopt::socket_recv_buffer_size(&listener).unwrap();
+        assert_eq!(send_buffer, factor * 65_536);
+        assert_eq!(receive_buffer, factor * 32_768);
+        assert!(sockopt::tcp_nodelay(&listener).unwrap());
+    }
+}
