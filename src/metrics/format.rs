@@ -359,6 +359,26 @@ mod tests {
             "application/openmetrics-text;q=0.5;version=9,text/plain;q=0.4",
             OpenMetrics,
         ),
+        (
+            "a version more closely, before",
+            "application/openmetrics-text;version=1.0.0;q=0.9,application/openmetrics-text;q=0.1,text/plain;q=0.5",
+            OpenMetrics,
+        ),
+        (
+            "a version more closely, behind",
+            "application/openmetrics-text;q=0.1,application/openmetrics-text;version=1.0.0;q=0.9,text/plain;q=0.5",
+            OpenMetrics,
+        ),
+        (
+            "a version less wanted, before",
+            "application/openmetrics-text;version=1.0.0;q=0.1,application/openmetrics-text;q=0.9,text/plain;q=0.5",
+            Text,
+        ),
+        (
+            "a version less wanted, behind",
+            "application/openmetrics-text;q=0.9,application/openmetrics-text;version=1.0.0;q=0.1,text/plain;q=0.5",
+            Text,
+        ),
         // Broken, and so as none.
         (
             "Java before 19",
