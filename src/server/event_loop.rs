@@ -524,7 +524,7 @@ mod tests {
         let log = AccessLog::new(false);
         let mut event_loop = EventLoop::new(listener, stop_signal, app, &log, 10).unwrap();
         event_loop.shared.work_queue.push(0);
-        for _ in 0..WORK_PUT_OFF {
+        for _ in 0..64 {
             event_loop.has_accepted = true;
             event_loop.work();
             assert!(!event_loop.shared.work_queue.is_empty());

@@ -1,6 +1,7 @@
 //! The table "What it exposes": the metrics by name, label, bucket and value, and their bounds.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::support::{Labels, Page, Series, Service, wait_until};
 
@@ -11,6 +12,7 @@ on_every_server!(
     open_connections_are_counted,
     the_process_is_measured,
     cpu_time_has_fractions,
+    waiting_takes_no_cpu_time,
     what_cannot_be_read_is_left_out,
     both_formats_say_the_same,
     accept_decides_the_format,
@@ -163,6 +165,23 @@ fn open_connections_are_counted(server: &str) {
     open(8);
     drop(clients);
     open(1);
+}
+
+/// Neither an idle connection nor, on the event loop, a delayed reply has the service look again and
+/// again.
+fn waiting_takes_no_cpu_time(server: &str) {
+    let service = Service::start(server, &["--slow-rate", "1", "--slow-latency", "1h"]);
+    let _idle = service.connect();
+    let mut delayed = service.connect();
+    if server == "event-loop" {
+        delayed.send_delayed_probe();
+    }
+    let mut client = service.connect();
+    let mut cpu_time = || Page::parse(&client.scrape("").body).value("process_cpu_seconds_total");
+    let before = cpu_time();
+    std::thread::sleep(Duration::from_secs(1));
+    let used = cpu_time() - before;
+    assert!(used < 0.2, "{used} s of CPU time in a second of waiting");
 }
 
 fn the_process_is_measured(server: &str) {

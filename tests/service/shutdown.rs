@@ -1,7 +1,9 @@
 //! How the service ends: what was received is answered, what waits may wait five seconds.
 
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tiny_probe::shutdown::GRACE;
 
 use crate::support::{Client, Service};
 
@@ -17,8 +19,10 @@ fn a_signal_ends_it_with_exit_code_0(server: &str) {
         let mut service = Service::start(server, &[]);
         let mut idle = service.connect();
         idle.ask("GET", "/probe");
+        let told = Instant::now();
         service.signal(signal);
         assert_eq!(service.wait(), Some(0));
+        assert!(told.elapsed() < GRACE, "nobody is waited for");
         assert!(TcpStream::connect(service.address).is_err());
         assert_eq!(service.stderr(), "");
     }
