@@ -16,6 +16,7 @@ on_every_server!(
     a_stuck_reader_of_standard_error_costs_nothing,
     a_stuck_reader_of_both_costs_lines_and_they_are_counted,
     told_to_stop_it_waits_for_no_stuck_reader,
+    who_reads_on_after_the_signal_gets_the_last_lines,
     a_reader_that_keeps_up_misses_none,
     a_file_has_every_line,
     a_full_disk_and_closed_streams_do_no_harm,
@@ -199,6 +200,19 @@ fn told_to_stop_it_waits_for_no_stuck_reader(server: &str) {
     assert_eq!(service.wait(), Some(0));
     empty(&mut log, filled);
     assert_eq!(read_rest(&mut log), "");
+}
+
+fn who_reads_on_after_the_signal_gets_the_last_lines(server: &str) {
+    let (mut log, mut stream) = pipe().unwrap();
+    let filled = fill(&mut stream);
+    let mut service = Service::start_into(server, ACCESS_LOG, &stream, &stream);
+    drop(stream);
+    others_are_served(&service);
+    service.signal("TERM");
+    empty(&mut log, filled);
+    let log = read_rest(&mut log);
+    assert_eq!(service.wait(), Some(0));
+    assert_eq!(count(&without_diagnostics(&log, server)), (21, 0));
 }
 
 fn a_reader_that_keeps_up_misses_none(server: &str) {
