@@ -1,9 +1,10 @@
 //! What a client can send, open and announce.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 
 use crate::request_heads::REQUEST_HEADS;
-use crate::support::{Client, Page, Service, wait_until};
+use crate::support::{Client, PROGRAM, Page, Service, wait_until};
 use crate::{little_memory_was_taken, others_are_served};
 
 const SERVER: &str = "event-loop";
@@ -222,10 +223,47 @@ fn a_full_house_of_waiting_clients_lets_the_next_in_when_one_is_done() {
 
 #[cfg(target_os = "linux")]
 #[test]
+fn a_full_house_that_nobody_leaves_is_waited_for() {
+    let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
+    let service = Service::start(SERVER, &[&slow[..], &["--max-connections", "5"]].concat());
+    let mut waiting: Vec<Client> = (0..5).map(|_| service.connect()).collect();
+    for client in &mut waiting {
+        client.send_delayed_probe();
+    }
+    let _next = service.connect();
+    service.waits();
+}
+
+#[test]
+fn whoever_starts_it_with_too_few_descriptors_is_told() {
+    for (max_connections, is_told) in [("32", false), ("33", true)] {
+        let mut child = Command::new("sh")
+            .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", PROGRAM])
+            .args(["--listen", "127.0.0.1:0", "--max-connections"])
+            .arg(max_connections)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut lines = [String::new(), String::new()];
+        stderr.read_line(&mut lines[0]).unwrap();
+        if is_told {
+            stderr.read_line(&mut lines[1]).unwrap();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let told = "tiny-probe: the descriptor limit, 64, leaves room for 32 connections; raise it \
+                    (ulimit -n) or lower --max-connections\n";
+        assert_eq!(lines.contains(&told.to_owned()), is_told, "{lines:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn more_clients_than_descriptors_are_all_served() {
     // The soft limit is below the hard one, and both are below the number of clients.
     let service = Service::start_with(SERVER, &[], |program| {
-        let mut command = std::process::Command::new("sh");
+        let mut command = Command::new("sh");
         let limit = "ulimit -Sn 64 && ulimit -Hn 128 && exec \"$0\" \"$@\"";
         command.args(["-c", limit]).arg(program);
         command
@@ -306,6 +344,7 @@ fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>)
 fn accepting_pauses_without_descriptors_and_resumes_with_them() {
     let mut service = Service::start(SERVER, &[]);
     let (mut clients, give_back) = run_out_of_descriptors(&service);
+    service.waits();
     give_back();
     assert_eq!(clients[9].answer().status, 200);
     service.signal("TERM");

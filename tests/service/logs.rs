@@ -157,6 +157,7 @@ fn a_stuck_reader_of_standard_output_costs_lines_and_they_are_counted(server: &s
     let mut log = service.take_stdout();
     ask_for_too_many(&service);
     others_are_served(&service);
+    service.waits();
     let (lines, left_out) = count(&wake_up(&mut service, &mut log));
     assert!(left_out > 0);
     assert_eq!(lines + left_out, TOO_MANY + 21 + 1);
@@ -171,9 +172,11 @@ fn a_stuck_reader_of_standard_error_costs_nothing(server: &str) {
     drop(stderr);
     others_are_served(&service);
     empty(&mut diagnostics, filled);
+    // They come without anything else happening.
+    let waiting = read_some(&mut diagnostics);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
-    let diagnostics = read_rest(&mut diagnostics);
+    let diagnostics = waiting + &read_rest(&mut diagnostics);
     assert_eq!(without_diagnostics(&diagnostics, server), "");
 }
 

@@ -177,6 +177,17 @@ impl Service {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    /// Asserts that it waits, and does not look again and again, for a second.
+    pub fn waits(&self) {
+        let before = self.cpu_time();
+        std::thread::sleep(Duration::from_secs(1));
+        let used = self.cpu_time().saturating_sub(before);
+        assert!(
+            used < Duration::from_millis(300),
+            "{used:?} of CPU time in a second"
+        );
+    }
+
     /// The CPU time that it has used, to the hundredth of a second: the unit of /proc/PID/stat.
     pub fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
