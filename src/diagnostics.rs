@@ -115,6 +115,9 @@ impl RateLimit {
 
 #[cfg(test)]
 mod tests {
+    use std::env;
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -145,5 +148,30 @@ mod tests {
         let next = lines(1000);
         assert_eq!(next.len(), 10);
         assert_eq!(next[0], "changed (1990 more were left out)");
+    }
+
+    /// In a process of its own: it is the hook of the whole process, and standard error.
+    #[test]
+    fn a_panic_is_reported_in_one_line() {
+        const NAME: &str = "diagnostics::tests::a_panic_is_reported_in_one_line";
+        if env::var_os("PANIC").is_some() {
+            report_panics();
+            panic!("on\npurpose");
+        }
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture"])
+            .env("PANIC", "1")
+            .output();
+        let Ok(output) = output else {
+            println!("skipped: an emulator that runs this process starts no other");
+            return;
+        };
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let line = stderr.lines().next().unwrap_or_default();
+        assert!(
+            line.starts_with("tiny-probe: panic: panicked at src"),
+            "{stderr}"
+        );
+        assert!(line.ends_with(": on purpose"), "{stderr}");
     }
 }

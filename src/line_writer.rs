@@ -90,10 +90,10 @@ impl<S: AsFd> LineWriter<S> {
         let before = self.unwritten.len();
         // A Vec takes every write, here and below.
         let _ = writeln!(self.unwritten, "{line}");
-        if self.unwritten.len() > MAX_UNWRITTEN {
+        if MAX_UNWRITTEN < self.unwritten.len() {
             self.unwritten.truncate(before);
             self.left_out = 1;
-        } else if self.unwritten.len() / CHUNK > before / CHUNK {
+        } else if self.unwritten.len() / CHUNK != before / CHUNK {
             self.flush();
         }
     }

@@ -354,6 +354,22 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_stands_at_the_bucket_that_its_latency_is_the_first_to_fall_into() {
+        let trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let trace = TraceContext::sampled(trace);
+        for (millis, bound) in [(1, "0.005"), (5, "0.005"), (70, "0.075"), (11_000, "+Inf")] {
+            let metrics = Metrics::new("1", "develop");
+            let latency = Duration::from_millis(millis);
+            metrics.record(Method::Get, Endpoint::Probe, Status::Ok, latency, trace);
+            let page = metrics.exposition(Format::OpenMetrics, &Config::default());
+            let lines = page.lines().filter(|line| line.contains("trace_id"));
+            let lines: Vec<&str> = lines.collect();
+            let le = format!(",le=\"{bound}\"}} 1 # {{");
+            assert!(lines.len() == 1 && lines[0].contains(&le), "{lines:?}");
+        }
+    }
+
+    #[test]
     fn a_latency_at_a_bound_falls_into_its_bucket_and_above_all_into_inf() {
         let metrics = Metrics::new("1", "develop");
         for latency in [5, 11_000] {
