@@ -45,7 +45,11 @@ impl Process {
     pub fn current() -> Self {
         let stat = File::open("/proc/self/stat").ok();
         let fds = File::open(FDS).ok();
+        #[cfg(target_os = "linux")]
         let start_time = stat.as_ref().and_then(read_stat).and_then(start_time);
+        // Elsewhere there is no /proc that says it.
+        #[cfg(not(target_os = "linux"))]
+        let start_time = None;
         Self {
             stat,
             fds,
@@ -126,11 +130,6 @@ fn start_time(stat: Stat) -> Option<f64> {
     let after_boot = Duration::from_millis(stat.start_time.checked_mul(1000)? / ticks_per_second);
     let milliseconds = (booted + after_boot).as_millis();
     Some(Duration::from_millis(u64::try_from(milliseconds).ok()?).as_secs_f64())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn start_time(_: Stat) -> Option<f64> {
-    None
 }
 
 /// Counts the open descriptors. Linux 6.2 and later have their number as the size of the directory;
