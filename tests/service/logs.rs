@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Seek, Write, pipe};
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
+use tiny_probe::shutdown::GRACE;
 
 use crate::support::{Client, Service, TIMEOUT, others_are_served};
 
@@ -199,8 +201,10 @@ fn told_to_stop_it_waits_for_no_stuck_reader(server: &str) {
     let filled = fill(&mut stream);
     let mut service = Service::start_into(server, ACCESS_LOG, &stream, &stream);
     drop(stream);
+    let told = Instant::now();
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
+    assert!(told.elapsed() < GRACE, "the reader has a second, no more");
     empty(&mut log, filled);
     assert_eq!(read_rest(&mut log), "");
 }
