@@ -220,17 +220,15 @@ impl Client {
     /// Answers with the pending reply if it is due, or has its work queued if it takes some.
     fn advance_pending(&mut self, shared: &mut Shared) {
         let is_due = |pending: &mut PendingReply| pending.due <= shared.now && !pending.is_queued;
-        let Some(pending) = self.pending.take_if(is_due) else {
+        let Some(mut pending) = self.pending.take_if(is_due) else {
             return;
         };
         if pending.reply.work.is_zero() {
             return self.answer(&pending.reply, &pending.request, shared);
         }
         shared.work_queue.push(self.key);
-        self.pending = Some(PendingReply {
-            is_queued: true,
-            ..pending
-        });
+        pending.is_queued = true;
+        self.pending = Some(pending);
     }
 
     /// Answers the complete requests that are here, up to one whose reply is pending.
