@@ -205,6 +205,23 @@ fn the_connection_idle_longest_makes_room_for_a_new_one() {
 }
 
 #[test]
+fn whoever_was_just_accepted_has_a_turn_before_it_makes_room() {
+    let service = Service::start(SERVER, &["--max-connections", "1"]);
+    let mut idle = service.connect();
+    assert_eq!(idle.ask("GET", "/probe").status, 200);
+    // All three are accepted in one wake-up, as far as there is room.
+    service.signal("STOP");
+    let mut clients: Vec<Client> = (0..3).map(|_| service.connect()).collect();
+    for client in &mut clients {
+        client.send_request("GET", "/probe");
+    }
+    service.signal("CONT");
+    for client in &mut clients {
+        assert_eq!(client.answer().status, 200);
+    }
+}
+
+#[test]
 fn a_full_house_of_waiting_clients_lets_the_next_in_when_one_is_done() {
     let slow = ["--slow-rate", "1", "--slow-latency", "500ms"];
     let service = Service::start(SERVER, &[&slow[..], &["--max-connections", "5"]].concat());

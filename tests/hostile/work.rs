@@ -127,3 +127,16 @@ fn work_that_waits_too_long_does_not_put_off_the_end() {
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
 }
+
+#[test]
+fn whoever_leaves_before_its_work_is_done_takes_nobody_along() {
+    let service = Service::start(SERVER, &["--work", "100ms"]);
+    let mut clients = ask_for_work(&service, 6);
+    let leaving = clients.remove(5);
+    let linger = Some(std::time::Duration::ZERO);
+    rustix::net::sockopt::set_socket_linger(&leaving.stream, linger).unwrap();
+    drop(leaving);
+    for client in &mut clients {
+        assert_eq!(client.answer().body, "I'm ok!");
+    }
+}
