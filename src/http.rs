@@ -1,5 +1,5 @@
-//! The words of HTTP that this service knows: methods, status codes, and what a request target and a
-//! host look like.
+//! The words of HTTP that this service knows: methods, status codes, and what a token, a request
+//! target and a host look like.
 
 use std::net::Ipv6Addr;
 
@@ -117,6 +117,12 @@ impl Status {
             .bytes()
             .fold(0, |code, digit| code * 10 + u16::from(digit - b'0'))
     }
+}
+
+/// Whether a byte may stand in a token: a method, a media type, a parameter's name (RFC 9110, section
+/// 5.6.2).
+pub fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// What follows scheme and authority in a target in absolute-form (RFC 9112, section 3.2.2): a path,

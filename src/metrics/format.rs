@@ -1,5 +1,7 @@
 //! The formats of the page, and which of them a scraper is given: the one that its `Accept` prefers.
 
+use crate::http::is_token_byte;
+
 /// A format of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -133,9 +135,7 @@ impl<'a> Input<'a> {
     }
 
     fn token(&mut self) -> Option<&'a [u8]> {
-        let is_in_token =
-            |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-        let length = self.0.iter().position(|byte| !is_in_token(byte));
+        let length = self.0.iter().position(|byte| !is_token_byte(*byte));
         let (token, rest) = self.0.split_at(length.unwrap_or(self.0.len()));
         self.0 = rest;
         (!token.is_empty()).then_some(token)

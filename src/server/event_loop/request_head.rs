@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use httparse::{Error, Header, Request as Parser};
 
 use crate::app::Reply;
-use crate::http::{Status, after_authority, is_authority_form, is_host};
+use crate::http::{Status, after_authority, is_authority_form, is_host, is_token_byte};
 
 /// The longest request head, in bytes.
 pub const MAX_HEAD: usize = 8 * 1024;
@@ -120,7 +120,7 @@ fn parse_lines(received: &[u8]) -> Result<Option<RequestHead<'_>>, Rejection> {
 /// What is too long of a request line that does not end within the bound: the method or the target
 /// (RFC 9112, section 3).
 fn too_long(request_line: &[u8]) -> Rejection {
-    match request_line.iter().position(|byte| !is_token(*byte)) {
+    match request_line.iter().position(|byte| !is_token_byte(*byte)) {
         None => Rejection::new(Status::NotImplemented, "No method is 8 KiB long.\n"),
         Some(end) if end > 0 && request_line[end] == b' ' => Rejection::new(
             Status::UriTooLong,
@@ -128,11 +128,6 @@ fn too_long(request_line: &[u8]) -> Rejection {
         ),
         Some(_) => Rejection::bad_request("The request head is malformed.\n"),
     }
-}
-
-/// Whether a byte may stand in a method (RFC 9110, section 5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn malformed(error: Error, lines: &[u8]) -> Rejection {
