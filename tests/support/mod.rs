@@ -177,15 +177,23 @@ impl Service {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Asserts that it waits, and does not look again and again, for a second.
+    /// Asserts that it waits, and does not look again and again: it is found asleep, and wakes up no more
+    /// often than a pause of ten milliseconds makes it. What CPU time it would take instead depends on
+    /// what a busy machine has left for it.
     pub fn waits(&self) {
-        let before = self.cpu_time();
-        std::thread::sleep(Duration::from_secs(1));
-        let used = self.cpu_time().saturating_sub(before);
-        assert!(
-            used < Duration::from_millis(300),
-            "{used:?} of CPU time in a second"
-        );
+        const LOOKS: usize = 20;
+        let wake_ups_before = self.status("voluntary_ctxt_switches");
+        let started = Instant::now();
+        let is_asleep = |_: &usize| {
+            std::thread::sleep(Duration::from_millis(10));
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+            stat.contains(") S ")
+        };
+        let asleep = (0..LOOKS).filter(is_asleep).count();
+        assert!(asleep > LOOKS / 4, "asleep in {asleep} of {LOOKS} looks");
+        let wake_ups = self.status("voluntary_ctxt_switches") - wake_ups_before;
+        let most = 10 + started.elapsed().as_millis() / 5;
+        assert!(u128::from(wake_ups) < most, "{wake_ups} wake-ups");
     }
 
     /// The CPU time that it has used, to the hundredth of a second: the unit of /proc/PID/stat.
