@@ -528,6 +528,7 @@ mod tests {
             event_loop.has_accepted = true;
             event_loop.work();
             assert!(!event_loop.shared.work_queue.is_empty());
+            assert_eq!(event_loop.timeout(), Some(Duration::ZERO));
         }
         event_loop.work();
         assert!(event_loop.shared.work_queue.is_empty());
