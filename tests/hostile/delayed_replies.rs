@@ -53,7 +53,10 @@ fn answers_on_one_connection_stay_in_order_however_delayed() {
 
 #[test]
 fn clients_that_do_not_wait_for_their_answers_are_counted_and_forgotten() {
-    let service = Service::start(SERVER, &["--slow-rate", "1", "--slow-latency", "1h"]);
+    let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
+    let service = Service::start(SERVER, &[&slow[..], &["--fault-injection"]].concat());
+    let mut who_waits = service.connect();
+    who_waits.send_request("GET", "/probe?status=503&delay=3s");
     let resident = || cfg!(target_os = "linux").then(|| service.status("VmRSS"));
     let before = resident();
     for _ in 0..20 {
@@ -68,7 +71,8 @@ fn clients_that_do_not_wait_for_their_answers_are_counted_and_forgotten() {
     wait_until("every request is recorded", || {
         service.scrape().count(counted) == 2000
     });
-    assert_eq!(service.scrape().count("app_connections_open"), 1);
+    assert_eq!(service.scrape().count("app_connections_open"), 2);
+    assert_eq!(who_waits.answer().status, 503);
     if let (Some(before), Some(after)) = (before, resident()) {
         let grown = after.saturating_sub(before);
         assert!(grown < 2048, "{grown} KiB for nobody");
