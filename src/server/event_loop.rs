@@ -516,13 +516,19 @@ mod tests {
         );
     }
 
+    /// An event loop that does what it is told and no more, its address, and what would stop it.
+    fn driven(config: &Config) -> (EventLoop, SocketAddr, UnixStream) {
+        let listener = crate::server::listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop_signal, stop) = UnixStream::pair().unwrap();
+        let log = AccessLog::new(false);
+        let event_loop = EventLoop::new(listener, stop_signal, App::new(config), &log, 10);
+        (event_loop.unwrap(), address, stop)
+    }
+
     #[test]
     fn work_is_not_put_off_for_ever_by_who_never_stops_connecting() {
-        let listener = crate::server::listen(([127, 0, 0, 1], 0).into()).unwrap();
-        let (stop_signal, _stop) = UnixStream::pair().unwrap();
-        let app = App::new(&Config::default());
-        let log = AccessLog::new(false);
-        let mut event_loop = EventLoop::new(listener, stop_signal, app, &log, 10).unwrap();
+        let (mut event_loop, _, _stop) = driven(&Config::default());
         event_loop.shared.work_queue.push(0);
         for _ in 0..64 {
             event_loop.has_accepted = true;
@@ -532,5 +538,29 @@ mod tests {
         }
         event_loop.work();
         assert!(event_loop.shared.work_queue.is_empty());
+    }
+
+    #[test]
+    fn whoever_leaves_is_not_worked_for() {
+        let work = Duration::from_secs(1);
+        let (mut event_loop, address, _stop) = driven(&Config {
+            work,
+            ..Config::default()
+        });
+        let mut streams = [(); 3].map(|()| TcpStream::connect(address).unwrap());
+        event_loop.may_accept = true;
+        event_loop.accept(streams.len());
+        for (key, stream) in streams.iter_mut().enumerate() {
+            stream
+                .write_all(b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n")
+                .unwrap();
+            event_loop.clients[key].assume_readable();
+            event_loop.give_turn(key);
+        }
+        event_loop.shared.now = Instant::now();
+        event_loop.run_timers();
+        assert_eq!(event_loop.shared.work_queue, [0, 1, 2]);
+        event_loop.close(1);
+        assert_eq!(event_loop.shared.work_queue, [0, 2]);
     }
 }
