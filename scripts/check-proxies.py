@@ -32,7 +32,7 @@ SERVER = os.environ["BASE_URL"].removeprefix("http://")
 GROUP = pwd.getpwnam("nobody").pw_gid
 REQUESTS = 10000
 CONNECTIONS = 8
-PATIENCE = 10
+TIMEOUT = 10
 
 NGINX = """\
 daemon off;
@@ -120,7 +120,7 @@ class Client:
     def ask(self, text, expected, begin):
         if not self.socket:
             self.socket = socket.socket(socket.AF_UNIX)
-            self.socket.settimeout(PATIENCE)
+            self.socket.settimeout(TIMEOUT)
             self.socket.connect(self.path)
         self.socket.sendall(text)
         received = b""
@@ -174,7 +174,7 @@ def drive(path):
 
 def scrape():
     """How many requests the service has counted, by method, endpoint and status."""
-    client = http.client.HTTPConnection(SERVER, timeout=PATIENCE)
+    client = http.client.HTTPConnection(SERVER, timeout=TIMEOUT)
     client.request("GET", "/metrics")
     page = client.getresponse().read().decode()
     client.close()
@@ -187,7 +187,7 @@ def start(command, path, log):
     # Neither needs a privilege: where this is root, they are nobody.
     nobody = {"user": "nobody", "group": GROUP, "extra_groups": []} if os.getuid() == 0 else {}
     proxy = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **nobody)
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while not os.path.exists(path):
         if proxy.poll() is not None or time.monotonic() > end:
             proxy.kill()
@@ -209,7 +209,7 @@ def check(folder, name, command, inspect):
                 inspect(folder, counted)
             finally:
                 proxy.terminate()
-                proxy.wait(PATIENCE)
+                proxy.wait(TIMEOUT)
             # The first scrape is counted as well, the second is not yet. Health checks are no client's.
             sent["GET", "/metrics", 200] += 1
             counted = {what: count for what, count in counted.items() if what[0] != "OPTIONS"}
@@ -228,7 +228,7 @@ def check(folder, name, command, inspect):
 def inspect_haproxy(folder, counted):
     """Asks HAProxy what it thinks of the service."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(TIMEOUT)
         client.connect(f"{folder}/stats.sock")
         client.sendall(b"show stat\n")
         text = client.makefile().read()

@@ -31,7 +31,7 @@ FAULTS = 50
 # So many calls of the one that will fail are left alone after the start: those for the bystander.
 SPARED = 10
 # An answer is this late at most, on a machine that has other work as well.
-PATIENCE = 5
+TIMEOUT = 5
 # All faults have happened by then, and everything is in order again.
 LIMIT = 15
 
@@ -80,12 +80,12 @@ class Service:
 
     def __init__(self, folder, *options):
         self.log = os.path.join(folder, "strace")
-        self.complaints = os.path.join(folder, "stderr")
+        self.diagnostics = os.path.join(folder, "stderr")
         command = ["strace", "-D", "-f", "-qq", "-s", "16", "-o", self.log, *options,
                    PROGRAM, "--listen", "127.0.0.1:0", "--server", "event-loop"]
-        with open(self.complaints, "wb") as stderr:
+        with open(self.diagnostics, "wb") as stderr:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not (address := re.search(r" on http://127\.0\.0\.1:(\d+)\n", self.said())):
             if self.process.poll() is not None or time.monotonic() > end:
                 self.process.kill()
@@ -94,7 +94,7 @@ class Service:
         self.port = int(address[1])
 
     def said(self):
-        with open(self.complaints) as file:
+        with open(self.diagnostics) as file:
             return file.read()
 
     def traced(self):
@@ -114,9 +114,9 @@ class Service:
     def end(self):
         self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(PATIENCE)
+            code = self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise Wrong(f"SIGTERM has not ended it within {PATIENCE} s") from None
+            raise Wrong(f"SIGTERM has not ended it within {TIMEOUT} s") from None
         if code != 0:
             raise Wrong(f"SIGTERM has ended it with {code}")
 
@@ -128,7 +128,7 @@ class Connection:
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(PATIENCE)
+        self.socket.settimeout(TIMEOUT)
         self.socket.connect(("127.0.0.1", port))
         self.received = b""
 
@@ -150,7 +150,7 @@ class Connection:
         except ConnectionError:
             raise Lost from None
         except TimeoutError:
-            raise Wrong(f"no answer within {PATIENCE} s") from None
+            raise Wrong(f"no answer within {TIMEOUT} s") from None
         if not received:
             raise Lost
         self.received += received
@@ -303,7 +303,7 @@ def run(case, call, service, tally):
         tally.ask(bystander, *KEPT_ALIVE[-1])
         for requests in [KEPT_ALIVE, NEW] * 3:
             tally.visit(service.port, requests)
-        if not within(PATIENCE, lambda: service.descriptors() == before):
+        if not within(TIMEOUT, lambda: service.descriptors() == before):
             raise Wrong(f"{service.descriptors()} descriptors are open, {before} expected")
         bystander.send(request("GET", "/metrics"))
         status, page = bystander.answer()

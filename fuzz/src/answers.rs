@@ -56,8 +56,8 @@ pub fn read(bytes: &mut &str, method: &str) -> Option<Answer> {
         .map(|line| line.split_once(": ").expect("a field has a name"))
         .collect();
     let mut take = |name| {
-        let place = fields.iter().position(|field| field.0 == name)?;
-        Some(fields.swap_remove(place).1)
+        let index = fields.iter().position(|field| field.0 == name)?;
+        Some(fields.swap_remove(index).1)
     };
     let content_type = take("Content-Type");
     let content_length = take("Content-Length");

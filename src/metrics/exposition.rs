@@ -76,10 +76,10 @@ pub(super) use family;
 /// Compiles for a HELP text that both formats write as it is: the text format escapes `\` and line
 /// breaks in it, `OpenMetrics` quotes as well.
 pub const fn assert_plain(help: &str) {
-    let mut place = 0;
-    while place < help.len() {
-        assert!(!matches!(help.as_bytes()[place], b'\\' | b'\n' | b'"'));
-        place += 1;
+    let mut index = 0;
+    while index < help.len() {
+        assert!(!matches!(help.as_bytes()[index], b'\\' | b'\n' | b'"'));
+        index += 1;
     }
 }
 

@@ -120,9 +120,11 @@ impl<'a> Input<'a> {
             }
             let name = self.token()?;
             let value = self.take(b'=').then(|| self.token_or_quoted())??;
-            // What follows the weight is no parameter of the media type.
             if is_weighed {
-            } else if name.eq_ignore_ascii_case(b"q") {
+                // What follows the weight is no parameter of the media type.
+                continue;
+            }
+            if name.eq_ignore_ascii_case(b"q") {
                 range.quality = read_quality(value)?;
                 is_weighed = true;
             } else if name.eq_ignore_ascii_case(b"version") {
@@ -178,8 +180,8 @@ fn read_quality(text: &[u8]) -> Option<u16> {
         _ => return None,
     };
     let mut quality = u16::from(whole - b'0');
-    for place in 0..3 {
-        let digit = decimals.get(place).unwrap_or(&b'0');
+    for index in 0..3 {
+        let digit = decimals.get(index).unwrap_or(&b'0');
         let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
         quality = quality * 10 + digit;
     }

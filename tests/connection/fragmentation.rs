@@ -73,8 +73,8 @@ fn random_pieces_of_random_conversations() {
         for _ in 0..random.usize(1..6) {
             bytes.extend_from_slice(heads[random.usize(..heads.len())]);
             if random.u8(..4) == 0 {
-                let place = random.usize(..bytes.len());
-                bytes[place] = random.u8(..);
+                let index = random.usize(..bytes.len());
+                bytes[index] = random.u8(..);
             }
         }
         let mut pieces = Vec::new();

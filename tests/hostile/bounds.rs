@@ -164,7 +164,7 @@ fn ten_thousand_pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn a_client_that_pipelines_the_dearest_request_holds_up_nobody() {
+fn a_client_that_pipelines_the_most_expensive_request_holds_up_nobody() {
     let service = Service::start(SERVER, &[]);
     let mut client = service.connect();
     let mut sender = Client::from(client.stream.try_clone().unwrap());
@@ -222,7 +222,7 @@ fn whoever_was_just_accepted_has_a_turn_before_it_makes_room() {
 }
 
 #[test]
-fn a_full_house_of_waiting_clients_lets_the_next_in_when_one_is_done() {
+fn the_next_client_is_let_in_when_one_of_those_that_wait_is_done() {
     let slow = ["--slow-rate", "1", "--slow-latency", "500ms"];
     let service = Service::start(SERVER, &[&slow[..], &["--max-connections", "5"]].concat());
     let mut waiting: Vec<Client> = (0..5)
@@ -240,7 +240,7 @@ fn a_full_house_of_waiting_clients_lets_the_next_in_when_one_is_done() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_house_that_nobody_leaves_is_waited_for() {
+fn where_every_connection_waits_accepting_does_not_spin() {
     let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
     let service = Service::start(SERVER, &[&slow[..], &["--max-connections", "5"]].concat());
     let mut waiting: Vec<Client> = (0..5).map(|_| service.connect()).collect();
@@ -325,7 +325,7 @@ fn descriptor_limit(service: &Service, maximum: u64) -> impl Fn(u64) + use<> {
 }
 
 /// Leaves the service no descriptor for the last of ten clients, which has sent a request. Gives the
-/// clients, and what gives the descriptors back.
+/// clients, and what restores the limit.
 #[cfg(target_os = "linux")]
 fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>) {
     let page = service.scrape();
@@ -355,9 +355,9 @@ fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>)
 #[test]
 fn accepting_pauses_without_descriptors_and_resumes_with_them() {
     let mut service = Service::start(SERVER, &[]);
-    let (mut clients, give_back) = run_out_of_descriptors(&service);
+    let (mut clients, restore_limit) = run_out_of_descriptors(&service);
     service.waits();
-    give_back();
+    restore_limit();
     assert_eq!(clients[9].answer().status, 200);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
@@ -371,9 +371,9 @@ fn accepting_pauses_without_descriptors_and_resumes_with_them() {
 #[test]
 fn a_signal_ends_the_pause_in_accepting() {
     let mut service = Service::start(SERVER, &[]);
-    let (mut clients, give_back) = run_out_of_descriptors(&service);
+    let (mut clients, restore_limit) = run_out_of_descriptors(&service);
     service.signal("STOP");
-    give_back();
+    restore_limit();
     service.signal("TERM");
     service.signal("CONT");
     assert_eq!(clients[9].answer().status, 200);

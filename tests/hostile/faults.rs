@@ -49,13 +49,13 @@ fn a_flood_of_changes_holds_up_nobody_and_each_is_all_or_nothing() {
 
 #[test]
 fn the_longest_delay_on_every_connection_holds_these_connections_and_nothing_else() {
-    const CROWD: usize = 500;
-    let most = (CROWD + 1).to_string();
+    const CONNECTIONS: usize = 500;
+    let most = (CONNECTIONS + 1).to_string();
     let service = Service::start(SERVER, &["--fault-injection", "--max-connections", &most]);
     let mut connected = service.connect();
     assert_eq!(connected.ask("GET", "/healthz").status, 200);
     let before = service.status("VmRSS");
-    let mut delayed: Vec<Client> = (0..CROWD)
+    let mut delayed: Vec<Client> = (0..CONNECTIONS)
         .map(|_| {
             let mut client = service.connect();
             let request = |path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -68,8 +68,8 @@ fn the_longest_delay_on_every_connection_holds_these_connections_and_nothing_els
         assert_eq!(connected.ask("GET", path).status, 200, "{path}");
     }
     let grown = service.status("VmRSS").saturating_sub(before);
-    assert!(grown < 2048, "{grown} KiB for {CROWD} clients");
+    assert!(grown < 2048, "{grown} KiB for {CONNECTIONS} connections");
     // Who leaves makes room, and is recorded.
-    delayed.truncate(CROWD - 1);
+    delayed.truncate(CONNECTIONS - 1);
     others_are_served(&service);
 }

@@ -1,5 +1,5 @@
 //! The table "The event loop's bounds": what a hostile client gets, what it costs, and that others
-//! are served meanwhile. A real process, real sockets, and crowds of them.
+//! are served meanwhile. A real process, real sockets, and thousands of them.
 //!
 //! What a client costs is read in /proc; macOS gives a process 256 descriptors unless it asks for more,
 //! and completes no more than 128 connections that are not accepted. What needs more is for Linux.

@@ -22,15 +22,15 @@ fn descriptors() -> usize {
 
 #[test]
 fn ten_thousand_idle_connections_take_little_memory_and_give_it_back() {
-    let crowd = 10_000.min(descriptors() - 100);
-    if crowd < 10_000 {
-        println!("{crowd} connections only: the hard limit on descriptors allows no more");
+    let count = 10_000.min(descriptors() - 100);
+    if count < 10_000 {
+        println!("{count} connections only: the hard limit on descriptors allows no more");
     }
-    // Room for the crowd and for those who ask meanwhile.
+    // Room for them and for those who ask meanwhile.
     let service = Service::start(SERVER, &["--max-connections", "10100"]);
     others_are_served(&service);
     let before = service.status("VmRSS");
-    let clients: Vec<Client> = (0..crowd)
+    let clients: Vec<Client> = (0..count)
         .map(|number| {
             let mut client = service.connect();
             // Some have said something before they fall silent.
@@ -41,7 +41,7 @@ fn ten_thousand_idle_connections_take_little_memory_and_give_it_back() {
         })
         .collect();
     let open = || service.scrape().count("app_connections_open");
-    wait_until("all are open", || open() == crowd as u64 + 1);
+    wait_until("all are open", || open() == count as u64 + 1);
     others_are_served(&service);
     let during = service.status("VmRSS");
     assert!(during < 16 * 1024, "{during} KiB");
