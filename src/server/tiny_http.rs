@@ -1,8 +1,8 @@
 //! The plain request loop, on `tiny_http`.
 //!
 //! One thread handles every request, so a /probe that is delayed or works holds up all others, as it
-//! would in any such loop. `tiny_http` reads and parses on threads of its own, and puts no bounds on what a client
-//! can take: this loop is for reading, and for clients that one trusts.
+//! would in any such loop. `tiny_http` reads and parses on threads of its own, and puts no bounds on
+//! what a client can take: this loop is for reading, and for clients that one trusts.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -32,7 +32,7 @@ pub fn run(
     mut app: App,
     access_log: &AccessLog,
 ) -> io::Result<()> {
-    let others = open_sockets();
+    let own_sockets = open_sockets();
     let server = Arc::new(Server::from_listener(listener, None).map_err(io::Error::other)?);
     let is_stopping = Arc::new(AtomicBool::new(false));
     stop_when_told(
@@ -41,56 +41,70 @@ pub fn run(
         Arc::clone(&server),
         access_log.clone(),
     );
+    while let Some(request) = next_request(&server, &is_stopping, access_log)? {
+        if request.url().starts_with("/metrics") {
+            let connections = open_sockets().saturating_sub(own_sockets);
+            let connections = i64::try_from(connections).unwrap_or(i64::MAX);
+            app.metrics().connections_open().set(connections);
+        }
+        serve(request, &mut app, access_log);
+    }
+    Ok(())
+}
+
+/// Waits for the next request, and tries again meanwhile to write what the logs could not take.
+/// `None` when the service has been told to stop and every request is given out.
+fn next_request(
+    server: &Server,
+    is_stopping: &AtomicBool,
+    access_log: &AccessLog,
+) -> io::Result<Option<tiny_http::Request>> {
     loop {
-        // `unblock` has `recv` fail, but looks like a timeout where there is one: hence the flag.
-        let is_last = is_stopping.load(Ordering::Relaxed);
-        let next = if is_last {
-            server.try_recv()
-        } else if access_log.flush() | diagnostics::flush() {
+        if is_stopping.load(Ordering::Relaxed) {
+            return server.try_recv();
+        }
+        let received = if access_log.flush() | diagnostics::flush() {
             server.recv_timeout(line_writer::PAUSE)
         } else {
             server.recv().map(Some)
         };
-        let request = match next {
-            Ok(Some(request)) => request,
-            Ok(None) if is_last => return Ok(()),
-            Ok(None) => continue,
+        match received {
+            // Nothing came in time; or `unblock` was called, which looks the same there.
+            Ok(None) => {}
             // An error of the system has a number. The other one is `unblock`'s.
-            Err(error) if error.raw_os_error().is_some() => return Err(error),
-            Err(_) => return Ok(()),
-        };
-        if request.url().starts_with("/metrics") {
-            let connections = open_sockets().saturating_sub(others);
-            let connections = i64::try_from(connections).unwrap_or(i64::MAX);
-            app.metrics().connections_open().set(connections);
+            Err(error) if error.raw_os_error().is_none() => return Ok(None),
+            received => return received,
         }
-
-        let peer = request.remote_addr().copied();
-        let asked = Request {
-            method: request.method().as_str(),
-            target: request.url(),
-            accept: only(&request, "Accept"),
-            traceparent: only(&request, "traceparent"),
-        };
-        let entry = access_log.note(peer, asked.method, asked.target);
-
-        let started = Instant::now();
-        let reply = app.answer(&asked, started);
-        if let (true, Some(peer)) = (reply.is_change, peer) {
-            announce_change(peer, &reply.body);
-        }
-        thread::sleep(reply.delay);
-        probe::work(reply.work);
-        let latency = started.elapsed();
-        // The client may be gone; the next one is not.
-        let _ = request.respond(response(&reply));
-        app.record(&reply, latency);
-
-        if let Some(entry) = entry {
-            access_log.push(&entry, &reply, latency, SystemTime::now());
-        }
-        app.put_back(reply);
     }
+}
+
+/// Answers a request: an `Instant` before it, a record after it.
+fn serve(request: tiny_http::Request, app: &mut App, access_log: &AccessLog) {
+    let peer = request.remote_addr().copied();
+    let asked = Request {
+        method: request.method().as_str(),
+        target: request.url(),
+        accept: only(&request, "Accept"),
+        traceparent: only(&request, "traceparent"),
+    };
+    let entry = access_log.note(peer, asked.method, asked.target);
+
+    let started = Instant::now();
+    let reply = app.answer(&asked, started);
+    if let (true, Some(peer)) = (reply.is_change, peer) {
+        announce_change(peer, &reply.body);
+    }
+    thread::sleep(reply.delay);
+    probe::work(reply.work);
+    let latency = started.elapsed();
+    // The client may be gone; the next one is not.
+    let _ = request.respond(response(&reply));
+    app.record(&reply, latency);
+
+    if let Some(entry) = entry {
+        access_log.push(&entry, &reply, latency, SystemTime::now());
+    }
+    app.put_back(reply);
 }
 
 /// On the first signal, has `recv` give out what is queued and then fail; ends the process itself
