@@ -362,25 +362,32 @@ impl Command {
             }
         }
 
-        let mut config = Config::default();
-        for (flag, value) in FLAGS.iter().zip(given) {
-            if let Some(value) = value {
-                flag.apply(&mut config, &value, |value| {
-                    format!("--{} {value}", flag.name)
-                })?;
-            } else if let Some(value) = environment(flag.variable).filter(|value| !value.is_empty())
-            {
-                flag.apply(&mut config, &value, |value| {
-                    format!("{}={value} (--{})", flag.variable, flag.name)
-                })?;
-            }
-        }
+        let config = configure(given, environment)?;
         Ok(if healthcheck {
             Self::Healthcheck(config.listen)
         } else {
             Self::Serve(config)
         })
     }
+}
+
+/// A flag goes before its variable, a variable before the default.
+fn configure(
+    given: [Option<OsString>; FLAGS.len()],
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Result<Config, ConfigError> {
+    let mut config = Config::default();
+    for (flag, given) in FLAGS.iter().zip(given) {
+        let Flag { name, variable, .. } = flag;
+        if let Some(value) = given {
+            flag.apply(&mut config, &value, |value| format!("--{name} {value}"))?;
+        } else if let Some(value) = environment(variable).filter(|value| !value.is_empty()) {
+            flag.apply(&mut config, &value, |value| {
+                format!("{variable}={value} (--{name})")
+            })?;
+        }
+    }
+    Ok(config)
 }
 
 impl Flag {
