@@ -265,6 +265,8 @@ mod tests {
         let mut count = 0;
         while count < read.len() {
             writer.flush();
+            let mut ready = [PollFd::new(&reader, PollFlags::IN)];
+            assert_eq!(poll(&mut ready, Some(&Timespec::default())), Ok(1));
             count += reader.read(&mut read[count..]).unwrap();
         }
         assert_eq!(String::from_utf8(read).unwrap(), expected);
