@@ -14,6 +14,7 @@
 //! What a turn does is in `client`, what the bytes mean and what is too much in [`connection`],
 //! what a request may look like in [`request_head`].
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::mem;
 use std::net::SocketAddr;
@@ -138,7 +139,7 @@ impl EventLoop {
                 time: SystemTime::now(),
                 date: Date::default(),
                 timers: TimerQueue::default(),
-                work_queue: Vec::new(),
+                work_queue: VecDeque::new(),
                 read_buffer: vec![0; READ_SIZE].into_boxed_slice(),
                 spare_buffers: Buffers::default(),
                 is_stopping: false,
@@ -283,15 +284,20 @@ impl EventLoop {
         // An error is the client's leaving. A panic was reported where it happened.
         match catch_unwind(turn).unwrap_or(Ok(Next::Close)) {
             Ok(Next::Wait) => {}
-            Ok(Next::AnotherTurn) => {
-                if !mem::replace(&mut client.is_queued, true) {
-                    self.run_queue.push(key);
-                }
-            }
+            Ok(Next::AnotherTurn) => self.queue_turn(key),
             Ok(Next::Close) | Err(_) => return self.close(key),
         }
-        let deadline = client.deadline();
+        let deadline = self.clients.get(key).and_then(Client::deadline);
         self.plan_sweep(deadline);
+    }
+
+    /// Has a client take another turn, when the others had theirs.
+    fn queue_turn(&mut self, key: usize) {
+        if let Some(client) = self.clients.get_mut(key)
+            && !mem::replace(&mut client.is_queued, true)
+        {
+            self.run_queue.push(key);
+        }
     }
 
     /// Does the work of one reply, so that nobody waits for more than one. Who was accepted in this
@@ -302,15 +308,11 @@ impl EventLoop {
             return;
         }
         self.work_put_off = 0;
-        if self.shared.work_queue.is_empty() {
-            return;
-        }
-        let key = self.shared.work_queue.remove(0);
-        if let Some(client) = self.clients.get_mut(key) {
+        if let Some(key) = self.shared.work_queue.pop_front()
+            && let Some(client) = self.clients.get_mut(key)
+        {
             client.work();
-            if !mem::replace(&mut client.is_queued, true) {
-                self.run_queue.push(key);
-            }
+            self.queue_turn(key);
         }
     }
 
@@ -473,6 +475,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::metrics::Format;
 
     fn ask(mut stream: &TcpStream, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -526,10 +529,42 @@ mod tests {
         (event_loop.unwrap(), address, stop)
     }
 
+    /// The other ends of so many clients, whose keys count from 0.
+    fn accepted(event_loop: &mut EventLoop, address: SocketAddr, count: usize) -> Vec<TcpStream> {
+        let connect = |_| TcpStream::connect(address).unwrap();
+        let streams = (0..count).map(connect).collect();
+        event_loop.may_accept = true;
+        event_loop.accept(count);
+        streams
+    }
+
+    /// Has a client send so many GET /probe in one piece, and gives it a turn.
+    fn probe(event_loop: &mut EventLoop, key: usize, mut stream: &TcpStream, count: usize) {
+        let requests = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n".repeat(count);
+        stream.write_all(requests.as_bytes()).unwrap();
+        event_loop.clients[key].assume_readable();
+        event_loop.give_turn(key);
+    }
+
+    #[test]
+    fn a_turn_is_32_requests_and_what_is_left_waits_for_the_next() {
+        let (mut event_loop, address, _stop) = driven(&Config::default());
+        let streams = accepted(&mut event_loop, address, 1);
+        probe(&mut event_loop, 0, &streams[0], 80);
+        for answered in [32, 64, 80] {
+            let metrics = event_loop.shared.app.metrics();
+            let page = metrics.exposition(Format::Text, &Config::default());
+            let counted = format!("_count{{endpoint=\"/probe\",method=\"GET\"}} {answered}\n");
+            assert!(page.contains(&counted), "{page}");
+            event_loop.run_queued();
+        }
+        assert!(event_loop.run_queue.is_empty());
+    }
+
     #[test]
     fn work_is_not_put_off_for_ever_by_who_never_stops_connecting() {
         let (mut event_loop, _, _stop) = driven(&Config::default());
-        event_loop.shared.work_queue.push(0);
+        event_loop.shared.work_queue.push_back(0);
         for _ in 0..64 {
             event_loop.has_accepted = true;
             event_loop.work();
@@ -547,15 +582,9 @@ mod tests {
             work,
             ..Config::default()
         });
-        let mut streams = [(); 3].map(|()| TcpStream::connect(address).unwrap());
-        event_loop.may_accept = true;
-        event_loop.accept(streams.len());
-        for (key, stream) in streams.iter_mut().enumerate() {
-            stream
-                .write_all(b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n")
-                .unwrap();
-            event_loop.clients[key].assume_readable();
-            event_loop.give_turn(key);
+        let streams = accepted(&mut event_loop, address, 3);
+        for (key, stream) in streams.iter().enumerate() {
+            probe(&mut event_loop, key, stream, 1);
         }
         event_loop.shared.now = Instant::now();
         event_loop.run_timers();

@@ -7,6 +7,7 @@
 //! A turn does what can be done without waiting, and is bounded: a client with a thousand requests
 //! waits for the others between them.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::net::{Shutdown, SocketAddr};
@@ -24,7 +25,7 @@ use crate::app::{App, Reply};
 use crate::diagnostics::announce_change;
 use crate::probe;
 
-/// Requests answered in one turn. The dearest is HEAD /metrics, a tenth of a millisecond or two.
+/// Requests answered in one turn. The most expensive is HEAD /metrics, a tenth of a millisecond or two.
 const REQUESTS_PER_TURN: usize = 32;
 
 /// What the turns of all clients share.
@@ -39,7 +40,7 @@ pub struct Shared {
     /// When delayed replies are due.
     pub timers: TimerQueue,
     /// The keys of the clients whose reply is due and takes work, in the order of their turns.
-    pub work_queue: Vec<usize>,
+    pub work_queue: VecDeque<usize>,
     /// What one read fills at most.
     pub read_buffer: Box<[u8]>,
     /// What the client that has a turn works with.
@@ -55,15 +56,15 @@ pub struct Client {
     socket: Socket,
     connection: Connection,
     pending: Option<PendingReply>,
-    /// It waits for another turn already.
+    /// It is in the run queue.
     pub is_queued: bool,
 }
 
 /// A reply that is not due yet, or takes work, and the only one: the requests behind it wait.
 struct PendingReply {
     due: Instant,
-    /// It is due, and waits in the work queue.
-    is_queued: bool,
+    /// It is due, and in the work queue.
+    waits_for_work: bool,
     /// Its `work` is what is left to be done.
     reply: Reply,
     request: InFlight,
@@ -87,7 +88,7 @@ pub enum Next {
 }
 
 impl Client {
-    /// A client that was accepted at `now`. `key` is its place among the clients.
+    /// A client that was accepted at `now`. `key` is its key among the clients.
     pub fn new(key: usize, stream: TcpStream, peer: SocketAddr, now: Instant) -> Self {
         Self {
             key,
@@ -129,13 +130,13 @@ impl Client {
     pub fn waits_for_work(&self) -> bool {
         self.pending
             .as_ref()
-            .is_some_and(|pending| pending.is_queued)
+            .is_some_and(|pending| pending.waits_for_work)
     }
 
     /// Does the work that its reply takes. The next turn gives the answer.
     pub fn work(&mut self) {
         if let Some(pending) = &mut self.pending {
-            pending.is_queued = false;
+            pending.waits_for_work = false;
             probe::work(mem::take(&mut pending.reply.work));
         }
     }
@@ -219,15 +220,16 @@ impl Client {
 
     /// Answers with the pending reply if it is due, or has its work queued if it takes some.
     fn advance_pending(&mut self, shared: &mut Shared) {
-        let is_due = |pending: &mut PendingReply| pending.due <= shared.now && !pending.is_queued;
+        let is_due =
+            |pending: &mut PendingReply| pending.due <= shared.now && !pending.waits_for_work;
         let Some(mut pending) = self.pending.take_if(is_due) else {
             return;
         };
         if pending.reply.work.is_zero() {
             return self.answer(&pending.reply, &pending.request, shared);
         }
-        shared.work_queue.push(self.key);
-        pending.is_queued = true;
+        shared.work_queue.push_back(self.key);
+        pending.waits_for_work = true;
         self.pending = Some(pending);
     }
 
@@ -256,7 +258,7 @@ impl Client {
                 shared.timers.push(due, self.key);
                 self.pending = Some(PendingReply {
                     due,
-                    is_queued: false,
+                    waits_for_work: false,
                     reply,
                     request: in_flight,
                 });
