@@ -8,8 +8,8 @@
     bench/run.py --servers floor,event-loop --rounds 3
     bench/run.py --servers event-loop,static,axum,go --loads metrics
 
-Needs wrk and a built tiny-probe, and oha for the load at a fixed rate; a server whose tools are not installed is left out and named.
-Load comes from this machine, so it wants a second core, and nothing else running.
+Needs wrk and a built tiny-probe, and oha for the load at a fixed rate; a server whose tools are not
+installed is left out and named. Load comes from this machine, so it wants a second core, and nothing else running.
 """
 
 import argparse
