@@ -214,16 +214,9 @@ SECONDS ?= 600
 soak: build ## good, bad and hostile clients for SECONDS=600: nothing leaks, every request is counted
 	bench/soak.py --seconds $(SECONDS)
 
-# Each pass builds and runs one kind of tests, the quickest first; what it misses is for the next one.
-# cargo-mutants ends with 2 where something was missed, and 3 where a test waited in vain, which is as
-# good as a failure.
-MUTANTS = $(CARGO) mutants --jobs 2 --output target
 .PHONY: mutants
 mutants: ## change the code in a thousand ways, each of which a test has to notice; needs cargo-mutants, takes an hour
-	$(MUTANTS) --timeout 20 --cargo-arg=--lib || [ $$? -eq 2 ] || [ $$? -eq 3 ]
-	$(MUTANTS) --iterate --timeout 20 --cargo-arg=--test=connection || [ $$? -eq 2 ] || [ $$? -eq 3 ]
-	$(MUTANTS) --iterate --timeout 60 --cargo-arg=--test=service || [ $$? -eq 2 ] || [ $$? -eq 3 ]
-	$(MUTANTS) --iterate --timeout 120 --cargo-arg=--test=hostile || [ $$? -eq 3 ]
+	scripts/mutants.sh
 
 .PHONY: fuzz
 fuzz: ## look for input that breaks it, SECONDS=600 per target; needs nightly and cargo-fuzz

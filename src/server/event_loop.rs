@@ -496,7 +496,7 @@ mod tests {
         });
         let connect = || {
             let stream = TcpStream::connect(address).unwrap();
-            let timeout = Some(Duration::from_secs(60));
+            let timeout = Some(Duration::from_secs(10));
             stream.set_read_timeout(timeout).unwrap();
             stream
         };
