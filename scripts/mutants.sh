@@ -20,10 +20,10 @@ pass() {
     cat "$out/timeout.txt" >>"$out/caught.txt"
 }
 
-pass 20 --lib
+pass 10 --lib
 pass 20 --test=connection
-pass 60 --test=service
-pass 120 --test=hostile
+pass 40 --test=service
+pass 60 --test=hostile
 
 missed=$(wc -l <"$out/missed.txt")
 echo "$missed changes were missed by every test"

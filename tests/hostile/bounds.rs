@@ -228,7 +228,7 @@ fn the_next_client_is_let_in_when_one_of_those_that_wait_is_done() {
     let mut waiting: Vec<Client> = (0..5)
         .map(|_| {
             let mut client = service.connect();
-            client.send_delayed_probe();
+            client.send_delayed("/probe");
             client
         })
         .collect();
@@ -245,7 +245,7 @@ fn where_every_connection_waits_accepting_does_not_spin() {
     let service = Service::start(SERVER, &[&slow[..], &["--max-connections", "5"]].concat());
     let mut waiting: Vec<Client> = (0..5).map(|_| service.connect()).collect();
     for client in &mut waiting {
-        client.send_delayed_probe();
+        client.send_delayed("/probe");
     }
     let _next = service.connect();
     service.waits();

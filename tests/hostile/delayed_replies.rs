@@ -62,7 +62,7 @@ fn clients_that_do_not_wait_for_their_answers_are_counted_and_forgotten() {
     for _ in 0..20 {
         let mut delayed: Vec<Client> = (0..100).map(|_| service.connect()).collect();
         for client in &mut delayed {
-            client.send_delayed_probe();
+            client.send_delayed("/probe");
             let linger = Some(std::time::Duration::ZERO);
             rustix::net::sockopt::set_socket_linger(&client.stream, linger).unwrap();
         }

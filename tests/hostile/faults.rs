@@ -58,9 +58,7 @@ fn the_longest_delay_on_every_connection_holds_these_connections_and_nothing_els
     let mut delayed: Vec<Client> = (0..CONNECTIONS)
         .map(|_| {
             let mut client = service.connect();
-            let request = |path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
-            client.send(request("/healthz") + &request("/probe?delay=60s"));
-            assert_eq!(client.answer().body, "ok");
+            client.send_delayed("/probe?delay=60s");
             client
         })
         .collect();

@@ -55,6 +55,7 @@ fn a_client_that_takes_no_answers_is_closed(service: &Service) {
     use std::io::{ErrorKind, Read, Write};
 
     use crate::others_are_served;
+    use crate::support::request;
 
     let client = service.connect();
     let mut stream = client.stream;
@@ -63,7 +64,7 @@ fn a_client_that_takes_no_answers_is_closed(service: &Service) {
     stream
         .set_write_timeout(Some(Duration::from_secs(2)))
         .unwrap();
-    let burst = "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
+    let burst = request("GET", "/metrics").repeat(1000);
     let mut sent = 0;
     while let Ok(count) = stream.write(burst.as_bytes()) {
         sent += count;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Service, wait_until};
+use crate::support::{Client, Service, request, wait_until};
 
 const SERVER: &str = "event-loop";
 const PROBES: &str = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="200"}"#;
@@ -75,9 +75,8 @@ fn answers_on_one_connection_stay_in_order_however_much_work_they_take() {
     let flags = ["--work", "2ms", "--latency", "2ms", "--fail-rate", "0.3"];
     let service = Service::start(SERVER, &flags);
     let mut client = service.connect();
-    let paths = ["/probe", "/healthz", "/nope"];
-    let request = |path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
-    client.send(paths.map(request).concat().repeat(50));
+    let requests = ["/probe", "/healthz", "/nope"].map(|path| request("GET", path));
+    client.send(requests.concat().repeat(50));
     for _ in 0..50 {
         assert!(matches!(client.answer().status, 200 | 500));
         assert_eq!(client.answer().body, "ok");

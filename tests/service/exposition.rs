@@ -174,7 +174,7 @@ fn waiting_takes_no_cpu_time(server: &str) {
     let _idle = service.connect();
     let mut delayed = service.connect();
     if server == "event-loop" {
-        delayed.send_delayed_probe();
+        delayed.send_delayed("/probe");
     }
     let mut client = service.connect();
     let mut cpu_time = || Page::parse(&client.scrape("").body).value("process_cpu_seconds_total");
@@ -242,24 +242,16 @@ fn cpu_time_has_fractions(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     let mut exposed = || Page::parse(&client.scrape("").body).value("process_cpu_seconds_total");
-    let (first, first_ticks) = (exposed(), cpu_time(&service));
+    let used = || service.cpu_time().as_secs_f64();
+    let (first_exposed, first_used) = (exposed(), used());
     let mut other = service.connect();
-    while cpu_time(&service) < first_ticks + 0.5 {
+    while used() < first_used + 0.5 {
         for _ in 0..100 {
             other.ask("HEAD", "/metrics");
         }
     }
-    let (grown, expected) = (exposed() - first, cpu_time(&service) - first_ticks);
+    let (grown, expected) = (exposed() - first_exposed, used() - first_used);
     assert!((grown - expected).abs() < 0.05, "{grown}, not {expected}");
-}
-
-/// The CPU time of the service, as /proc/PID/stat says it: in hundredths of a second.
-fn cpu_time(service: &Service) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", service.pid())).unwrap();
-    let (_, fields) = stat.rsplit_once(')').unwrap();
-    let fields: Vec<&str> = fields.split_whitespace().collect();
-    let ticks = |field: usize| fields[field - 3].parse::<f64>().unwrap();
-    (ticks(14) + ticks(15)) / 100.0
 }
 
 fn what_cannot_be_read_is_left_out(server: &str) {

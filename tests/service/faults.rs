@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Answer, Client, Service, wait_until};
+use crate::support::{Answer, Client, Service, request, wait_until};
 
 on_every_server!(
     a_change_is_in_force_until_it_is_taken_back,
@@ -98,8 +98,8 @@ fn a_change_in_the_middle_of_a_pipeline_is_for_what_comes_after_it(server: &str)
         ("DELETE", "/faults", 200),
         ("GET", "/probe", 200),
     ];
-    let request = |(method, path, _)| format!("{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n");
-    client.send(asked.map(request).concat().repeat(20));
+    let requests = asked.map(|(method, path, _)| request(method, path));
+    client.send(requests.concat().repeat(20));
     for _ in 0..20 {
         for (method, path, status) in asked {
             assert_eq!(client.answer().status, status, "{method} {path}");

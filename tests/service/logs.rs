@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Seek, Write, pipe};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::Instant;
@@ -11,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tiny_probe::shutdown::GRACE;
 
-use crate::support::{Client, Service, TIMEOUT, others_are_served};
+use crate::support::{Client, Service, TIMEOUT, others_are_served, request, wait_until};
 
 on_every_server!(
     a_stuck_reader_of_standard_output_costs_lines_and_they_are_counted,
@@ -38,7 +39,7 @@ impl Batch {
     fn new(target: &str, client: &mut Client) -> Self {
         let answer = client.ask("GET", target);
         Self {
-            request: format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n"),
+            request: request("GET", target),
             answer_length: answer.head.len() + "\r\n\r\n".len() + answer.body.len(),
         }
     }
@@ -216,6 +217,12 @@ fn who_reads_on_after_the_signal_gets_the_last_lines(server: &str) {
     drop(stream);
     others_are_served(&service);
     service.signal("TERM");
+    if server == "event-loop" {
+        // Then it has tried for the last time to write while it serves.
+        wait_until("it accepts no more connections", || {
+            TcpStream::connect(service.address).is_err()
+        });
+    }
     empty(&mut log, filled);
     let log = read_rest(&mut log);
     assert_eq!(service.wait(), Some(0));

@@ -45,7 +45,7 @@ fn ask_delayed(service: &Service, server: &str) -> Client {
             other.answer();
         }
     } else {
-        delayed.send_delayed_probe();
+        delayed.send_delayed("/probe");
     }
     delayed
 }

@@ -263,6 +263,11 @@ pub fn others_are_served(service: &Service) {
     assert!(times[10] < Duration::from_millis(100), "{times:?}");
 }
 
+/// A request without a body.
+pub fn request(method: &str, path: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n")
+}
+
 /// One connection to the service.
 pub struct Client {
     pub stream: TcpStream,
@@ -313,14 +318,13 @@ impl Client {
     }
 
     pub fn send_request(&mut self, method: &str, path: &str) {
-        self.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
+        self.send(request(method, path));
     }
 
-    /// Sends a GET /probe whose answer is delayed, and returns when the event loop has it: it
-    /// arrives in one piece with another request, which is answered.
-    pub fn send_delayed_probe(&mut self) {
-        let request = |path| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
-        self.send(request("/healthz") + &request("/probe"));
+    /// Sends a GET whose answer is delayed, and returns when the event loop has it: it arrives in
+    /// one piece with another request, which is answered.
+    pub fn send_delayed(&mut self, path: &str) {
+        self.send(request("GET", "/healthz") + &request("GET", path));
         assert_eq!(self.answer().body, "ok");
     }
 
