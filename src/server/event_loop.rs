@@ -473,6 +473,8 @@ mod tests {
     use std::net::TcpStream;
     use std::thread;
 
+    use rustix::net::sockopt;
+
     use super::*;
     use crate::config::Config;
     use crate::metrics::Format;
@@ -538,19 +540,51 @@ mod tests {
         streams
     }
 
-    /// Has a client send so many GET /probe in one piece, and gives it a turn.
-    fn probe(event_loop: &mut EventLoop, key: usize, mut stream: &TcpStream, count: usize) {
-        let requests = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n".repeat(count);
-        stream.write_all(requests.as_bytes()).unwrap();
+    const PROBE: &str = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    /// Has a client send something in one piece, and gives it a turn.
+    fn send(event_loop: &mut EventLoop, key: usize, mut stream: &TcpStream, bytes: &str) {
+        stream.write_all(bytes.as_bytes()).unwrap();
         event_loop.clients[key].assume_readable();
         event_loop.give_turn(key);
+    }
+
+    #[test]
+    fn whoever_has_sent_as_much_as_is_read_at_once_is_read_from_again() {
+        let (mut event_loop, address, _stop) = driven(&Config::default());
+        let streams = accepted(&mut event_loop, address, 1);
+        let field = format!("X: {}\r\n\r\n", "x".repeat(READ_SIZE / 2 - PROBE.len() - 5));
+        let half = PROBE.replace("\r\n\r\n", "\r\n") + &field;
+        assert_eq!(half.len(), READ_SIZE / 2);
+        send(&mut event_loop, 0, &streams[0], &half.repeat(2));
+        assert_eq!(event_loop.run_queue, [0]);
+        event_loop.run_queued();
+        assert!(event_loop.run_queue.is_empty(), "there was nothing more");
+        send(&mut event_loop, 0, &streams[0], PROBE);
+        assert!(event_loop.run_queue.is_empty(), "nobody is asked twice");
+        assert_eq!(event_loop.clients.len(), 1);
+    }
+
+    /// No event says so before it is read or written.
+    #[test]
+    fn whoever_is_found_to_have_left_is_closed() {
+        for sent in ["", PROBE] {
+            let (mut event_loop, address, _stop) = driven(&Config::default());
+            let stream = accepted(&mut event_loop, address, 1).remove(0);
+            (&stream).write_all(sent.as_bytes()).unwrap();
+            sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+            drop(stream);
+            event_loop.clients[0].assume_readable();
+            event_loop.give_turn(0);
+            assert!(event_loop.clients.is_empty());
+        }
     }
 
     #[test]
     fn a_turn_is_32_requests_and_what_is_left_waits_for_the_next() {
         let (mut event_loop, address, _stop) = driven(&Config::default());
         let streams = accepted(&mut event_loop, address, 1);
-        probe(&mut event_loop, 0, &streams[0], 80);
+        send(&mut event_loop, 0, &streams[0], &PROBE.repeat(80));
         for answered in [32, 64, 80] {
             let metrics = event_loop.shared.app.metrics();
             let page = metrics.exposition(Format::Text, &Config::default());
@@ -584,7 +618,7 @@ mod tests {
         });
         let streams = accepted(&mut event_loop, address, 3);
         for (key, stream) in streams.iter().enumerate() {
-            probe(&mut event_loop, key, stream, 1);
+            send(&mut event_loop, key, stream, PROBE);
         }
         event_loop.shared.now = Instant::now();
         event_loop.run_timers();

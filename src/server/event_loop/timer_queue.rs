@@ -54,6 +54,7 @@ mod tests {
         timers.push(at(2), 7);
         timers.push(at(1), 8);
         timers.push(at(3), 9);
+        assert_eq!(timers.len(), 3);
         assert_eq!(timers.next_due(), Some(at(1)));
         assert_eq!(timers.pop_due(start), None);
         assert_eq!(timers.pop_due(at(2)), Some(8));
