@@ -535,9 +535,22 @@ mod tests {
     fn accepted(event_loop: &mut EventLoop, address: SocketAddr, count: usize) -> Vec<TcpStream> {
         let connect = |_| TcpStream::connect(address).unwrap();
         let streams = (0..count).map(connect).collect();
-        event_loop.may_accept = true;
-        event_loop.accept(count);
+        while event_loop.clients.len() < count {
+            event_loop.may_accept = true;
+            event_loop.accept(count);
+        }
         streams
+    }
+
+    /// Waits until the poll says this of a client: what was sent may be under way for a while.
+    fn wait_for(event_loop: &mut EventLoop, key: usize, condition: fn(&Event) -> bool) {
+        let mut events = Events::with_capacity(16);
+        let is_it = |event: &Event| event.token() == Token(key) && condition(event);
+        while !events.iter().any(is_it) {
+            let timeout = Some(Duration::from_secs(10));
+            event_loop.poll.poll(&mut events, timeout).unwrap();
+            assert!(!events.is_empty(), "waited in vain");
+        }
     }
 
     const PROBE: &str = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -545,6 +558,7 @@ mod tests {
     /// Has a client send something in one piece, and gives it a turn.
     fn send(event_loop: &mut EventLoop, key: usize, mut stream: &TcpStream, bytes: &str) {
         stream.write_all(bytes.as_bytes()).unwrap();
+        wait_for(event_loop, key, Event::is_readable);
         event_loop.clients[key].assume_readable();
         event_loop.give_turn(key);
     }
@@ -565,7 +579,7 @@ mod tests {
         assert_eq!(event_loop.clients.len(), 1);
     }
 
-    /// No event says so before it is read or written.
+    /// It is read from, or written to, before the event that says so is looked at.
     #[test]
     fn whoever_is_found_to_have_left_is_closed() {
         for sent in ["", PROBE] {
@@ -574,6 +588,7 @@ mod tests {
             (&stream).write_all(sent.as_bytes()).unwrap();
             sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
             drop(stream);
+            wait_for(&mut event_loop, 0, Event::is_error);
             event_loop.clients[0].assume_readable();
             event_loop.give_turn(0);
             assert!(event_loop.clients.is_empty());
