@@ -536,16 +536,17 @@ mod tests {
         let connect = |_| TcpStream::connect(address).unwrap();
         let streams = (0..count).map(connect).collect();
         while event_loop.clients.len() < count {
+            wait_for(event_loop, LISTENER, Event::is_readable);
             event_loop.may_accept = true;
             event_loop.accept(count);
         }
         streams
     }
 
-    /// Waits until the poll says this of a client: what was sent may be under way for a while.
-    fn wait_for(event_loop: &mut EventLoop, key: usize, condition: fn(&Event) -> bool) {
+    /// Waits until the poll says this of a socket: what was sent may be under way for a while.
+    fn wait_for(event_loop: &mut EventLoop, token: Token, condition: fn(&Event) -> bool) {
         let mut events = Events::with_capacity(16);
-        let is_it = |event: &Event| event.token() == Token(key) && condition(event);
+        let is_it = |event: &Event| event.token() == token && condition(event);
         while !events.iter().any(is_it) {
             let timeout = Some(Duration::from_secs(10));
             event_loop.poll.poll(&mut events, timeout).unwrap();
@@ -558,7 +559,7 @@ mod tests {
     /// Has a client send something in one piece, and gives it a turn.
     fn send(event_loop: &mut EventLoop, key: usize, mut stream: &TcpStream, bytes: &str) {
         stream.write_all(bytes.as_bytes()).unwrap();
-        wait_for(event_loop, key, Event::is_readable);
+        wait_for(event_loop, Token(key), Event::is_readable);
         event_loop.clients[key].assume_readable();
         event_loop.give_turn(key);
     }
@@ -588,7 +589,7 @@ mod tests {
             (&stream).write_all(sent.as_bytes()).unwrap();
             sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
             drop(stream);
-            wait_for(&mut event_loop, 0, Event::is_error);
+            wait_for(&mut event_loop, Token(0), Event::is_error);
             event_loop.clients[0].assume_readable();
             event_loop.give_turn(0);
             assert!(event_loop.clients.is_empty());
