@@ -19,6 +19,11 @@ const HTML: &str = "text/html; charset=utf-8";
 /// What a /probe says that succeeds.
 const SUCCESS: &str = "I'm ok!";
 
+/// The body of the 503 when every connection is taken.
+const TOO_BUSY: &str = "Every connection is taken. Try again later.\n";
+/// The body of the 503 for delayed responses that the end of the service does not wait for.
+const STOPPING: &str = "The service is stopping. Try again elsewhere, or later.\n";
+
 /// What a route allows that only shows something.
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 /// What /faults allows. A page in somebody's browser can send neither PUT nor DELETE to another
@@ -70,6 +75,8 @@ pub struct Reply {
     pub delay: Duration,
     /// How much CPU time it takes after that, to be spent by [`probe::work`](crate::probe::work).
     pub work: Duration,
+    /// Whether the client should try again soon: the response has a `Retry-After` of a second.
+    pub is_retryable: bool,
     /// Whether the request has changed how others are answered, to what the body says. The operator
     /// is to be told.
     pub is_change: bool,
@@ -93,10 +100,7 @@ impl App {
     pub fn answer(&mut self, request: &Request<'_>, now: Instant) -> Reply {
         let method = Method::parse(request.method);
         let (path, query) = path_and_query(request.target);
-        let endpoint = match endpoint(path) {
-            Endpoint::Faults if !self.fault_injection => Endpoint::Other,
-            endpoint => endpoint,
-        };
+        let endpoint = self.endpoint(path);
         let mut reply = match endpoint {
             // Of the server as a whole (RFC 9110, section 9.3.7).
             Endpoint::Other if method == Method::Options && request.target == "*" => {
@@ -124,6 +128,14 @@ impl App {
         reply.is_to_head = method == Method::Head;
         reply.trace = request.traceparent.and_then(TraceContext::sampled);
         reply
+    }
+
+    /// The endpoint of a path. Without fault injection, /faults is not one.
+    fn endpoint(&self, path: &str) -> Endpoint {
+        match endpoint(path) {
+            Endpoint::Faults if !self.fault_injection => Endpoint::Other,
+            endpoint => endpoint,
+        }
     }
 
     fn probe(&mut self, query: &str, now: Instant) -> Reply {
@@ -170,6 +182,29 @@ impl App {
         Reply {
             is_change: page != before,
             ..Reply::ok(TEXT, page)
+        }
+    }
+
+    /// Whether a request must be answered even when every connection is taken: those with which an
+    /// operator sees that this is so, and ends it.
+    pub fn is_urgent(&self, request: &Request<'_>) -> bool {
+        let (path, _) = path_and_query(request.target);
+        matches!(
+            self.endpoint(path),
+            Endpoint::Healthz | Endpoint::Metrics | Endpoint::Faults
+        )
+    }
+
+    /// Refuses a request for which there is no room.
+    pub fn refuse(&self, request: &Request<'_>) -> Reply {
+        let method = Method::parse(request.method);
+        let (path, _) = path_and_query(request.target);
+        Reply {
+            method,
+            endpoint: self.endpoint(path),
+            is_to_head: method == Method::Head,
+            trace: request.traceparent.and_then(TraceContext::sampled),
+            ..Reply::error(Status::ServiceUnavailable, TOO_BUSY).with_retry()
         }
     }
 
@@ -222,6 +257,7 @@ impl Reply {
             is_to_head: false,
             delay: Duration::ZERO,
             work: Duration::ZERO,
+            is_retryable: false,
             is_change: false,
             trace: None,
         }
@@ -238,6 +274,25 @@ impl Reply {
         Self {
             status,
             ..Self::ok(TEXT, body)
+        }
+    }
+
+    /// The same request's response when it can be delayed no longer.
+    #[must_use]
+    pub fn unavailable(self) -> Self {
+        Self {
+            method: self.method,
+            endpoint: self.endpoint,
+            is_to_head: self.is_to_head,
+            trace: self.trace,
+            ..Self::error(Status::ServiceUnavailable, STOPPING).with_retry()
+        }
+    }
+
+    fn with_retry(self) -> Self {
+        Self {
+            is_retryable: true,
+            ..self
         }
     }
 

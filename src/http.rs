@@ -56,7 +56,8 @@ impl Method {
     }
 }
 
-/// Every status code that this service answers with.
+/// Every status code that this service responds with, and nginx's 499 for clients that disconnected
+/// before their response was sent, which is recorded and never sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are RFC 9110's and RFC 6585's")]
 pub enum Status {
@@ -71,6 +72,7 @@ pub enum Status {
     UriTooLong,
     TooManyRequests,
     RequestHeaderFieldsTooLarge,
+    ClientClosedRequest,
     InternalServerError,
     NotImplemented,
     BadGateway,
@@ -97,6 +99,7 @@ impl Status {
             Self::UriTooLong => "414 URI Too Long",
             Self::TooManyRequests => "429 Too Many Requests",
             Self::RequestHeaderFieldsTooLarge => "431 Request Header Fields Too Large",
+            Self::ClientClosedRequest => "499 Client Closed Request",
             Self::InternalServerError => "500 Internal Server Error",
             Self::NotImplemented => "501 Not Implemented",
             Self::BadGateway => "502 Bad Gateway",

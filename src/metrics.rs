@@ -35,6 +35,7 @@ const VERSION: Family = family!(info "app_version" "Application Version");
 const CONNECTIONS_MAX: Family =
     family!(gauge "app_connections_max" "Open client connections at most; 0 is without a bound.");
 const CONNECTIONS_OPEN: Family = family!(gauge "app_connections_open" "Open client connections.");
+const REQUESTS_IN_FLIGHT: Family = family!(gauge "app_requests_in_flight" "Requests received and not yet answered, this scrape included.");
 
 /// A gauge, and which of the settings it shows.
 type Configured = (Family, fn(&Config) -> f64);
@@ -115,6 +116,7 @@ pub struct Metrics {
     series: [[OnceCell<Series>; Endpoint::COUNT]; Method::COUNT],
     connections_max: IntGauge,
     connections_open: IntGauge,
+    requests_in_flight: IntGauge,
     process: Process,
     /// `app_version_info`, its value excepted.
     version: String,
@@ -142,6 +144,7 @@ impl Metrics {
             series: Default::default(),
             connections_max: gauge(&CONNECTIONS_MAX),
             connections_open: gauge(&CONNECTIONS_OPEN),
+            requests_in_flight: gauge(&REQUESTS_IN_FLIGHT),
             process: Process::current(),
             version: head(VERSION.name, &[("config", config), ("version", version)]),
             page: Cell::default(),
@@ -182,6 +185,11 @@ impl Metrics {
         &self.connections_open
     }
 
+    /// The gauge of requests that are received and not yet answered, kept by the server.
+    pub fn requests_in_flight(&self) -> &IntGauge {
+        &self.requests_in_flight
+    }
+
     /// The page that Prometheus scrapes, while /probe is told to do as `settings` say.
     pub fn exposition(&self, format: Format, settings: &Config) -> String {
         let mut page = Page::new(format, self.page.take());
@@ -208,6 +216,7 @@ impl Metrics {
             let buckets = buckets.map(|(index, count)| (count, series.exemplar(index)));
             page.histogram(&series.heads, buckets, sum, count);
         }
+        page.single(&REQUESTS_IN_FLIGHT, self.requests_in_flight.get());
         page.family(&VERSION);
         page.sample(&self.version, 1_u64);
         self.process.write(&mut page);
@@ -315,12 +324,15 @@ mod tests {
         for line in names("app_request_latency") {
             assert!(line.contains(probe) && line.ends_with(" 0"), "{line}");
         }
-        let others = page.lines().filter(|line| !line.starts_with("app_request"));
+        let others = page
+            .lines()
+            .filter(|line| !line.starts_with("app_request_"));
         assert_eq!(
             others.collect::<Vec<_>>(),
             [
                 "app_connections_max 0",
                 "app_connections_open 0",
+                "app_requests_in_flight 0",
                 "app_version_info{config=\"develop\",version=\"1\"} 1"
             ]
         );

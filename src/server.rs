@@ -11,19 +11,33 @@ pub mod tiny_http;
 
 /// Connections that the kernel may complete before they are accepted; it has a bound of its own.
 const BACKLOG: u16 = 4096;
-/// What the kernel may hold of one connection in either direction, in bytes; it doubles both. Left
-/// alone it grows to megabytes for a client that does not read, and counts as the container's memory.
-const SEND_BUFFER: usize = 64 * 1024;
-const RECEIVE_BUFFER: usize = 32 * 1024;
+/// What the kernel may hold of one connection in either direction, in bytes; it doubles both. A
+/// thousand connections must fit in 16 MiB, whatever their clients do. A response of up to some 45 KB
+/// is still one write: the kernel looks at the limit before it takes more, not at what it takes.
+pub const SEND_BUFFER: usize = 4096;
+/// See [`SEND_BUFFER`].
+pub const RECEIVE_BUFFER: usize = 4096;
+
+/// How long the kernel tries to deliver what a client does not read, in milliseconds: as long as the
+/// event loop does.
+#[cfg(target_os = "linux")]
+const WRITE_TIMEOUT_MILLIS: u32 = 10_000;
 
 /// Listens on an address, for either request loop.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
-    // Accepted connections inherit these three. Without the first, the second write of an answer
+    // Accepted connections inherit all of these. Without the first, the second write of an answer
     // waits for the client's delayed ACK to the first write, 40 ms.
     sockopt::set_tcp_nodelay(&listener, true)?;
     sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER)?;
     sockopt::set_socket_recv_buffer_size(&listener, RECEIVE_BUFFER)?;
+    // Urgent data is received in line, as RFC 6093 recommends: a byte that the kernel took out of a
+    // head would be missing there.
+    sockopt::set_socket_oobinline(&listener, true)?;
+    // A connection that is closed before the client has read everything is the kernel's, and so is
+    // the memory of what is unread, for as long as this.
+    #[cfg(target_os = "linux")]
+    sockopt::set_tcp_user_timeout(&listener, WRITE_TIMEOUT_MILLIS)?;
     // The standard library's backlog is 128: of a thousand clients at once most would wait a
     // second for their second SYN.
     rustix::net::listen(&listener, BACKLOG.into())?;
@@ -41,8 +55,8 @@ mod tests {
         let factor = if cfg!(target_os = "linux") { 2 } else { 1 };
         let send_buffer = sockopt::socket_send_buffer_size(&listener).unwrap();
         let receive_buffer = sockopt::socket_recv_buffer_size(&listener).unwrap();
-        assert_eq!(send_buffer, factor * 65_536);
-        assert_eq!(receive_buffer, factor * 32_768);
+        assert_eq!(send_buffer, factor * 4096);
+        assert_eq!(receive_buffer, factor * 4096);
         assert!(sockopt::tcp_nodelay(&listener).unwrap());
     }
 }

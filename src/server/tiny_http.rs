@@ -89,6 +89,7 @@ fn serve(request: tiny_http::Request, app: &mut App, access_log: &AccessLog) {
     };
     let entry = access_log.note(peer, asked.method, asked.target);
 
+    app.metrics().requests_in_flight().inc();
     let started = Instant::now();
     let reply = app.answer(&asked, started);
     if let (true, Some(peer)) = (reply.is_change, peer) {
@@ -99,6 +100,7 @@ fn serve(request: tiny_http::Request, app: &mut App, access_log: &AccessLog) {
     let latency = started.elapsed();
     // The client may be gone; the next one is not.
     let _ = request.respond(response(&reply));
+    app.metrics().requests_in_flight().dec();
     app.record(&reply, latency);
 
     if let Some(entry) = entry {

@@ -163,7 +163,7 @@ fn a_client_that_waits_for_its_answer_has_no_deadline() {
 }
 
 #[test]
-fn a_refused_client_may_go_on_sending_for_2_seconds() {
+fn a_rejected_client_may_be_silent_for_2_seconds_and_go_on_sending_for_30() {
     let mut driver = Driver::new();
     driver.wait(5);
     driver.receive(b"nonsense\r\n");
@@ -176,6 +176,12 @@ fn a_refused_client_may_go_on_sending_for_2_seconds() {
     }
     assert!(driver.connection.wants_bytes() && !driver.connection.is_finished());
     assert_eq!(driver.deadline(), Some(7));
+    for (waited, deadline) in [(1, 8), (1, 9), (26, 35), (1, 35)] {
+        driver.wait(waited);
+        driver.receive(REQUEST);
+        assert_eq!(driver.deadline(), Some(deadline));
+    }
+    assert!(driver.connection.is_deadline_final());
     driver.connection.receive_end();
     assert!(driver.connection.is_finished());
 }
@@ -252,7 +258,7 @@ fn a_head_is_looked_at_when_a_line_is_complete_or_it_is_too_long() {
 }
 
 #[test]
-fn whoever_is_owed_nothing_is_idle_since_then() {
+fn a_client_that_is_owed_nothing_is_idle_since_then() {
     let mut driver = Driver::new();
     let since = |driver: &Driver| {
         let since = driver.connection.idle_since()?;
@@ -267,9 +273,10 @@ fn whoever_is_owed_nothing_is_idle_since_then() {
     driver.wait(5);
     driver.receive(b"nonsense\r\n");
     driver.send();
-    assert_eq!(since(&driver), None, "the connection is to be closed first");
+    assert_eq!(since(&driver), None, "the connection will be closed");
     driver.connection.linger(driver.now);
-    assert_eq!(since(&driver), Some(10), "whoever lingers is owed nothing");
+    assert_eq!(since(&driver), None);
+    assert_eq!(driver.connection.lingers_since(), Some(driver.now));
 }
 
 #[test]
@@ -301,5 +308,43 @@ fn an_end_with_nothing_owed_finishes_the_connection() {
         assert_eq!(driver.connection.is_finished(), is_finished);
         driver.send();
         assert!(driver.connection.is_finished());
+    }
+}
+
+#[test]
+fn silence_is_tolerated_for_a_moment_once_the_service_has_been_told_to_stop() {
+    let millis = |driver: &Driver| {
+        let deadline = driver.connection.deadline().expect("it is not answering");
+        deadline.duration_since(driver.start).as_millis()
+    };
+    for (sent, answered) in [(&b""[..], 0), (b"GET /pro", 0), (REQUEST, 1)] {
+        let mut driver = Driver::new();
+        driver.receive(sent);
+        driver.wait(5);
+        assert_eq!(driver.connection.unsent().is_empty(), answered == 0);
+        driver.send();
+        driver.connection.stop(driver.now);
+        assert_eq!(millis(&driver), 5200);
+        driver.wait(1);
+        driver.receive(b"G");
+        assert_eq!(millis(&driver), 6200, "bytes break the silence");
+        assert!(driver.connection.expire().is_none(), "no 408");
+    }
+}
+
+#[test]
+fn sent_bytes_take_no_memory_however_slowly_the_client_reads() {
+    use tiny_probe::server::event_loop::connection::Buffers;
+
+    let mut driver = Driver::new();
+    let mut spare = Buffers::default();
+    let requests = REQUEST.repeat(20);
+    for _ in 0..10_000 {
+        let wants_bytes = driver.connection.wants_bytes();
+        driver.receive(if wants_bytes { &requests } else { b"" });
+        driver.connection.sent(2000, driver.now);
+        driver.connection.put_back(&mut spare);
+        assert!(!driver.connection.unsent().is_empty(), "never everything");
+        assert!(driver.connection.held_bytes() < 2 * MAX_UNSENT);
     }
 }

@@ -85,6 +85,7 @@ fn series_of(page: &Page) -> BTreeSet<Series> {
             && !name.ends_with("_created")
             && !name.starts_with("app_connections_")
             && !name.starts_with("app_configured_")
+            && name != "app_requests_in_flight"
     };
     page.samples
         .keys()

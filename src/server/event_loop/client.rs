@@ -4,121 +4,234 @@
 //! a reply is due -> answer what was received -> read, answer -> write -> expire or half-close
 //! ```
 //!
-//! A turn does what can be done without waiting, and is bounded: a client with a thousand requests
-//! waits for the others between them.
+//! A turn does what can be done without waiting, and is bounded in time: a client that pipelines a
+//! thousand requests takes many turns, and other clients take theirs in between.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io;
 use std::mem;
-use std::net::{Shutdown, SocketAddr};
-use std::time::{Instant, SystemTime};
-
-use mio::event::Event;
-use mio::net::TcpStream;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::connection::{Buffers, Connection};
 use super::date::Date;
 use super::request_head::Rejection;
+use super::socket::{Readiness, Received, Socket, Stream};
 use super::timer_queue::TimerQueue;
 use crate::access_log::{AccessLog, Entry};
 use crate::app::{App, Reply};
 use crate::diagnostics::announce_change;
+use crate::http::Status;
 use crate::probe;
+use crate::server::{RECEIVE_BUFFER, SEND_BUFFER};
 
-/// Requests answered in one turn. The most expensive is HEAD /metrics, a tenth of a millisecond or two.
-const REQUESTS_PER_TURN: usize = 32;
+/// How long a turn lasts: no request is started after that. The most expensive ordinary request is
+/// HEAD /metrics, some 25 µs.
+pub const TURN_TIME: Duration = Duration::from_micros(50);
+/// How long a reset may take to arrive after a response to a client that had closed its sending
+/// side: a round trip. Only then is it known whether the client had left or waits for the response.
+const CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 
 /// What the turns of all clients share.
 pub struct Shared {
+    /// The service.
     pub app: App,
+    /// Where requests are logged.
     pub access_log: AccessLog,
-    /// When the last wake-up was.
+    /// The time, as of the last turn or request.
     pub now: Instant,
-    /// The same by the clock on the wall.
+    /// The wall clock's time, as of the last wake-up.
     pub time: SystemTime,
+    /// The same as the value of the `Date` field.
     pub date: Date,
     /// When delayed replies are due.
     pub timers: TimerQueue,
-    /// The keys of the clients whose reply is due and takes work, in the order of their turns.
+    /// The keys of the clients whose reply is due and takes work, in the order in which they asked.
     pub work_queue: VecDeque<usize>,
-    /// What one read fills at most.
+    /// Where a read puts its bytes; its length is the most that is read at once.
     pub read_buffer: Box<[u8]>,
-    /// What the client that has a turn works with.
+    /// The buffers of the client that has a turn.
     pub spare_buffers: Buffers,
-    /// The first signal has come: whoever is owed nothing is closed.
+    /// The bytes that the buffers of all connections hold between turns.
+    pub held_bytes: usize,
+    /// From that many held bytes on, a client gets its next response when it has read the last one.
+    pub scarce_from: usize,
+    /// How many more responses may close their connection to make room for clients that wait.
+    pub turnovers: usize,
+    /// The first signal has come: responses close their connections.
     pub is_stopping: bool,
+    /// The time for delayed replies is over: they are replaced with a 503.
+    pub is_grace_over: bool,
 }
 
 /// A client of the event loop.
-pub struct Client {
+pub struct Client<S> {
     key: usize,
     peer: SocketAddr,
-    socket: Socket,
+    socket: Socket<S>,
     connection: Connection,
-    pending: Option<PendingReply>,
-    /// It is in the run queue.
+    /// The reply that is not due yet or takes work. The requests behind it wait.
+    pending: Option<Box<PendingReply>>,
+    /// A response that is sent to a client that had closed its sending side before.
+    unconfirmed: Option<Box<UnconfirmedReply>>,
+    /// Whether the connection has a place among `--max-connections`.
+    admission: Admission,
+    /// The requests that were answered in this turn, or are pending.
+    requests_in_turn: usize,
+    /// The deadline has passed, and all events up to then are known. Set by the event loop, cleared
+    /// when the client has made progress.
+    is_overdue: bool,
+    /// The client is in the queue for a turn.
     pub is_queued: bool,
+    /// Where its use of the event loop's time ends, for the fair queue.
+    pub finish_tag: u64,
+    /// The bytes that its buffers held after the last turn.
+    held_bytes: usize,
 }
 
-/// A reply that is not due yet, or takes work, and the only one: the requests behind it wait.
+/// A reply that is not due yet or takes work.
 struct PendingReply {
     due: Instant,
-    /// It is due, and in the work queue.
+    /// The reply is due, and the client is in the work queue.
     waits_for_work: bool,
-    /// Its `work` is what is left to be done.
+    /// When the client closed its sending side, if it has. It may have left, or still read.
+    half_closed_at: Option<Instant>,
+    /// Its `work` is what remains to be done.
     reply: Reply,
-    request: InFlight,
+    exchange: Exchange,
 }
 
-/// A request that is being answered.
-struct InFlight {
+/// A response that may not arrive.
+struct UnconfirmedReply {
+    reply: Reply,
+    exchange: Exchange,
+    /// When the client closed its sending side.
+    half_closed_at: Instant,
+    /// When the response was given.
+    answered_at: Instant,
+}
+
+/// A request that has been received and not recorded yet.
+struct Exchange {
     started: Instant,
     log_entry: Option<Entry>,
 }
 
-/// What is to happen after a turn.
-#[derive(PartialEq, Eq)]
+/// Whether a connection has a place among `--max-connections`, or is one of the few above them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It has a place.
+    Admitted,
+    /// It is on the reserve: requests that are not urgent wait for a place.
+    Waiting,
+    /// It is on the reserve, and requests that are not urgent get a 503.
+    Refused,
+}
+
+/// What happens after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing, until an event, a timer or a deadline.
+    /// Nothing until an event, a timer or a deadline.
     Wait,
-    /// Another turn, when the others had theirs.
+    /// Another turn, after those of other clients.
     AnotherTurn,
-    /// The connection is over.
+    /// The connection ends.
     Close,
 }
 
-impl Client {
+/// Why a connection may be closed to make room, in the order in which that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Evictable {
+    /// The client has closed its sending side and waits, or its last response is sent. Since when.
+    HalfClosed(Instant),
+    /// Nothing is owed to the client. Since when.
+    Idle(Instant),
+}
+
+impl Evictable {
+    /// Since when.
+    pub fn since(self) -> Instant {
+        match self {
+            Self::HalfClosed(since) | Self::Idle(since) => since,
+        }
+    }
+}
+
+impl<S: Stream> Client<S> {
     /// A client that was accepted at `now`. `key` is its key among the clients.
-    pub fn new(key: usize, stream: TcpStream, peer: SocketAddr, now: Instant) -> Self {
+    pub fn new(
+        key: usize,
+        stream: S,
+        peer: SocketAddr,
+        admission: Admission,
+        now: Instant,
+    ) -> Self {
         Self {
             key,
             peer,
             socket: Socket::new(stream),
             connection: Connection::new(now),
             pending: None,
+            unconfirmed: None,
+            admission,
+            requests_in_turn: 0,
+            is_overdue: false,
             is_queued: false,
+            finish_tag: 0,
+            held_bytes: 0,
         }
     }
 
-    /// Takes what an event says of the socket.
-    pub fn note(&mut self, event: &Event) {
-        self.socket.note(event);
+    /// Adds what an event says about the socket.
+    pub fn update_readiness(&mut self, readiness: Readiness, now: Instant) {
+        self.socket.update(readiness);
+        if self.socket.is_read_closed()
+            && let Some(pending) = &mut self.pending
+        {
+            pending.half_closed_at.get_or_insert(now);
+        }
     }
 
-    /// Has the next turn look for bytes without an event. Told to stop, the event loop does so:
-    /// what the kernel has received is received.
-    pub fn assume_readable(&mut self) {
-        self.socket.is_readable = true;
+    /// Has the next turn end a wait whose deadline has passed, unless unread bytes end it: what the
+    /// kernel has received by now was received in time.
+    pub fn check_deadline(&mut self) {
+        self.is_overdue = true;
+        self.socket.assume_readable();
     }
 
-    /// When the client is given up, unless something happens before.
+    /// Has the connection end soon: the service has been told to stop.
+    pub fn stop(&mut self, now: Instant) {
+        self.connection.stop(now);
+        self.socket.assume_readable();
+    }
+
+    /// When the client's time is up, unless something happens before.
     pub fn deadline(&self) -> Option<Instant> {
-        self.connection.deadline()
+        let confirmation = self.confirmation_ends();
+        match self.connection.deadline() {
+            Some(deadline) => Some(confirmation.map_or(deadline, |end| end.min(deadline))),
+            None => confirmation,
+        }
     }
 
-    /// Since when the client does nothing but take up room, if that is so.
-    pub fn idle_since(&self) -> Option<Instant> {
-        self.connection.idle_since()
+    /// Whether the connection may be closed to make room, and since when.
+    pub fn evictable(&self) -> Option<Evictable> {
+        let half_closed_at = self.pending.as_ref().and_then(|p| p.half_closed_at);
+        if let Some(since) = half_closed_at.or(self.connection.lingers_since()) {
+            return Some(Evictable::HalfClosed(since));
+        }
+        self.connection.idle_since().map(Evictable::Idle)
+    }
+
+    /// Whether the client has sent bytes that are unread. It reads them if so; the next turn answers.
+    pub fn has_unread(&mut self, shared: &mut Shared) -> bool {
+        self.socket.assume_readable();
+        self.connection.take_spare(&mut shared.spare_buffers);
+        let has_read = self.can_read()
+            && self.connection.lingers_since().is_none()
+            && matches!(self.read(shared), Ok(Received::Bytes(_)));
+        self.return_buffers(shared);
+        has_read
     }
 
     /// When its delayed reply is due, if it has one.
@@ -126,14 +239,24 @@ impl Client {
         self.pending.as_ref().map(|pending| pending.due)
     }
 
-    /// Whether it is in the work queue.
+    /// Whether the client is in the work queue.
     pub fn waits_for_work(&self) -> bool {
         self.pending
             .as_ref()
             .is_some_and(|pending| pending.waits_for_work)
     }
 
-    /// Does the work that its reply takes. The next turn gives the answer.
+    /// Whether the client has closed its sending side. It may have left.
+    pub fn is_half_closed(&self) -> bool {
+        self.socket.is_read_closed()
+    }
+
+    /// Whether the connection has failed, as far as the kernel knows by now.
+    pub fn has_failed(&self) -> bool {
+        self.socket.has_failed()
+    }
+
+    /// Does the work that its reply takes. The next turn gives the response.
     pub fn work(&mut self) {
         if let Some(pending) = &mut self.pending {
             pending.waits_for_work = false;
@@ -141,34 +264,72 @@ impl Client {
         }
     }
 
-    /// Does what can be done without waiting, up to the bounds of a turn.
+    /// Whether the connection has a place among `--max-connections`.
+    pub fn admission(&self) -> Admission {
+        self.admission
+    }
+
+    /// Changes whether the connection has a place.
+    pub fn admit(&mut self, admission: Admission) {
+        self.admission = admission;
+    }
+
+    /// Whether a request is here that waits for a place.
+    pub fn waits_for_admission(&mut self, shared: &Shared) -> bool {
+        self.admission == Admission::Waiting
+            && self
+                .connection
+                .peek_request()
+                .is_some_and(|request| !shared.app.is_urgent(&request))
+    }
+
+    /// Does what can be done without waiting, within the time of a turn.
     ///
     /// # Errors
-    /// When the socket fails: the client has left.
+    /// When the socket fails: the client has disconnected.
     pub fn take_turn(&mut self, shared: &mut Shared) -> io::Result<Next> {
         self.connection.take_spare(&mut shared.spare_buffers);
         let next = self.serve(shared);
-        self.connection.put_back(&mut shared.spare_buffers);
+        self.return_buffers(shared);
         next
     }
 
-    /// Takes that the client has left. A request whose reply it did not wait for is recorded.
-    pub fn leave(self, shared: &Shared) {
-        if let Some(pending) = self.pending {
-            shared.record(&pending.reply, &pending.request);
+    /// The bytes that its buffers held after the last turn.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Ends the client. Requests that got no response are recorded as such. `is_lost` says that the
+    /// connection has failed, and with it responses on their way.
+    pub fn leave(mut self, is_lost: bool, shared: &mut Shared) {
+        shared.held_bytes -= self.held_bytes;
+        if !self.connection.unsent().is_empty() {
+            self.socket.reset_on_close();
         }
+        if let Some(pending) = self.pending.take() {
+            let left_at = pending.half_closed_at.unwrap_or(shared.now);
+            shared.record_disconnect(pending.reply, &pending.exchange, left_at);
+        }
+        self.confirm(is_lost, shared);
     }
 
     fn serve(&mut self, shared: &mut Shared) -> io::Result<Next> {
+        self.requests_in_turn = 0;
+        let turn_ends = shared.now + TURN_TIME;
         self.advance_pending(shared);
-        let mut budget = REQUESTS_PER_TURN;
-        self.answer_received(&mut budget, shared);
-        if self.can_read() {
+        self.answer_received(turn_ends, shared);
+        if self.can_read() && shared.now < turn_ends {
             self.read(shared)?;
-            self.answer_received(&mut budget, shared);
+            self.answer_received(turn_ends, shared);
         }
         self.write(shared.now)?;
-        if self.deadline().is_some_and(|end| end <= shared.now) {
+        if self
+            .confirmation_ends()
+            .is_some_and(|end| end <= shared.now)
+        {
+            self.confirm(false, shared);
+        }
+        if self.is_expired(shared) {
             let Some(rejection) = self.connection.expire() else {
                 return Ok(Next::Close);
             };
@@ -176,17 +337,25 @@ impl Client {
             self.write(shared.now)?;
         }
         if self.connection.wants_half_close() {
-            self.socket.stream.shutdown(Shutdown::Write)?;
+            self.socket.close_sending_side()?;
             self.connection.linger(shared.now);
         }
-        Ok(self.next(shared.is_stopping))
+        Ok(self.next(shared))
     }
 
-    fn next(&self, is_stopping: bool) -> Next {
-        let is_to_end = is_stopping && self.connection.is_idle() && !self.can_read();
-        if self.connection.is_finished() || is_to_end {
+    /// Whether a wait has ended without progress.
+    fn is_expired(&mut self, shared: &Shared) -> bool {
+        let deadline = self.connection.deadline();
+        self.is_overdue &= deadline.is_some_and(|end| end <= shared.now);
+        self.is_overdue
+            && (self.connection.is_deadline_final()
+                || !(self.can_read() || self.can_answer(shared)))
+    }
+
+    fn next(&self, shared: &Shared) -> Next {
+        if self.connection.is_finished() && self.unconfirmed.is_none() {
             Next::Close
-        } else if self.can_read() || self.connection.can_answer() {
+        } else if self.can_read() || self.can_answer(shared) {
             Next::AnotherTurn
         } else {
             Next::Wait
@@ -194,19 +363,29 @@ impl Client {
     }
 
     fn can_read(&self) -> bool {
-        self.socket.is_readable && self.connection.wants_bytes()
+        self.socket.is_readable() && self.connection.wants_bytes()
     }
 
-    fn read(&mut self, shared: &mut Shared) -> io::Result<()> {
-        match self.socket.read(&mut shared.read_buffer)? {
-            None => {}
-            Some(0) => self.connection.receive_end(),
-            Some(count) => {
+    /// Whether a request may be here that can be answered now. While memory is scarce, a client
+    /// must have read its last response first.
+    fn can_answer(&self, shared: &Shared) -> bool {
+        let is_scarce = shared.held_bytes >= shared.scarce_from;
+        self.connection.can_answer()
+            && self.admission != Admission::Waiting
+            && (!is_scarce || self.connection.unsent().is_empty())
+    }
+
+    fn read(&mut self, shared: &mut Shared) -> io::Result<Received> {
+        let received = self.socket.read(&mut shared.read_buffer)?;
+        match received {
+            Received::Nothing => {}
+            Received::End => self.connection.receive_end(),
+            Received::Bytes(count) => {
                 let bytes = &shared.read_buffer[..count];
                 self.connection.receive(bytes, shared.now);
             }
         }
-        Ok(())
+        Ok(received)
     }
 
     fn write(&mut self, now: Instant) -> io::Result<()> {
@@ -218,143 +397,187 @@ impl Client {
         Ok(())
     }
 
-    /// Answers with the pending reply if it is due, or has its work queued if it takes some.
+    fn return_buffers(&mut self, shared: &mut Shared) {
+        self.connection.put_back(&mut shared.spare_buffers);
+        // The kernel's part is the most that it may be: what it really is, it does not tell.
+        let is_read_blocked = self.socket.is_readable() && !self.connection.wants_bytes();
+        let held_bytes = self.connection.held_bytes()
+            + usize::from(!self.connection.unsent().is_empty()) * 2 * SEND_BUFFER
+            + usize::from(is_read_blocked) * 2 * RECEIVE_BUFFER;
+        shared.held_bytes = shared.held_bytes - self.held_bytes + held_bytes;
+        self.held_bytes = held_bytes;
+    }
+
+    /// Answers with the pending reply if it is due, or queues its work if it takes some.
     fn advance_pending(&mut self, shared: &mut Shared) {
-        let is_due =
-            |pending: &mut PendingReply| pending.due <= shared.now && !pending.waits_for_work;
+        let is_due = |pending: &mut Box<PendingReply>| {
+            shared.is_grace_over || (pending.due <= shared.now && !pending.waits_for_work)
+        };
         let Some(mut pending) = self.pending.take_if(is_due) else {
             return;
         };
-        if pending.reply.work.is_zero() {
-            return self.answer(&pending.reply, &pending.request, shared);
+        if shared.is_grace_over {
+            pending.reply = pending.reply.unavailable();
+        } else if !pending.reply.work.is_zero() {
+            shared.work_queue.push_back(self.key);
+            pending.waits_for_work = true;
+            self.pending = Some(pending);
+            return;
         }
-        shared.work_queue.push_back(self.key);
-        pending.waits_for_work = true;
-        self.pending = Some(pending);
+        let PendingReply {
+            reply, exchange, ..
+        } = *pending;
+        let Some(half_closed_at) = pending.half_closed_at else {
+            return self.answer(&reply, &exchange, shared);
+        };
+        self.confirm(false, shared);
+        self.respond(&reply, shared);
+        self.unconfirmed = Some(Box::new(UnconfirmedReply {
+            reply,
+            exchange,
+            half_closed_at,
+            answered_at: shared.now,
+        }));
     }
 
-    /// Answers the complete requests that are here, up to one whose reply is pending.
-    fn answer_received(&mut self, budget: &mut usize, shared: &mut Shared) {
-        while *budget > 0
-            && let Some(request) = self.connection.next_request()
-        {
-            *budget -= 1;
+    /// When it is known that the response to a half-closed client has arrived, if there is one.
+    fn confirmation_ends(&self) -> Option<Instant> {
+        let unconfirmed = self.unconfirmed.as_ref()?;
+        Some(unconfirmed.answered_at + CONFIRMATION_TIME)
+    }
+
+    /// Records the response to a half-closed client, now that its fate is known.
+    fn confirm(&mut self, is_lost: bool, shared: &mut Shared) {
+        let Some(unconfirmed) = self.unconfirmed.take() else {
+            return;
+        };
+        let UnconfirmedReply {
+            reply,
+            exchange,
+            half_closed_at,
+            answered_at,
+        } = *unconfirmed;
+        if is_lost {
+            shared.record_disconnect(reply, &exchange, half_closed_at);
+        } else {
+            let latency = answered_at.saturating_duration_since(exchange.started);
+            shared.record(&reply, &exchange, latency);
+        }
+    }
+
+    /// Answers the complete requests that are here until the turn ends, up to one whose reply is
+    /// pending.
+    fn answer_received(&mut self, turn_ends: Instant, shared: &mut Shared) {
+        loop {
+            if self.admission == Admission::Waiting {
+                if self.waits_for_admission(shared) {
+                    return;
+                }
+            } else if !self.can_answer(shared) {
+                return;
+            }
+            let Some(request) = self.connection.next_request() else {
+                return;
+            };
             let request = match request {
                 Ok(request) => request,
                 Err(rejection) => return self.reject(rejection, shared),
             };
-            let in_flight = shared.start(self.peer, request.method, request.target);
-            let reply = shared.app.answer(&request, in_flight.started);
+            let exchange = shared.start(self.peer, request.method, request.target);
+            let is_refused =
+                self.admission == Admission::Refused && !shared.app.is_urgent(&request);
+            let reply = if is_refused {
+                shared.app.refuse(&request)
+            } else {
+                shared.app.answer(&request, exchange.started)
+            };
             if reply.is_change {
                 announce_change(self.peer, &reply.body);
             }
             #[cfg(test)]
             assert_ne!(request.target, "/panic", "a panic on purpose");
             if reply.delay.is_zero() && reply.work.is_zero() {
-                self.answer(&reply, &in_flight, shared);
+                self.answer(&reply, &exchange, shared);
                 shared.app.put_back(reply);
             } else {
-                let due = in_flight.started + reply.delay;
+                let due = exchange.started + reply.delay;
                 shared.timers.push(due, self.key);
-                self.pending = Some(PendingReply {
+                self.pending = Some(Box::new(PendingReply {
                     due,
                     waits_for_work: false,
+                    half_closed_at: self.socket.is_read_closed().then_some(exchange.started),
                     reply,
-                    request: in_flight,
-                });
+                    exchange,
+                }));
+            }
+            if turn_ends <= shared.now {
+                return;
             }
         }
     }
 
-    /// Answers what is no request.
-    fn reject(&mut self, rejection: Rejection, shared: &Shared) {
-        let in_flight = shared.start(self.peer, "", "");
-        self.answer(&rejection.reply(), &in_flight, shared);
+    /// Responds to an invalid request.
+    fn reject(&mut self, rejection: Rejection, shared: &mut Shared) {
+        let exchange = shared.start(self.peer, "", "");
+        self.answer(&rejection.reply(), &exchange, shared);
     }
 
-    fn answer(&mut self, reply: &Reply, request: &InFlight, shared: &Shared) {
-        shared.record(reply, request);
+    fn answer(&mut self, reply: &Reply, exchange: &Exchange, shared: &mut Shared) {
+        let latency = exchange.started.elapsed();
+        shared.now = exchange.started + latency;
+        shared.record(reply, exchange, latency);
+        self.respond(reply, shared);
+    }
+
+    /// Whether the client may have sent more requests. They get their responses, too, so this response
+    /// does not close the connection.
+    fn is_pipelining(&self) -> bool {
+        self.requests_in_turn > 1 || self.socket.is_readable() || self.connection.has_bytes_left()
+    }
+
+    fn respond(&mut self, reply: &Reply, shared: &mut Shared) {
+        self.requests_in_turn += 1;
+        let is_last = !self.is_pipelining()
+            && (shared.is_stopping
+                || self.admission != Admission::Admitted
+                || shared.take_turnover());
         let date = shared.date.as_str();
-        self.connection
-            .answer(reply, date, shared.is_stopping, shared.now);
+        self.connection.answer(reply, date, is_last, shared.now);
     }
 }
 
 impl Shared {
-    /// Starts on a request: what follows until [`record`](Self::record) is its latency.
-    fn start(&self, peer: SocketAddr, method: &str, target: &str) -> InFlight {
+    /// Starts an exchange. From here on until [`record`](Self::record) it is in flight.
+    fn start(&self, peer: SocketAddr, method: &str, target: &str) -> Exchange {
+        self.app.metrics().requests_in_flight().inc();
         let log_entry = self.access_log.note(Some(peer), method, target);
         let started = Instant::now();
-        InFlight { started, log_entry }
+        Exchange { started, log_entry }
     }
 
-    fn record(&self, reply: &Reply, request: &InFlight) {
-        let latency = request.started.elapsed();
+    fn record(&self, reply: &Reply, exchange: &Exchange, latency: Duration) {
+        self.app.metrics().requests_in_flight().dec();
         self.app.record(reply, latency);
-        if let Some(entry) = &request.log_entry {
+        if let Some(entry) = &exchange.log_entry {
             self.access_log.push(entry, reply, latency, self.time);
         }
     }
-}
 
-/// A socket, and what the poll has said of it. It says everything once (it is edge-triggered), and
-/// what it said holds until a call finds otherwise.
-struct Socket {
-    stream: TcpStream,
-    /// There may be bytes to read.
-    is_readable: bool,
-    /// The client has closed its end: after the bytes comes the end, and no event says so again.
-    is_read_closed: bool,
-    /// The socket was full, and no event has said since that there is room.
-    is_write_blocked: bool,
-}
-
-impl Socket {
-    fn new(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            is_readable: false,
-            is_read_closed: false,
-            is_write_blocked: false,
-        }
+    /// Records that the client disconnected before its response was sent.
+    fn record_disconnect(&self, reply: Reply, exchange: &Exchange, left_at: Instant) {
+        let reply = Reply {
+            status: Status::ClientClosedRequest,
+            body: "".into(),
+            ..reply
+        };
+        let latency = left_at.saturating_duration_since(exchange.started);
+        self.record(&reply, exchange, latency);
     }
 
-    fn note(&mut self, event: &Event) {
-        self.is_readable |= event.is_readable();
-        self.is_read_closed |= event.is_read_closed();
-        self.is_write_blocked &= !event.is_writable();
-    }
-
-    /// Reads once. `Some(0)` is the end, `None` that nothing came.
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match self.stream.read(buffer) {
-            Ok(count) => {
-                // Less than was asked for: the socket is empty (epoll(7), "edge-triggered"), but
-                // for an end that is announced already.
-                self.is_readable = count == buffer.len() || (count > 0 && self.is_read_closed);
-                Ok(Some(count))
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                self.is_readable = false;
-                Ok(None)
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Writes as much as there is room for. `None` if there is none: a full socket is not tried
-    /// again without an event. It takes a little now and then of itself, although the client reads
-    /// nothing, and that would count as progress.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
-        while !self.is_write_blocked {
-            match self.stream.write(bytes) {
-                Ok(count) => return Ok(Some(count)),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.is_write_blocked = true,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
+    /// Whether this response may close its connection to make room for a client that waits.
+    fn take_turnover(&mut self) -> bool {
+        let may_close = self.turnovers > 0;
+        self.turnovers -= usize::from(may_close);
+        may_close
     }
 }

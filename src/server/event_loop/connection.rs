@@ -1,14 +1,19 @@
-//! One HTTP/1.1 connection without its socket: bytes in, requests out, answers in, bytes out.
+//! One HTTP/1.1 connection without its socket: bytes in, requests out, responses in, bytes out.
 //!
-//! The event loop does the reading and the writing. What is in here decides what the bytes mean,
-//! which answer goes where, what is too much, and when it has taken too long:
+//! The client does the reading and the writing. This module decides what the bytes mean, which
+//! response belongs where, what is too much, and what has taken too long:
 //!
 //! ```text
-//! receive -> next_request -> answer -> unsent, sent
-//!               deadline -> expire
+//! receive -> next_request -> answer -> unsent, sent -> close the sending side -> linger
+//!                deadline -> expire
 //! ```
 //!
-//! Requests are given out one at a time, so that answers stay in order however long one of them takes.
+//! Requests are given out one at a time, so that responses stay in order however long one takes.
+//!
+//! Every connection ends in the same way: this end closes its sending side after the last response
+//! and then discards what the client still sends. To close at once would reset the connection if
+//! bytes of the client are unread or on their way, and a reset destroys responses that the client
+//! has not read yet (RFC 9112, section 9.6).
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -16,18 +21,25 @@ use std::time::{Duration, Instant};
 use super::request_head::{self, MAX_HEAD, Rejection};
 use crate::app::{Reply, Request};
 
-/// Answers that wait unsent, in bytes, beyond which no more requests are read.
+/// Bytes of unsent responses from which on no more requests are read.
 pub const MAX_UNSENT: usize = 64 * 1024;
-/// How long a head may take, from its first byte.
+/// How long a request head may take, from its first byte.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a body may take, from the answer.
+/// How long a body may take, from the response.
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may be silent between requests.
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
-/// How long the client may take none of its answers.
+/// How long a connection may be silent once the service has been told to stop. A request that the
+/// client sent before it learned of this arrives within a round trip. Without the wait, clients that
+/// reuse connections lose such requests.
+pub const KEEP_ALIVE_TIMEOUT_WHILE_STOPPING: Duration = Duration::from_millis(200);
+/// How long a client may read nothing of its responses.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a rejected client may go on sending before it is reset.
-pub const LINGERING_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a client may be silent after the last response before its connection is closed.
+pub const LINGERING_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a client may go on sending after the last response. Many clients send the whole of a
+/// body before they read the response that refuses it.
+pub const MAX_LINGERING: Duration = Duration::from_secs(30);
 
 /// One connection.
 pub struct Connection {
@@ -37,11 +49,14 @@ pub struct Connection {
     /// How much of `to_send` is sent.
     sent: usize,
     state: State,
-    /// No complete head is in `received`.
+    /// `received` holds no complete head. Set when a head turns out to be incomplete, cleared when
+    /// bytes arrive that may complete it.
     needs_bytes: bool,
-    /// The client sends no more.
+    /// The client sends no more. Set when the end of its bytes has been read, and never cleared.
     is_half_closed: bool,
-    /// When what the connection is waiting for began.
+    /// The service has been told to stop: silence is tolerated for a moment only.
+    is_stopping: bool,
+    /// When the wait began that the deadline limits: the last progress.
     since: Instant,
 }
 
@@ -56,15 +71,14 @@ pub struct Buffers {
 enum State {
     /// Between requests, or in the middle of a head.
     Reading,
-    /// A request was given out; its answer is awaited.
+    /// A request was given out, and its response is awaited.
     Answering(Answering),
-    /// The request is answered, and so many bytes of its body are still to come.
+    /// The request is answered, and so many bytes of its body have not arrived.
     DiscardingBody(usize),
-    /// The last answer is given. If the client may still be sending, closing now would reset the
-    /// connection, and the answer could be lost with it.
-    Closing { client_may_send: bool },
-    /// This end is closed; what the client still sends is thrown away.
-    Lingering,
+    /// The last response is given. When it is sent, the sending side is closed.
+    Closing,
+    /// The sending side is closed since then. What the client still sends is discarded.
+    Lingering(Instant),
 }
 
 impl State {
@@ -72,17 +86,15 @@ impl State {
         body_length: 0,
         is_http_1_0: false,
         keep_alive: false,
-        is_rejected: true,
     });
 }
 
-/// What is to be known of a request while it is being answered.
+/// What must be known of a request while it is being answered.
 #[derive(Clone, Copy)]
 struct Answering {
     body_length: usize,
     is_http_1_0: bool,
     keep_alive: bool,
-    is_rejected: bool,
 }
 
 impl Connection {
@@ -95,35 +107,47 @@ impl Connection {
             state: State::Reading,
             needs_bytes: true,
             is_half_closed: false,
+            is_stopping: false,
             since: now,
         }
     }
 
-    /// Takes what the client sent.
+    /// Accepts bytes that the client sent.
     pub fn receive(&mut self, bytes: &[u8], now: Instant) {
-        if matches!(self.state, State::Closing { .. } | State::Lingering) {
-            return;
+        match self.state {
+            State::Closing => return,
+            State::Lingering(_) => return self.since = now,
+            _ => {}
         }
         let is_silent = self.buffers.received.is_empty() && self.unsent().is_empty();
-        if is_silent && matches!(self.state, State::Reading) {
+        let is_progress = is_silent && matches!(self.state, State::Reading);
+        if is_progress || (self.is_stopping && self.unsent().is_empty()) {
             self.since = now;
         }
         self.buffers.received.extend_from_slice(bytes);
         self.discard_body(now);
-        // A head ends with a line, so that nothing else is worth another look at it. Most often
-        // that is the last byte.
+        // A head ends with a line, so only the end of a line is worth another attempt to parse it.
+        // Most often that is the last byte.
         let completes_a_line = bytes.ends_with(b"\n") || bytes.contains(&b'\n');
         if completes_a_line || self.buffers.received.len() >= MAX_HEAD {
             self.needs_bytes = self.buffers.received.is_empty();
         }
     }
 
-    /// Takes that the client will send no more. It may still wait for answers.
+    /// Notes that the client will send no more. It may still wait for responses.
     pub fn receive_end(&mut self) {
         self.is_half_closed = true;
     }
 
-    /// The next complete request, or why it is rejected. Either is to be [answered](Self::answer)
+    /// Shortens the time for which the client may be silent: the service has been told to stop.
+    pub fn stop(&mut self, now: Instant) {
+        self.is_stopping = true;
+        if self.is_idle() {
+            self.since = now;
+        }
+    }
+
+    /// The next complete request, or why it is rejected. Either must be [answered](Self::answer)
     /// before the next is given out. `None` if bytes must come or go first.
     pub fn next_request(&mut self) -> Option<Result<Request<'_>, Rejection>> {
         if !self.can_answer() {
@@ -143,26 +167,31 @@ impl Connection {
             }
         };
         self.start += head.length;
-        // The answer is what a client waits for that expects a 100. Whether it sends its body then is
-        // its own affair, and nobody could say where its next request starts (RFC 9110, section
-        // 10.1.1).
+        // A client that expects a 100 gets the final response instead. Whether it then sends its body
+        // is its own decision, so that nobody could say where its next request starts (RFC 9110,
+        // section 10.1.1).
         let body_is_here = self.buffers.received.len() - self.start >= head.body_length;
         self.state = State::Answering(Answering {
             body_length: head.body_length,
             is_http_1_0: head.is_http_1_0,
             keep_alive: head.keep_alive && (body_is_here || !head.expects_continue),
-            is_rejected: false,
         });
-        Some(Ok(Request {
-            method: head.method,
-            target: head.target,
-            accept: head.accept,
-            traceparent: head.traceparent,
-        }))
+        Some(Ok(head.request()))
     }
 
-    /// Takes the answer to the request that was given out. `date` is the value of its `Date` field.
-    /// With `is_last` the connection is closed after it, unless more requests are here already.
+    /// The next complete request, which stays where it is. `None` if there is none, or if it would be
+    /// rejected.
+    pub fn peek_request(&mut self) -> Option<Request<'_>> {
+        if !self.can_answer() {
+            return None;
+        }
+        self.skip_empty_lines();
+        let head = request_head::parse(&self.buffers.received[self.start..]);
+        Some(head.ok()??.request())
+    }
+
+    /// Appends the response to the request that was given out. `date` is the value of its `Date`
+    /// field. With `is_last` the connection is closed after it, unless more requests are here already.
     pub fn answer(&mut self, reply: &Reply, date: &str, is_last: bool, now: Instant) {
         let State::Answering(answering) = self.state else {
             return;
@@ -172,14 +201,9 @@ impl Connection {
         }
         self.state = State::DiscardingBody(answering.body_length);
         self.discard_body(now);
-        let body_is_here = matches!(self.state, State::Reading);
-        let client_sends_more = !body_is_here || !self.buffers.received.is_empty();
-
         let close = !answering.keep_alive || (is_last && !self.has_next_request());
         if close {
-            self.state = State::Closing {
-                client_may_send: answering.is_rejected || client_sends_more,
-            };
+            self.state = State::Closing;
             self.buffers.received.clear();
             self.start = 0;
         }
@@ -191,12 +215,12 @@ impl Connection {
         write_answer(&mut self.buffers.to_send, reply, date, connection);
     }
 
-    /// The bytes to be sent.
+    /// The bytes of responses that are not sent yet.
     pub fn unsent(&self) -> &[u8] {
         &self.buffers.to_send[self.sent..]
     }
 
-    /// Takes that the first `count` of the unsent bytes are sent.
+    /// Notes that the first `count` of the unsent bytes are sent.
     pub fn sent(&mut self, count: usize, now: Instant) {
         self.since = now;
         self.sent += count;
@@ -206,7 +230,21 @@ impl Connection {
         }
     }
 
-    /// Whether what was received may hold a complete request that can be given out.
+    /// Whether bytes are left behind the request that is being answered, other than its body.
+    pub fn has_bytes_left(&self) -> bool {
+        let body_length = match self.state {
+            State::Answering(answering) => answering.body_length,
+            _ => 0,
+        };
+        self.buffers.received.len() - self.start > body_length
+    }
+
+    /// How many bytes of memory the connection holds in its buffers, room for more included.
+    pub fn held_bytes(&self) -> usize {
+        self.buffers.received.capacity() + self.buffers.to_send.capacity()
+    }
+
+    /// Whether the received bytes may hold a complete request that can be given out.
     pub fn can_answer(&self) -> bool {
         self.may_have_request() && self.unsent().len() < MAX_UNSENT
     }
@@ -215,76 +253,89 @@ impl Connection {
     pub fn wants_bytes(&self) -> bool {
         let wants = match self.state {
             State::Reading => self.needs_bytes && self.unsent().len() < MAX_UNSENT,
-            State::DiscardingBody(_) | State::Lingering => true,
-            State::Answering(_) | State::Closing { .. } => false,
+            State::DiscardingBody(_) | State::Lingering(_) => true,
+            State::Answering(_) | State::Closing => false,
         };
         wants && !self.is_half_closed
     }
 
-    /// Whether this end is to be closed now, and [`linger`](Self::linger) to be called.
+    /// Whether the sending side must be closed now, and [`linger`](Self::linger) called.
     pub fn wants_half_close(&self) -> bool {
-        let client_may_send = matches!(
-            self.state,
-            State::Closing {
-                client_may_send: true
-            }
-        );
-        client_may_send && !self.is_half_closed && self.unsent().is_empty()
+        matches!(self.state, State::Closing) && !self.is_half_closed && self.unsent().is_empty()
     }
 
-    /// Takes that this end is closed.
+    /// Notes that the sending side is closed.
     pub fn linger(&mut self, now: Instant) {
-        self.state = State::Lingering;
+        self.state = State::Lingering(now);
         self.since = now;
     }
 
-    /// Whether the connection is over and its socket to be closed.
+    /// Whether nothing remains to be sent or received, so that the socket can be closed.
     pub fn is_finished(&self) -> bool {
         let is_over = match self.state {
-            State::Reading => self.is_half_closed && self.needs_bytes,
-            State::DiscardingBody(_) | State::Lingering => self.is_half_closed,
+            State::Reading => self.needs_bytes,
+            State::DiscardingBody(_) | State::Closing | State::Lingering(_) => true,
             State::Answering(_) => false,
-            State::Closing { client_may_send } => !client_may_send || self.is_half_closed,
         };
-        is_over && self.unsent().is_empty()
+        is_over && self.is_half_closed && self.unsent().is_empty()
     }
 
-    /// Whether nothing is owed to the client: every complete request is answered, and the answers
+    /// Whether nothing is owed to the client: every complete request is answered, and the responses
     /// are sent.
     pub fn is_idle(&self) -> bool {
         let is_idle = match self.state {
             State::Reading => self.needs_bytes,
             State::DiscardingBody(_) => true,
-            State::Answering(_) | State::Closing { .. } | State::Lingering => false,
+            State::Answering(_) | State::Closing | State::Lingering(_) => false,
         };
         is_idle && self.unsent().is_empty()
     }
 
-    /// Since when the connection does nothing but take up room, if that is so.
+    /// When the connection became idle, if it is.
     pub fn idle_since(&self) -> Option<Instant> {
-        (self.is_idle() || matches!(self.state, State::Lingering)).then_some(self.since)
+        self.is_idle().then_some(self.since)
     }
 
-    /// When the timeout of what is waited for is over; `None` while it is the client that waits.
+    /// When the sending side was closed, if it is.
+    pub fn lingers_since(&self) -> Option<Instant> {
+        match self.state {
+            State::Lingering(since) => Some(since),
+            _ => None,
+        }
+    }
+
+    /// When the current wait ends with [`expire`](Self::expire); `None` while the client waits for
+    /// the service.
     pub fn deadline(&self) -> Option<Instant> {
         let timeout = match self.state {
-            State::Lingering => LINGERING_CLOSE_TIMEOUT,
+            State::Lingering(since) => {
+                return Some((self.since + LINGERING_TIMEOUT).min(since + MAX_LINGERING));
+            }
             _ if !self.unsent().is_empty() => WRITE_TIMEOUT,
             State::Answering(_) => return None,
+            State::Reading | State::DiscardingBody(_) if self.is_stopping => {
+                KEEP_ALIVE_TIMEOUT_WHILE_STOPPING
+            }
             State::Reading if self.buffers.received.is_empty() => KEEP_ALIVE_TIMEOUT,
             State::Reading => HEADER_READ_TIMEOUT,
             State::DiscardingBody(_) => BODY_READ_TIMEOUT,
-            State::Closing { .. } => WRITE_TIMEOUT,
+            State::Closing => WRITE_TIMEOUT,
         };
         Some(self.since + timeout)
     }
 
-    /// Takes that the deadline has passed. A head that takes too long is rejected, and the
-    /// rejection to be answered; in any other case the connection is to be closed.
+    /// Whether the deadline holds even while bytes wait to be read.
+    pub fn is_deadline_final(&self) -> bool {
+        matches!(self.state, State::Lingering(_))
+    }
+
+    /// Ends the wait whose deadline has passed. A head that takes too long is rejected, and the
+    /// rejection must be answered; in any other case the connection must be closed.
     pub fn expire(&mut self) -> Option<Rejection> {
         let is_within_head = matches!(self.state, State::Reading)
             && !self.buffers.received.is_empty()
-            && self.unsent().is_empty();
+            && self.unsent().is_empty()
+            && !self.is_stopping;
         if !is_within_head {
             return None;
         }
@@ -294,7 +345,7 @@ impl Connection {
         Some(rejection)
     }
 
-    /// Takes spare buffers, which have grown to their size, so that a request allocates nothing.
+    /// Borrows spare buffers that have grown to their size, so that a request allocates nothing.
     pub fn take_spare(&mut self, spare: &mut Buffers) {
         if self.buffers.received.is_empty() {
             mem::swap(&mut self.buffers.received, &mut spare.received);
@@ -304,11 +355,14 @@ impl Connection {
         }
     }
 
-    /// Puts back the buffers that the connection has nothing in, and cuts the others to size.
+    /// Returns the buffers that the connection has nothing in, and shrinks the others to their
+    /// contents: what is parsed and what is sent takes no memory after a turn.
     pub fn put_back(&mut self, spare: &mut Buffers) {
         self.clear_if_consumed();
         self.buffers.received.drain(..self.start);
         self.start = 0;
+        self.buffers.to_send.drain(..self.sent);
+        self.sent = 0;
         for (own, spare) in [
             (&mut self.buffers.received, &mut spare.received),
             (&mut self.buffers.to_send, &mut spare.to_send),
@@ -324,7 +378,7 @@ impl Connection {
         matches!(self.state, State::Reading) && !self.needs_bytes
     }
 
-    /// Whether the next request is here, or what is to be rejected.
+    /// Whether the next request is here, or one that will be rejected.
     fn has_next_request(&mut self) -> bool {
         if !self.may_have_request() {
             return false;
@@ -346,13 +400,13 @@ impl Connection {
         self.clear_if_consumed();
     }
 
-    /// Discards what is here of the body, if one is to be discarded.
+    /// Discards the received part of the body, if one must be discarded.
     fn discard_body(&mut self, now: Instant) {
         if let State::DiscardingBody(left) = self.state {
             let here = left.min(self.buffers.received.len() - self.start);
             self.start += here;
             self.state = if here == left {
-                // While answers wait, it is their being taken that counts.
+                // While responses are unsent, only the client's reading counts as progress.
                 if self.unsent().is_empty() {
                     self.since = now;
                 }
@@ -364,7 +418,7 @@ impl Connection {
         }
     }
 
-    /// Empties `received` once all in it was dealt with.
+    /// Empties `received` once everything in it has been parsed.
     fn clear_if_consumed(&mut self) {
         if self.start == self.buffers.received.len() {
             self.buffers.received.clear();
@@ -393,6 +447,9 @@ fn write_answer(to_send: &mut Vec<u8>, reply: &Reply, date: &str, connection: &s
     }
     if reply.varies_by_accept() {
         write("\r\nVary: Accept");
+    }
+    if reply.is_retryable {
+        write("\r\nRetry-After: 1");
     }
     write("\r\n\r\n");
     if !reply.is_to_head {

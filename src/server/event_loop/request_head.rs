@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 
 use httparse::{Error, Header, Request as Parser};
 
-use crate::app::Reply;
+use crate::app::{Reply, Request};
 use crate::http::{Status, after_authority, is_authority_form, is_host, is_token_byte};
 
 /// The longest request head, in bytes.
@@ -38,6 +38,18 @@ pub struct RequestHead<'a> {
     pub keep_alive: bool,
     /// Whether the client waits for an answer before it sends the body.
     pub expects_continue: bool,
+}
+
+impl<'a> RequestHead<'a> {
+    /// The part of the head that the service looks at.
+    pub fn request(&self) -> Request<'a> {
+        Request {
+            method: self.method,
+            target: self.target,
+            accept: self.accept,
+            traceparent: self.traceparent,
+        }
+    }
 }
 
 /// Why a request is rejected. The connection is closed after the answer: where the next request
