@@ -5,16 +5,24 @@
 //! and completes no more than 128 connections that are not accepted. What needs more is for Linux.
 
 mod bounds;
+#[cfg(target_os = "linux")]
+mod clients;
 mod delayed_replies;
+#[cfg(target_os = "linux")]
+mod disconnects;
 #[cfg(target_os = "linux")]
 mod faults;
 #[cfg(target_os = "linux")]
 mod many_connections;
+#[cfg(target_os = "linux")]
+mod received;
 #[path = "../support/request_heads.rs"]
 mod request_heads;
 #[path = "../support/mod.rs"]
 mod support;
 mod timeouts;
+#[cfg(target_os = "linux")]
+mod turns;
 #[cfg(target_os = "linux")]
 mod work;
 

@@ -2,27 +2,15 @@
 
 use std::thread;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
+use crate::clients::raise_descriptor_limit;
 use crate::others_are_served;
 use crate::support::{Client, Service, wait_until};
 
 const SERVER: &str = "event-loop";
 
-/// Raises this process's soft limit on descriptors to the hard one, and returns it.
-fn descriptors() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
-    limit.maximum.map_or(usize::MAX, |limit| limit as usize)
-}
-
 #[test]
 fn ten_thousand_idle_connections_take_little_memory_and_give_it_back() {
-    let count = 10_000.min(descriptors() - 100);
+    let count = 10_000.min(raise_descriptor_limit() - 100);
     if count < 10_000 {
         println!("{count} connections only: the hard limit on descriptors allows no more");
     }
@@ -60,7 +48,7 @@ fn a_thousand_connections_at_once_get_every_answer_and_are_all_counted() {
     const THREADS: usize = 10;
     const CLIENTS: usize = 100;
     const REQUESTS: usize = 100;
-    descriptors();
+    raise_descriptor_limit();
     let service = Service::start(SERVER, &[]);
     thread::scope(|scope| {
         for _ in 0..THREADS {

@@ -271,7 +271,8 @@ pub fn request(method: &str, path: &str) -> String {
 /// One connection to the service.
 pub struct Client {
     pub stream: TcpStream,
-    received: Vec<u8>,
+    /// Bytes that were read from the stream behind the last answer.
+    pub received: Vec<u8>,
 }
 
 /// One answer as it came over the connection.

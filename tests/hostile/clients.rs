@@ -1,0 +1,183 @@
+//! What clients do in the scenarios: pause the process while they send, send urgent data, disconnect
+//! in one way or another, and read what they got when it is over.
+
+use std::io::{ErrorKind, Read};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SendFlags, SocketType, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::support::{Answer, Client, Service, TIMEOUT, wait_until};
+
+/// Raises this process's soft limit on descriptors to the hard limit, and returns that.
+pub fn raise_descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    limit.maximum.map_or(usize::MAX, |limit| limit as usize)
+}
+
+impl Service {
+    /// Stops the process as `docker pause` does. The kernel goes on accepting and receiving for it.
+    pub fn pause(&self) {
+        self.signal("STOP");
+        wait_until("the process is stopped", || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+            stat.contains(") T ")
+        });
+    }
+
+    /// Lets a stopped process go on.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    /// Connects with a receive buffer of about this many bytes, so that few responses fit into it.
+    pub fn connect_with_receive_buffer(&self, bytes: usize) -> Client {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        // The window is negotiated when the connection is made: this must come before.
+        sockopt::set_socket_recv_buffer_size(&socket, bytes).unwrap();
+        rustix::net::connect(&socket, &self.address).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+        Client::from(stream)
+    }
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By a FIN: nothing that was sent is lost.
+    Orderly,
+    /// By a reset.
+    Reset,
+}
+
+impl Client {
+    /// Disconnects with a reset, as a client does that crashes or does not read everything.
+    pub fn disconnect_with_reset(self) {
+        sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Disconnects with a FIN, as `curl -m` does. What is sent to it afterwards is answered with a reset.
+    pub fn disconnect_with_fin(self) {
+        assert!(
+            self.has_nothing_to_read(),
+            "unread bytes would turn the FIN into a reset"
+        );
+    }
+
+    /// Closes the sending side only. The client still reads.
+    pub fn finish_sending(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Sends one byte as TCP urgent data.
+    pub fn send_urgent(&self, byte: u8) {
+        let sent = rustix::net::send(&self.stream, &[byte], SendFlags::OOB);
+        assert_eq!(sent, Ok(1));
+    }
+
+    /// Waits until the service's kernel has everything that was sent.
+    pub fn wait_until_received(&self) {
+        let port = |address: std::net::SocketAddr| format!(":{:04X}", address.port());
+        let own = port(self.stream.local_addr().unwrap());
+        let peer = port(self.stream.peer_addr().unwrap());
+        wait_until("the service's kernel has all bytes", || {
+            // Of proc_net_tcp(5): the local address, the remote address, the state, and both queues.
+            let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            let mut sockets = sockets.lines().map(|line| {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                (fields[1], fields[2], fields[4])
+            });
+            let socket =
+                sockets.find(|(local, remote, _)| local.ends_with(&own) && remote.ends_with(&peer));
+            let (_, _, queues) = socket.expect("the connection is there");
+            queues.starts_with("00000000:")
+        });
+    }
+
+    /// Whether no byte has come that was not read.
+    pub fn has_nothing_to_read(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
+    /// Waits for a response to a request with a body, or for the connection to end without it.
+    pub fn response_or_ending(&mut self) -> Result<Answer, Ending> {
+        loop {
+            if let Some((response, rest)) = split_response(&self.received) {
+                self.received = rest.to_vec();
+                return Ok(response);
+            }
+            let mut buffer = [0; 16 * 1024];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(Ending::Orderly),
+                Ok(count) => self.received.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                    return Err(Ending::Reset);
+                }
+                Err(error) => panic!("neither a response nor an end: {error}"),
+            }
+        }
+    }
+
+    /// Reads to the end of the connection: the responses to requests that have a body, and how it ended.
+    pub fn read_to_the_end(&mut self) -> (Vec<Answer>, Ending) {
+        let mut responses = Vec::new();
+        loop {
+            match self.response_or_ending() {
+                Ok(response) => responses.push(response),
+                Err(ending) => return (responses, ending),
+            }
+        }
+    }
+
+    /// Reads until nothing more comes.
+    pub fn read_what_is_there(&mut self) {
+        let pause = Duration::from_millis(200);
+        self.stream.set_read_timeout(Some(pause)).unwrap();
+        while self.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
+            self.receive();
+        }
+        self.stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    }
+
+    /// Asserts that so many more responses come, all of them with status 200, and then an orderly close.
+    pub fn expect_responses_and_orderly_close(&mut self, count: usize) {
+        let (responses, ending) = self.read_to_the_end();
+        let statuses: Vec<u16> = responses.iter().map(|response| response.status).collect();
+        let as_expected = statuses.iter().filter(|status| **status == 200).count();
+        assert!(
+            (as_expected, statuses.len(), ending) == (count, count, Ending::Orderly),
+            "expected {count} responses with status 200 and an orderly close, got {as_expected} \
+             of {} responses, and then {ending:?}",
+            statuses.len()
+        );
+    }
+}
+
+/// Splits the first response, which has a body, from what was received, if all of it is there.
+fn split_response(received: &[u8]) -> Option<(Answer, &[u8])> {
+    let end = received.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
+    let (head, rest) = received.split_at(end + 4);
+    let head = String::from_utf8(head.to_vec()).unwrap();
+    let mut response = Answer {
+        status: head[9..12].parse().expect("a status line"),
+        head: head.trim_end().to_owned(),
+        body: String::new(),
+    };
+    let length = response.field("Content-Length").expect("Content-Length");
+    let (body, rest) = rest.split_at_checked(length.parse().unwrap())?;
+    response.body = String::from_utf8(body.to_vec()).unwrap();
+    Some((response, rest))
+}

@@ -1,0 +1,193 @@
+//! Clients that disconnect before their delayed response: each is recorded as a 499, with the time until
+//! it disconnected, and never as a success that was not sent.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Page, Service, wait_until};
+
+const SERVER: &str = "event-loop";
+
+/// How long the clients wait before they disconnect. It is far from the delays.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// How much later a busy server may notice it.
+const TOLERANCE: Duration = Duration::from_secs(1);
+
+/// How many requests to /probe were recorded with a status.
+fn probes(page: &Page, status: &str) -> u64 {
+    let series = format!(
+        r#"app_request_count_total{{method="GET",endpoint="/probe",http_status="{status}"}}"#
+    );
+    page.count(&series)
+}
+
+/// How many were recorded with whatever status, and their latency taken together.
+fn latency(page: &Page) -> (u64, f64) {
+    let series = |suffix| {
+        format!(r#"app_request_latency_seconds_{suffix}{{method="GET",endpoint="/probe"}}"#)
+    };
+    (page.count(&series("count")), page.value(&series("sum")))
+}
+
+/// Asserts that this is the time until a client disconnected, of which the test knows the most.
+fn is_time_until_disconnect(seconds: f64, most: Duration) {
+    let most = most.as_secs_f64();
+    let least = PATIENCE.as_secs_f64();
+    assert!(
+        (least..most).contains(&seconds),
+        "{seconds} s, expected {least} to {most} s"
+    );
+}
+
+/// Clients whose delayed request was received, and that have waited for a response for a while.
+fn clients_that_have_waited(service: &Service, path: &str, count: usize) -> Vec<Client> {
+    let mut clients: Vec<Client> = (0..count).map(|_| service.connect()).collect();
+    for client in &mut clients {
+        client.send_delayed(path);
+    }
+    thread::sleep(PATIENCE);
+    clients
+}
+
+/// Ends the service. Returns status, bytes of the body and seconds from the log's lines about a path.
+fn logged(mut service: Service, path: &str) -> Vec<(String, String, f64)> {
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let log = service.stdout();
+    println!("{log}");
+    let lines = log.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    lines
+        .filter(|fields| fields[3] == path)
+        .map(|fields| {
+            let seconds = fields[6].parse().unwrap();
+            (fields[4].to_owned(), fields[5].to_owned(), seconds)
+        })
+        .collect()
+}
+
+/// However the delay came about.
+#[test]
+fn clients_that_reset_the_connection_are_recorded_as_499_at_once() {
+    let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
+    let ordinary = ["--latency", "1h"];
+    let requested = ["--fault-injection"];
+    for (flags, path) in [
+        (&slow[..], "/probe"),
+        (&ordinary[..], "/probe"),
+        (&requested[..], "/probe?delay=60s"),
+    ] {
+        let service = Service::start(SERVER, &[flags, &["--access-log"]].concat());
+        let started = Instant::now();
+        for client in clients_that_have_waited(&service, path, 3) {
+            client.disconnect_with_reset();
+        }
+        let mut page = service.scrape();
+        wait_until("all three are recorded", || {
+            page = service.scrape();
+            latency(&page).0 == 3
+        });
+        let most = started.elapsed();
+        assert_eq!((probes(&page, "499"), probes(&page, "200")), (3, 0));
+        is_time_until_disconnect(latency(&page).1 / 3.0, most);
+        let logged = logged(service, path);
+        assert_eq!(logged.len(), 3);
+        for (status, bytes, seconds) in logged {
+            assert_eq!((&*status, &*bytes), ("499", "0"));
+            is_time_until_disconnect(seconds, most);
+        }
+    }
+}
+
+#[test]
+fn clients_that_disconnect_with_a_fin_are_recorded_as_499_and_readers_get_their_response() {
+    let flags = ["--fault-injection", "--access-log"];
+    let service = Service::start(SERVER, &flags);
+    // What a FIN means is known only when the response is due: some clients close, others only finish
+    // sending.
+    let started = Instant::now();
+    let leaving = clients_that_have_waited(&service, "/probe?delay=3s", 3);
+    let mut reading = clients_that_have_waited(&service, "/probe?delay=3001ms", 2);
+    for client in leaving {
+        client.disconnect_with_fin();
+    }
+    for client in &reading {
+        client.finish_sending();
+    }
+    let most = started.elapsed() + TOLERANCE;
+    for client in &mut reading {
+        client.expect_responses_and_orderly_close(1);
+    }
+    let mut page = service.scrape();
+    wait_until("all five are recorded", || {
+        page = service.scrape();
+        latency(&page).0 == 5
+    });
+    assert_eq!((probes(&page, "499"), probes(&page, "200")), (3, 2));
+    let logged_499 = logged(service, "/probe?delay=3s");
+    assert_eq!(logged_499.len(), 3);
+    for (status, _, seconds) in logged_499 {
+        assert_eq!(status, "499");
+        is_time_until_disconnect(seconds, most);
+    }
+}
+
+#[test]
+fn a_client_that_is_closed_to_make_room_after_its_fin_is_recorded_as_499() {
+    const MAX_CONNECTIONS: usize = 6;
+    let max_connections = MAX_CONNECTIONS.to_string();
+    let limit = ["--max-connections", &max_connections];
+    let flags = [&limit[..], &["--fault-injection", "--access-log"]].concat();
+    let service = Service::start(SERVER, &flags);
+    let gone = "/probe?delay=30s";
+    let started = Instant::now();
+    for client in clients_that_have_waited(&service, gone, MAX_CONNECTIONS - 1) {
+        client.disconnect_with_fin();
+    }
+    let most = started.elapsed() + TOLERANCE;
+    // That the time ends here shows only when it goes on for longer.
+    thread::sleep(TOLERANCE);
+    // This client takes the last slot, and stays.
+    let mut staying = service.connect();
+    staying.send_request("GET", "/probe?delay=3s");
+    // This one needs a slot: its request is none that the reserve serves.
+    let asked = Instant::now();
+    assert_eq!(service.get("/nope").status, 404);
+    let took = asked.elapsed();
+    println!("404 after {took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let closed = probes(&service.scrape(), "499");
+    assert!(closed > 0, "no 499 recorded");
+    assert_eq!(staying.answer().status, 200);
+    let logged = logged(service, gone);
+    let (closed, rest): (Vec<_>, Vec<_>) =
+        logged.into_iter().partition(|(status, ..)| status == "499");
+    assert!(!closed.is_empty());
+    assert!(!rest.iter().any(|(status, ..)| status == "200"), "{rest:?}");
+    for (_, bytes, seconds) in closed {
+        assert_eq!(bytes, "0");
+        is_time_until_disconnect(seconds, most);
+    }
+}
+
+#[test]
+fn requests_in_flight_are_those_received_and_not_yet_answered() {
+    let service = Service::start(SERVER, &["--fault-injection"]);
+    let in_flight = || service.scrape().count("app_requests_in_flight");
+    // A scrape may count itself.
+    let none = in_flight();
+    assert!(none <= 1, "{none}");
+    let mut clients = clients_that_have_waited(&service, "/probe?delay=3s", 4);
+    assert_eq!(in_flight(), none + 4);
+    clients.remove(0).disconnect_with_reset();
+    wait_until("the reset is noticed", || {
+        service.scrape().count("app_connections_open") == 4
+    });
+    assert_eq!(in_flight(), none + 3);
+    // What the server makes of a FIN, it knows when the response is due.
+    clients.remove(0).disconnect_with_fin();
+    clients[0].finish_sending();
+    for client in &mut clients {
+        assert_eq!(client.answer().body, "I'm ok!");
+    }
+    wait_until("no request is left", || in_flight() == none);
+}

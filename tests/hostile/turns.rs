@@ -1,0 +1,352 @@
+//! Turns are bounded in time: however many clients send requests without end, and at whatever pace they
+//! read, a new client is served in moments, memory stays flat, and work is done for those who wait for it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use rustix::net::sockopt;
+
+use crate::clients::raise_descriptor_limit;
+use crate::support::{Client, Service, request, wait_until};
+
+const SERVER: &str = "event-loop";
+
+#[test]
+fn memory_stays_flat_whatever_the_pace_of_a_client_that_pipelines_without_end() {
+    const DURATION: Duration = Duration::from_secs(8);
+    let service = Service::start(SERVER, &[]);
+    // What the first requests take once and for all.
+    for _ in 0..100 {
+        service.get("/");
+        service.scrape();
+    }
+    let before = service.status("VmRSS");
+    thread::scope(|scope| {
+        // Bytes at once, and microseconds after that: as fast as the server, or always too slow for its
+        // buffers to be empty. A server that keeps what was sent until then grows by what a client reads.
+        for (bytes, pause) in [(16, 800), (16, 8_000), (4, 2_000), (1, 0)] {
+            let mut client = service.connect_with_receive_buffer(16 * 1024);
+            scope.spawn(move || {
+                let burst = request("GET", "/").repeat(100);
+                client.stream.set_nonblocking(true).unwrap();
+                let mut unsent: &[u8] = &[];
+                let mut buffer = vec![0; bytes * 1024];
+                let mut received = 0;
+                let started = Instant::now();
+                while started.elapsed() < DURATION {
+                    if unsent.is_empty() {
+                        unsent = burst.as_bytes();
+                    }
+                    match client.stream.write(unsent) {
+                        Ok(count) => unsent = &unsent[count..],
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                    }
+                    match client.stream.read(&mut buffer) {
+                        Ok(0) => panic!("the server has closed the connection"),
+                        Ok(count) => received += count,
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                    }
+                    thread::sleep(Duration::from_micros(pause));
+                }
+                println!("{received} bytes, {bytes} KiB every {pause} µs");
+            });
+        }
+    });
+    let grown = service.status("VmHWM").saturating_sub(before);
+    println!("grown by {grown} KiB");
+    assert!(grown < 4 * 1024, "{grown} KiB for four clients");
+}
+
+/// How clients send requests without end.
+#[derive(Clone, Copy)]
+enum Pipelining {
+    /// As fast as the server reads.
+    Endless,
+    /// So many at once, and as many again when all of them have their response.
+    Batches(usize),
+}
+
+/// A client that sends requests without end, and throws the responses away.
+struct Flooder {
+    stream: TcpStream,
+    /// What is left to send of a batch.
+    unsent: usize,
+    /// Responses that have not come.
+    awaited: usize,
+    /// How much of the end of a head was read last.
+    matched: usize,
+    has_received: bool,
+}
+
+impl Flooder {
+    /// Sends and receives what can be sent and received without waiting.
+    fn advance(&mut self, pipelining: Pipelining, batch: &[u8], buffer: &mut [u8]) {
+        loop {
+            match self.stream.read(buffer) {
+                Ok(0) => panic!("the server has closed the connection"),
+                Ok(count) => self.count_responses(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        loop {
+            if self.unsent == 0 {
+                match pipelining {
+                    Pipelining::Batches(count) if self.awaited == 0 => self.awaited = count,
+                    Pipelining::Batches(_) => return,
+                    Pipelining::Endless => {}
+                }
+                self.unsent = batch.len();
+            }
+            match self.stream.write(&batch[batch.len() - self.unsent..]) {
+                Ok(count) => self.unsent -= count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Counts the heads that end here. No body has an empty line that ends in CRLF.
+    fn count_responses(&mut self, received: &[u8]) {
+        const END: &[u8] = b"\r\n\r\n";
+        for byte in received {
+            self.matched = match byte {
+                byte if *byte == END[self.matched] => self.matched + 1,
+                b'\r' => 1,
+                _ => 0,
+            };
+            if self.matched == END.len() {
+                self.matched = 0;
+                self.has_received = true;
+                self.awaited = self.awaited.saturating_sub(1);
+            }
+        }
+    }
+}
+
+/// Has so many clients send this request without end, until the end of `meanwhile`, which begins
+/// when each of them has received a response.
+fn flood<T>(
+    service: &Service,
+    clients: usize,
+    request: &str,
+    pipelining: Pipelining,
+    meanwhile: impl FnOnce() -> T,
+) -> T {
+    let poll = Poll::new().unwrap();
+    let flooders: Vec<Flooder> = (0..clients)
+        .map(|key| {
+            let stream = service.connect().stream;
+            // What waits in the client is no measure of the server.
+            sockopt::set_socket_send_buffer_size(&stream, 16 * 1024).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let mut stream = TcpStream::from_std(stream);
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let registry = poll.registry();
+            registry
+                .register(&mut stream, Token(key), interest)
+                .unwrap();
+            Flooder {
+                stream,
+                unsent: 0,
+                awaited: 0,
+                matched: 0,
+                has_received: false,
+            }
+        })
+        .collect();
+    wait_until("all clients are accepted", || {
+        service.scrape().count("app_connections_open") == clients as u64 + 1
+    });
+    let is_over = AtomicBool::new(false);
+    let served = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let flooding =
+            scope.spawn(|| send_until(&is_over, poll, flooders, request, pipelining, &served));
+        wait_until("each client has a response", || {
+            flooding.is_finished() || served.load(Ordering::Relaxed) == clients
+        });
+        let result = meanwhile();
+        is_over.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+/// Drives all clients of a flood on this thread until it is over.
+fn send_until(
+    is_over: &AtomicBool,
+    mut poll: Poll,
+    mut flooders: Vec<Flooder>,
+    request: &str,
+    pipelining: Pipelining,
+    served: &AtomicUsize,
+) {
+    let batch = request.repeat(match pipelining {
+        Pipelining::Endless => 100,
+        Pipelining::Batches(count) => count,
+    });
+    let mut buffer = vec![0; 64 * 1024];
+    let mut events = Events::with_capacity(1024);
+    while !is_over.load(Ordering::Relaxed) {
+        let timeout = Some(Duration::from_millis(50));
+        match poll.poll(&mut events, timeout) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => result.unwrap(),
+        }
+        for event in &events {
+            let flooder = &mut flooders[event.token().0];
+            let had_received = flooder.has_received;
+            flooder.advance(pipelining, batch.as_bytes(), &mut buffer);
+            if flooder.has_received && !had_received {
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// What new clients waited for a response, from the connection on.
+struct Waits {
+    median: Duration,
+    worst: Duration,
+    /// The CPU time that the server used meanwhile, for each of them: it has something to do all the time,
+    /// so this is the wait on a machine that does nothing else.
+    cpu_time: Duration,
+}
+
+impl Waits {
+    /// Connects again and again for a health check. No more than some seconds are spent on it.
+    fn measure(service: &Service) -> Self {
+        const TRIES: u32 = 40;
+        let before = service.cpu_time();
+        let started = Instant::now();
+        let mut waits = Vec::new();
+        let mut tries = 0;
+        while tries < TRIES && started.elapsed() < Duration::from_secs(3) {
+            let asked = Instant::now();
+            assert_eq!(service.get("/healthz").status, 200);
+            waits.push(asked.elapsed());
+            tries += 1;
+        }
+        waits.sort();
+        Self {
+            median: waits[waits.len() / 2],
+            worst: waits[waits.len() - 1],
+            cpu_time: service.cpu_time().saturating_sub(before) / tries,
+        }
+    }
+
+    /// Asserts that nobody waited for a turn of each of a thousand clients, which took a second and more
+    /// when a turn was 32 requests. A few milliseconds are expected, and more by the clock on a machine
+    /// that is busy with other tests.
+    fn are_short(&self, beside: &str) {
+        let Self {
+            median,
+            worst,
+            cpu_time,
+        } = self;
+        println!(
+            "{beside}: {median:?} by the median, at worst {worst:?}, {cpu_time:?} of CPU time"
+        );
+        assert!(
+            *cpu_time < Duration::from_millis(50),
+            "{cpu_time:?} of CPU time, {beside}"
+        );
+        assert!(
+            *median < Duration::from_millis(500),
+            "{median:?} by the median, {beside}"
+        );
+    }
+}
+
+#[test]
+fn the_wait_of_a_new_client_does_not_grow_with_the_number_of_busy_ones() {
+    let most = raise_descriptor_limit();
+    let service = Service::start(SERVER, &[]);
+    let mut cpu_times = Vec::new();
+    for clients in [1, 100, 1000, 3000] {
+        // Other tests need descriptors, too.
+        if clients > most / 6 {
+            println!("not with {clients} clients: the hard limit on descriptors is {most}");
+            continue;
+        }
+        let head = request("HEAD", "/metrics");
+        let waits = flood(&service, clients, &head, Pipelining::Endless, || {
+            Waits::measure(&service)
+        });
+        waits.are_short(&format!("beside {clients} clients"));
+        cpu_times.push(waits.cpu_time);
+    }
+    // From 100 clients on to the most. The tolerance is of the order of what one client costs.
+    if let [_, hundred, .., many] = cpu_times[..] {
+        let most = hundred * 3 + Duration::from_millis(5);
+        assert!(many < most, "{cpu_times:?}");
+    }
+}
+
+#[test]
+fn a_new_client_does_not_wait_for_all_others_whatever_they_request() {
+    const CLIENTS: usize = 1000;
+    raise_descriptor_limit();
+    let service = Service::start(SERVER, &[]);
+    for (method, path, pipelining) in [
+        ("HEAD", "/metrics", Pipelining::Batches(32)),
+        ("GET", "/metrics", Pipelining::Endless),
+        ("GET", "/probe", Pipelining::Endless),
+        ("GET", "/", Pipelining::Endless),
+    ] {
+        let request = request(method, path);
+        let waits = flood(&service, CLIENTS, &request, pipelining, || {
+            Waits::measure(&service)
+        });
+        waits.are_short(&format!("beside {method} {path}"));
+    }
+}
+
+#[test]
+fn work_for_clients_that_have_disconnected_with_a_fin_comes_last() {
+    let service = Service::start(SERVER, &["--work", "500ms"]);
+    let mut clients: Vec<Client> = (0..10).map(|_| service.connect()).collect();
+    for client in &mut clients {
+        client.send_request("GET", "/probe");
+    }
+    for client in clients {
+        client.disconnect_with_fin();
+    }
+    let asked = Instant::now();
+    assert_eq!(service.get("/probe").status, 200);
+    let used = service.cpu_time();
+    println!(
+        "answered after {:?} and {used:?} of CPU time",
+        asked.elapsed()
+    );
+    // One that was under way, its own, and as much for a machine that is slow to notice.
+    assert!(used < Duration::from_secs(2), "{used:?}");
+}
+
+#[test]
+fn a_client_that_has_finished_sending_gets_its_response_after_the_others() {
+    let service = Service::start(SERVER, &["--work", "100ms"]);
+    let mut clients = vec![service.connect()];
+    let mut finished = service.connect();
+    clients.extend((0..5).map(|_| service.connect()));
+    // The server sees all of them at once, with this one the second of seven.
+    service.pause();
+    clients[0].send_request("GET", "/probe");
+    finished.send_request("GET", "/probe");
+    finished.finish_sending();
+    for client in &mut clients[1..] {
+        client.send_request("GET", "/probe");
+    }
+    service.resume();
+    let (last, others) = clients.split_last_mut().unwrap();
+    for client in others {
+        assert_eq!(client.answer().body, "I'm ok!");
+        assert!(finished.has_nothing_to_read(), "it comes after the others");
+    }
+    assert_eq!(last.answer().body, "I'm ok!");
+    finished.expect_responses_and_orderly_close(1);
+}
