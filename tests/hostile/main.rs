@@ -7,6 +7,9 @@
 mod bounds;
 #[cfg(target_os = "linux")]
 mod clients;
+mod connection_limit;
+#[cfg(target_os = "linux")]
+mod crowd;
 mod delayed_replies;
 #[cfg(target_os = "linux")]
 mod disconnects;

@@ -1,0 +1,244 @@
+//! At the connection limit: health checks and scrapes are served whatever holds the connections, and
+//! ordinary clients lose nothing.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::crowd::{
+    Loss, Outcome, ReusingClient, SHORT_SILENCE, assert_served_promptly, connect_with_small_window,
+};
+use crate::support::{Client, Service, request, run};
+
+const SERVER: &str = "event-loop";
+
+/// Fills every connection with a request that is answered after 20 seconds.
+fn fill_with_delayed_requests(service: &Service, count: usize) -> Vec<Client> {
+    (0..count)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send_delayed("/probe?delay=20s");
+            client
+        })
+        .collect()
+}
+
+fn assert_operators_are_served(service: &Service) {
+    assert_served_promptly(service, "GET", "/healthz");
+    assert_served_promptly(service, "GET", "/metrics");
+    assert_served_promptly(service, "DELETE", "/faults");
+    let listen = service.address.to_string();
+    let healthcheck = run(&["healthcheck"], &[("LISTEN", &listen)]);
+    assert!(healthcheck.status.success(), "{healthcheck:?}");
+}
+
+#[test]
+fn operators_are_served_while_delayed_requests_hold_every_connection() {
+    let flags = ["--max-connections", "20", "--fault-injection"];
+    let service = Service::start(SERVER, &flags);
+    let mut delayed = fill_with_delayed_requests(&service, 20);
+    assert_operators_are_served(&service);
+
+    // Nothing can make room for others, and they are told so.
+    for _ in 0..20 {
+        let mut client = service.connect();
+        let started = Instant::now();
+        let response = client.ask("GET", "/probe");
+        assert_eq!(response.status, 503, "{response:?}");
+        assert_eq!(response.field("Retry-After"), Some("1"));
+        assert_eq!(response.field("Connection"), Some("close"));
+        client.expect_close();
+        assert!(started.elapsed() < Duration::from_secs(2), "not at once");
+    }
+    // The reserve is not for clients that say nothing.
+    let _silent: Vec<Client> = (0..16).map(|_| service.connect()).collect();
+    assert_operators_are_served(&service);
+
+    for client in &mut delayed {
+        client.stream.set_nonblocking(true).unwrap();
+        let waits = client.stream.peek(&mut [0]).is_err_and(|error| {
+            // Neither closed nor reset.
+            error.kind() == std::io::ErrorKind::WouldBlock
+        });
+        assert!(waits, "a client with a delayed response was displaced");
+    }
+}
+
+#[test]
+fn clients_that_disconnect_before_their_delayed_response_make_room() {
+    let flags = ["--max-connections", "20", "--fault-injection"];
+    let service = Service::start(SERVER, &flags);
+    let delayed = fill_with_delayed_requests(&service, 20);
+    for client in &delayed {
+        client.stream.shutdown(Shutdown::Write).unwrap();
+    }
+    assert_operators_are_served(&service);
+    // Others, too, on connections that stay open.
+    let mut others = Vec::new();
+    for _ in 0..20 {
+        let mut other = service.connect();
+        let started = Instant::now();
+        let response = other.ask("GET", "/probe");
+        assert_eq!(response.body, "I'm ok!", "{response:?}");
+        assert!(started.elapsed() < Duration::from_secs(2), "not at once");
+        others.push(other);
+    }
+    assert_operators_are_served(&service);
+}
+
+#[test]
+fn health_checks_are_served_while_slow_readers_hold_every_connection() {
+    const CLIENTS: usize = 20;
+    let service = Service::start(SERVER, &["--max-connections", "20"]);
+    // 12 MB of responses, far more than the buffers between the service and the client hold.
+    let requests = request("GET", "/metrics").repeat(1000);
+    let mut readers: Vec<_> = (0..CLIENTS)
+        .map(|_| connect_with_small_window(&service))
+        .collect();
+    for reader in &mut readers {
+        reader.write_all(requests.as_bytes()).unwrap();
+        // Its requests are being answered.
+        reader.read_exact(&mut [0; 2048]).unwrap();
+    }
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                thread::park_timeout(Duration::from_secs(4));
+                for reader in &mut readers {
+                    // The service may have closed it for its slowness.
+                    let _ = reader.read(&mut [0; 2048]);
+                }
+            }
+        });
+        let checks = scope.spawn(|| {
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_secs(5) {
+                assert_served_promptly(&service, "GET", "/healthz");
+            }
+        });
+        let result = checks.join();
+        is_over.store(true, Ordering::Relaxed);
+        reading.thread().unpark();
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// What ordinary clients send at the connection limit.
+struct Load {
+    connections: usize,
+    clients: usize,
+    reuses_connections: bool,
+    pause_after_connecting: Duration,
+}
+
+const LOAD_TIME: Duration = Duration::from_secs(3);
+
+/// What one client, or all of them, got.
+#[derive(Debug, Default)]
+struct Tally {
+    responses: u64,
+    slowest: Duration,
+    losses: Vec<Loss>,
+}
+
+/// Sends requests for a while, one after the other.
+fn send_requests(service: &Service, load: &Load) -> Tally {
+    let started = Instant::now();
+    let mut tally = Tally::default();
+    let mut client = ReusingClient::new(service);
+    while started.elapsed() < LOAD_TIME {
+        let asked = Instant::now();
+        match client.get("/probe", load.pause_after_connecting) {
+            Outcome::Response(response) => {
+                assert_eq!(response.status, 200, "{response:?}");
+                tally.responses += 1;
+                tally.slowest = tally.slowest.max(asked.elapsed());
+            }
+            // On a busy machine this client may not have run for a while.
+            Outcome::Lost(loss) if loss.silence >= SHORT_SILENCE => {}
+            Outcome::Lost(loss) => tally.losses.push(loss),
+            Outcome::Refused => panic!("refused, while the service is running"),
+        }
+        if !load.reuses_connections {
+            client.disconnect();
+        }
+    }
+    tally
+}
+
+/// Asserts that every request of ordinary clients is answered, and that health checks are meanwhile.
+fn assert_nothing_is_lost(load: &Load) {
+    let limit = load.connections.to_string();
+    let service = Service::start(SERVER, &["--max-connections", &limit]);
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..load.clients)
+            .map(|_| scope.spawn(|| send_requests(&service, load)))
+            .collect();
+        let checks = scope.spawn(|| {
+            let started = Instant::now();
+            while started.elapsed() < LOAD_TIME * 4 / 5 {
+                assert_served_promptly(&service, "GET", "/healthz");
+            }
+        });
+        let tallies: Vec<Tally> = clients
+            .into_iter()
+            .map(|client| client.join().unwrap())
+            .collect();
+        let responses: u64 = tallies.iter().map(|tally| tally.responses).sum();
+        let slowest = tallies.iter().map(|tally| tally.slowest).max().unwrap();
+        let losses: Vec<&Loss> = tallies.iter().flat_map(|tally| &tally.losses).collect();
+        println!(
+            "{responses} responses, the slowest after {slowest:?}, {} requests lost",
+            losses.len()
+        );
+        assert!(
+            losses.is_empty(),
+            "{} requests lost, {responses} answered; the first: {:?}",
+            losses.len(),
+            losses[0]
+        );
+        assert!(
+            slowest < Duration::from_secs(2),
+            "a client waited for {slowest:?}"
+        );
+        for tally in tallies {
+            assert!(tally.responses > 0, "a client got no response");
+        }
+        checks.join().unwrap();
+    });
+}
+
+#[test]
+fn clients_that_pause_after_connecting_lose_nothing_at_the_connection_limit() {
+    assert_nothing_is_lost(&Load {
+        connections: 4,
+        clients: 6,
+        reuses_connections: false,
+        pause_after_connecting: Duration::from_millis(10),
+    });
+}
+
+#[test]
+fn six_clients_that_reuse_connections_lose_nothing_on_four_connections() {
+    assert_nothing_is_lost(&Load {
+        connections: 4,
+        clients: 6,
+        reuses_connections: true,
+        pause_after_connecting: Duration::ZERO,
+    });
+}
+
+#[test]
+fn twice_as_many_clients_as_connections_lose_nothing() {
+    assert_nothing_is_lost(&Load {
+        connections: 20,
+        clients: 40,
+        reuses_connections: true,
+        pause_after_connecting: Duration::ZERO,
+    });
+}

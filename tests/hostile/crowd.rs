@@ -1,0 +1,136 @@
+//! Crowds of clients: those that reuse connections as HTTP libraries do, and those that hardly read.
+
+use std::io::{ErrorKind, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt};
+
+use crate::support::{Answer, Client, Service, TIMEOUT, request};
+
+/// The service closes no connection that has been silent for less than this.
+pub const SHORT_SILENCE: Duration = Duration::from_millis(100);
+
+/// A client that keeps its connection for the next request unless told otherwise.
+pub struct ReusingClient {
+    address: SocketAddr,
+    /// `None` before the first request and after a response with `Connection: close`.
+    connection: Option<Client>,
+    /// When it last sent something, or began to connect. The service can have seen silence for no
+    /// longer than this.
+    active_at: Instant,
+}
+
+/// What became of a request.
+pub enum Outcome {
+    Response(Answer),
+    /// The service did not accept the connection.
+    Refused,
+    /// The connection ended before the first byte of the response.
+    Lost(Loss),
+}
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "the fields are printed")]
+pub struct Loss {
+    pub error: String,
+    pub was_reused: bool,
+    /// How long the connection had been silent when the request was sent.
+    pub silence: Duration,
+    pub sent_at: Instant,
+}
+
+impl ReusingClient {
+    pub fn new(service: &Service) -> Self {
+        Self {
+            address: service.address,
+            connection: None,
+            active_at: Instant::now(),
+        }
+    }
+
+    /// Sends a GET request, over a new connection if there is none, and waits for the response. Waits
+    /// for `pause` between connecting and sending.
+    pub fn get(&mut self, path: &str, pause: Duration) -> Outcome {
+        let was_reused = self.connection.is_some();
+        let mut client = match self.connection.take() {
+            Some(client) => client,
+            None => match self.connect(pause) {
+                Ok(client) => client,
+                Err(outcome) => return outcome,
+            },
+        };
+        let result = client.stream.write_all(request("GET", path).as_bytes());
+        let sent_at = Instant::now();
+        let silence = sent_at - self.active_at;
+        self.active_at = sent_at;
+        let result = result.and_then(|()| client.stream.peek(&mut [0]));
+        if !matches!(result, Ok(1)) {
+            return Outcome::Lost(Loss {
+                error: format!("{result:?}"),
+                was_reused,
+                silence,
+                sent_at,
+            });
+        }
+        let response = client.answer();
+        if response.field("Connection") != Some("close") {
+            self.connection = Some(client);
+        }
+        Outcome::Response(response)
+    }
+
+    fn connect(&mut self, pause: Duration) -> Result<Client, Outcome> {
+        self.active_at = Instant::now();
+        let stream = TcpStream::connect(self.address).map_err(|error| {
+            if error.kind() == ErrorKind::ConnectionRefused {
+                return Outcome::Refused;
+            }
+            Outcome::Lost(Loss {
+                error: format!("cannot connect: {error}"),
+                was_reused: false,
+                silence: Duration::ZERO,
+                sent_at: self.active_at,
+            })
+        })?;
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+        std::thread::sleep(pause);
+        Ok(Client::from(stream))
+    }
+
+    /// Has the next request use a new connection.
+    pub fn disconnect(&mut self) {
+        self.connection = None;
+    }
+}
+
+/// Connects with a receive buffer of 4608 bytes, so that the responses wait at the service.
+pub fn connect_with_small_window(service: &Service) -> TcpStream {
+    let socket: OwnedFd = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    sockopt::set_socket_recv_buffer_size(&socket, 2304).unwrap();
+    connect(&socket, &service.address).expect("the service accepts");
+    socket.into()
+}
+
+/// Asserts that a new connection gets its response within 300 ms. One of five may take up to a second:
+/// the machine may be busy with something else.
+pub fn assert_served_promptly(service: &Service, method: &str, path: &str) {
+    let mut times: Vec<Duration> = (0..5)
+        .map(|_| {
+            let started = Instant::now();
+            let response = service.connect().ask(method, path);
+            assert_eq!(response.status, 200, "{method} {path}: {response:?}");
+            let took = started.elapsed();
+            assert!(took < Duration::from_secs(1), "{method} {path}: {took:?}");
+            took
+        })
+        .collect();
+    times.sort();
+    assert!(
+        times[3] < Duration::from_millis(300),
+        "{method} {path} took {times:?}, of which all but one must be below 300 ms"
+    );
+}
