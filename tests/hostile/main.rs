@@ -16,11 +16,15 @@ mod disconnects;
 #[cfg(target_os = "linux")]
 mod faults;
 #[cfg(target_os = "linux")]
+mod lingering;
+#[cfg(target_os = "linux")]
 mod many_connections;
 #[cfg(target_os = "linux")]
 mod received;
 #[path = "../support/request_heads.rs"]
 mod request_heads;
+#[cfg(target_os = "linux")]
+mod shutdown_race;
 #[path = "../support/mod.rs"]
 mod support;
 mod timeouts;

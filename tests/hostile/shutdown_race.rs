@@ -1,0 +1,202 @@
+//! A stop loses no request: neither one that is on its way when the signal comes nor one that outlasts
+//! the grace period.
+
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tiny_probe::shutdown::GRACE;
+
+use crate::crowd::{Loss, Outcome, ReusingClient, SHORT_SILENCE};
+use crate::support::{Client, Service};
+
+const SERVER: &str = "event-loop";
+const STOPS: u64 = 12;
+
+/// How a client sends its requests.
+#[derive(Clone, Copy)]
+enum Habit {
+    /// One after the other over one connection, with pauses in between.
+    Reuse { pause: Duration },
+    /// One, then nothing until this long after the signal, then one over the same connection.
+    WakeUp { after: Duration },
+    /// A new connection for each, with pauses in between.
+    Connect { pause: Duration },
+}
+
+/// What one client got during one stop.
+#[derive(Default)]
+struct Tally {
+    responses: usize,
+    losses: Vec<Loss>,
+}
+
+/// Sends SIGTERM, and nothing else, at once.
+fn terminate(service: &Service) {
+    let pid = Pid::from_raw(service.pid().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+}
+
+/// Sends requests until the service no longer takes any.
+fn send_requests(service: &Service, habit: Habit, signal: &OnceLock<Instant>) -> Tally {
+    let mut tally = Tally::default();
+    let mut client = ReusingClient::new(service);
+    loop {
+        let outcome = client.get("/probe", Duration::ZERO);
+        // The listener and connections that are silent are closed a moment after the signal.
+        let is_over = signal
+            .get()
+            .is_some_and(|signal| signal.elapsed() >= SHORT_SILENCE);
+        match outcome {
+            Outcome::Response(response) => {
+                assert_eq!(response.status, 200, "{response:?}");
+                tally.responses += 1;
+                let is_awake = matches!(habit, Habit::WakeUp { .. }) && signal.get().is_some();
+                if is_awake || is_over && response.field("Connection") == Some("close") {
+                    return tally;
+                }
+            }
+            Outcome::Refused => {
+                assert!(signal.get().is_some(), "refused before the signal");
+                return tally;
+            }
+            Outcome::Lost(loss) => {
+                let was_soon = signal
+                    .get()
+                    .is_none_or(|signal| loss.sent_at < *signal + SHORT_SILENCE);
+                let was_active = loss.was_reused && loss.silence < SHORT_SILENCE;
+                if was_soon || was_active {
+                    tally.losses.push(loss);
+                }
+                if signal.get().is_some() {
+                    return tally;
+                }
+            }
+        }
+        match habit {
+            Habit::Reuse { pause } => thread::sleep(pause),
+            Habit::WakeUp { after } => {
+                let until = *signal.wait() + after;
+                thread::sleep(until.saturating_duration_since(Instant::now()));
+            }
+            Habit::Connect { pause } => {
+                client.disconnect();
+                thread::sleep(pause);
+            }
+        }
+    }
+}
+
+#[test]
+fn requests_on_their_way_are_answered_when_the_service_stops() {
+    let mut habits = Vec::new();
+    for number in 0..8 {
+        let pause = Duration::from_millis(1 + 3 * number);
+        habits.push(Habit::Reuse { pause });
+        let after = Duration::from_millis(8 * number);
+        habits.push(Habit::WakeUp { after });
+        let pause = Duration::from_millis(10 + 3 * number);
+        habits.push(Habit::Connect { pause });
+    }
+    let mut responses = 0;
+    let mut losses: Vec<Loss> = Vec::new();
+    for stop in 0..STOPS {
+        let mut service = Service::start(SERVER, &[]);
+        let signal = OnceLock::new();
+        thread::scope(|scope| {
+            let clients: Vec<_> = habits
+                .iter()
+                .map(|habit| scope.spawn(|| send_requests(&service, *habit, &signal)))
+                .collect();
+            // Different moments of the pauses.
+            thread::sleep(Duration::from_millis(150 + 7 * stop));
+            signal.set(Instant::now()).unwrap();
+            terminate(&service);
+            for client in clients {
+                let tally = client.join().unwrap();
+                responses += tally.responses;
+                losses.extend(tally.losses);
+            }
+        });
+        assert_eq!(service.wait(), Some(0));
+        let took = signal.get().unwrap().elapsed();
+        assert!(took < GRACE, "the end took {took:?} with nothing delayed");
+    }
+    println!("{responses} responses, {} requests lost", losses.len());
+    assert!(
+        losses.is_empty(),
+        "{} requests lost in {STOPS} stops, {responses} answered; the first: {:?}",
+        losses.len(),
+        losses[0]
+    );
+}
+
+/// The status fields of the access log's lines for /probe.
+fn logged_statuses(service: &mut Service) -> Vec<String> {
+    service
+        .stdout()
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .filter(|fields| fields[3].starts_with("/probe"))
+        .map(|fields| fields[4].to_owned())
+        .collect()
+}
+
+#[test]
+fn a_request_that_outlasts_the_grace_period_gets_503_and_its_line() {
+    let mut service = Service::start(SERVER, &["--access-log", "--fault-injection"]);
+    let mut delayed: Vec<Client> = (0..20)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send_delayed("/probe?delay=20s");
+            client
+        })
+        .collect();
+    let mut soon = service.connect();
+    soon.send_delayed("/probe?delay=2s");
+    let told = Instant::now();
+    terminate(&service);
+    let response = soon.answer();
+    assert_eq!(response.body, "I'm ok!");
+    assert_eq!(response.field("Connection"), Some("close"));
+    soon.expect_close();
+    for client in &mut delayed {
+        let response = client.answer();
+        assert_eq!(response.status, 503, "{response:?}");
+        assert_eq!(response.field("Connection"), Some("close"));
+        client.expect_close();
+    }
+    let took = told.elapsed();
+    assert!(took >= GRACE, "the grace period ended after {took:?}");
+    assert_eq!(service.wait(), Some(0));
+    let mut expected = vec!["503"; 20];
+    expected.insert(0, "200");
+    assert_eq!(logged_statuses(&mut service), expected);
+}
+
+#[test]
+fn work_that_outlasts_the_grace_period_gets_503_and_its_line() {
+    const CLIENTS: usize = 20;
+    let mut service = Service::start(SERVER, &["--access-log", "--work", "1s"]);
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| service.connect()).collect();
+    for client in &mut clients {
+        client.send_request("GET", "/probe");
+    }
+    terminate(&service);
+    let mut statuses = Vec::new();
+    for client in &mut clients {
+        let response = client.answer();
+        assert_eq!(response.field("Connection"), Some("close"));
+        client.expect_close();
+        statuses.push(response.status.to_string());
+    }
+    assert_eq!(service.wait(), Some(0));
+    let mut logged = logged_statuses(&mut service);
+    statuses.sort();
+    logged.sort();
+    assert_eq!(logged, statuses);
+    let failed = statuses.iter().filter(|status| *status == "503").count();
+    println!("{failed} of {CLIENTS} requests got 503");
+    assert!(failed >= CLIENTS / 2, "20 s of work in 5 s: {statuses:?}");
+}
