@@ -21,6 +21,7 @@ mod lingering;
 mod many_connections;
 #[cfg(target_os = "linux")]
 mod received;
+mod memory;
 #[path = "../support/request_heads.rs"]
 mod request_heads;
 #[cfg(target_os = "linux")]

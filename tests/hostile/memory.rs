@@ -1,0 +1,161 @@
+//! The bound on memory: 990 clients that do not read, with `--max-connections 1000`, fit into 16 MiB,
+//! the kernel's part included.
+
+use std::collections::HashSet;
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::crowd::{assert_served_promptly, connect_with_small_window};
+use crate::many_connections::descriptors;
+use crate::support::{Service, TIMEOUT, request};
+
+const SERVER: &str = "event-loop";
+const CLIENTS: usize = 990;
+/// What the kernel takes for a connection besides its buffers: socket, inode, file and so on. Measured
+/// as 3.7 KB with Linux 6.18.
+const KERNEL_KIB_PER_CONNECTION: u64 = 4;
+
+/// One crowd at a time: two of them would slow each other down.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Clients with small receive buffers, and what each of them has not sent yet.
+struct Crowd {
+    clients: Vec<(TcpStream, usize)>,
+    bytes: Vec<u8>,
+}
+
+impl Crowd {
+    /// Connects clients that each send `bytes`, but read nothing.
+    fn connect(service: &Service, bytes: String) -> Self {
+        descriptors();
+        let clients = (0..CLIENTS).map(|_| {
+            let stream = connect_with_small_window(service);
+            stream.set_nonblocking(true).unwrap();
+            (stream, 0)
+        });
+        Self {
+            clients: clients.collect(),
+            bytes: bytes.into_bytes(),
+        }
+    }
+
+    /// Sends what the kernel takes, and returns how many bytes that was. The service may close clients
+    /// that do not read.
+    fn send(&mut self) -> usize {
+        let before = self.sent();
+        for (stream, sent) in &mut self.clients {
+            match stream.write(&self.bytes[*sent..]) {
+                Ok(count) => *sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    let closed = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+                    assert!(closed.contains(&error.kind()), "{error}");
+                    *sent = self.bytes.len();
+                }
+            }
+        }
+        self.sent() - before
+    }
+
+    fn sent(&self) -> usize {
+        self.clients.iter().map(|(_, sent)| sent).sum()
+    }
+}
+
+/// Bytes that wait in the kernel's buffers of the service's connections.
+fn queued_kib(service: &Service) -> u64 {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", service.pid())).unwrap();
+    let own: HashSet<String> = descriptors
+        .flatten()
+        .filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok())
+        .filter_map(|link| link.into_os_string().into_string().ok())
+        .collect();
+    let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let queued: u64 = sockets
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| own.contains(&format!("socket:[{}]", fields[9])))
+        // A listener's queue is counted in connections.
+        .filter(|fields| fields[3] != "0A")
+        .flat_map(|fields| {
+            let (sending, receiving) = fields[4].split_once(':').unwrap();
+            [sending, receiving].map(|bytes| u64::from_str_radix(bytes, 16).unwrap())
+        })
+        .sum();
+    queued / 1024
+}
+
+/// Has the exposition grow to what it is in a service that has seen many kinds of requests.
+fn fill_page(service: &Service) {
+    let mut client = service.connect();
+    for path in ["/probe", "/metrics", "/healthz", "/", "/faults", "/nope"] {
+        for method in ["GET", "HEAD", "POST", "DELETE", "OPTIONS"] {
+            client.ask(method, path);
+        }
+    }
+    let length = client.ask("GET", "/metrics").body.len();
+    assert!(length > 20_000, "the page has only {length} bytes");
+}
+
+/// Has every client send `bytes` and read nothing, until no more is taken. Asserts that the memory
+/// stays within 16 MiB and that /healthz is served meanwhile.
+fn assert_memory_is_bounded(flags: &[&str], bytes: String) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let arguments = [&["--max-connections", "1000"], flags].concat();
+    let service = Service::start(SERVER, &arguments);
+    fill_page(&service);
+    let mut crowd = Crowd::connect(&service, bytes);
+    let started = Instant::now();
+    let mut progress_at = started;
+    let mut most = 0;
+    // The service must have stopped reading for a second, and may stop earlier than it is full.
+    while progress_at.elapsed() < Duration::from_secs(1) {
+        if crowd.send() > 0 {
+            progress_at = Instant::now();
+        }
+        let process = service.status("RssAnon");
+        let queued = queued_kib(&service);
+        let total = process + queued + KERNEL_KIB_PER_CONNECTION * CLIENTS as u64;
+        most = most.max(total);
+        assert!(
+            total < 16 * 1024,
+            "{total} KiB after {:?}: {process} in the process, {queued} in the kernel's buffers, the \
+             rest for {CLIENTS} connections",
+            started.elapsed()
+        );
+        assert!(
+            started.elapsed() < TIMEOUT,
+            "the service never stops reading"
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_served_promptly(&service, "GET", "/healthz");
+    assert_served_promptly(&service, "GET", "/metrics");
+    let peak = service.status("VmHWM");
+    println!(
+        "at most {most} KiB in all; at the peak {peak} KiB resident, {} bytes sent",
+        crowd.sent()
+    );
+    assert!(peak < 12 * 1024, "{peak} KiB resident");
+}
+
+#[test]
+fn clients_that_pipeline_and_do_not_read_are_bounded_together() {
+    assert_memory_is_bounded(&[], request("GET", "/metrics").repeat(10_000));
+}
+
+#[test]
+fn clients_that_do_not_read_two_pages_are_bounded_together() {
+    assert_memory_is_bounded(&[], request("GET", "/metrics").repeat(2));
+}
+
+#[test]
+fn clients_that_pipeline_behind_a_delayed_response_are_bounded_together() {
+    let delayed = request("GET", "/probe?delay=30s");
+    let requests = delayed + &request("GET", "/metrics").repeat(10_000);
+    assert_memory_is_bounded(&["--fault-injection"], requests);
+}
