@@ -105,6 +105,14 @@ curl --no-progress-meter --fail --max-time 60 --output /dev/null --parallel --pa
 is OOMKilled false || failed "16 MB are not enough"
 ok "5000 requests on 100 connections within 16 MB: $(docker stats --no-stream --format '{{.MemUsage}}' "$container")"
 
+# shellcheck disable=SC2086 # the options are words
+start --net=host --env LISTEN=127.0.0.1:0 --env MAX_CONNECTIONS=1000 $hardened
+./unread-clients.py "$(url_said)" >"$scratch/unread" 2>&1 || unread=failed
+is OOMKilled false || failed "990 clients that do not read: out of memory with --memory 16m"
+is Running true || failed "990 clients that do not read: the container ended with exit code $(state ExitCode)"
+[ "${unread:-}" != failed ] || failed "$(cat "$scratch/unread")"
+ok "$(cat "$scratch/unread"), and /healthz is served within 16 MB"
+
 start --publish 127.0.0.1::8080 --health-interval 1s --health-retries 1
 within 20 is Health.Status healthy || failed "the health status does not become healthy"
 ok "the health status becomes healthy"

@@ -18,10 +18,10 @@ pub const SEND_BUFFER: usize = 4096;
 /// See [`SEND_BUFFER`].
 pub const RECEIVE_BUFFER: usize = 4096;
 
-/// How long the kernel tries to deliver what a client does not read, in milliseconds: as long as the
-/// event loop does.
+/// How long the kernel tries to deliver what a client does not read, in milliseconds. It is longer
+/// than what the event loop waits for, so that the kernel alone closes no connection that is open.
 #[cfg(target_os = "linux")]
-const WRITE_TIMEOUT_MILLIS: u32 = 10_000;
+const UNREAD_TIMEOUT_MILLIS: u32 = 30_000;
 
 /// Listens on an address, for either request loop.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -37,7 +37,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // A connection that is closed before the client has read everything is the kernel's, and so is
     // the memory of what is unread, for as long as this.
     #[cfg(target_os = "linux")]
-    sockopt::set_tcp_user_timeout(&listener, WRITE_TIMEOUT_MILLIS)?;
+    sockopt::set_tcp_user_timeout(&listener, UNREAD_TIMEOUT_MILLIS)?;
     // The standard library's backlog is 128: of a thousand clients at once most would wait a
     // second for their second SYN.
     rustix::net::listen(&listener, BACKLOG.into())?;

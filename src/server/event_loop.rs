@@ -115,6 +115,8 @@ struct EventLoop {
     /// The connections above the limit, oldest first.
     reserve: Vec<Reserved>,
     room: Room,
+    /// When the next look at the reserve is one that counts.
+    next_look: Instant,
     /// No place has become free since a request waited in vain for one, so that the next need not.
     is_refusing: bool,
     /// The most bytes that all buffers may hold.
@@ -138,8 +140,8 @@ struct EventLoop {
 struct Reserved {
     key: usize,
     accepted_at: Instant,
-    /// When a request was first seen to wait for a place.
-    waits_since: Option<Instant>,
+    /// At how many looks a request was seen to wait for a place.
+    looks: u32,
 }
 
 /// The times of an orderly end.
@@ -149,6 +151,8 @@ struct Stop {
     listener_closes: Instant,
     /// When delayed replies are replaced with a 503.
     grace_ends: Instant,
+    /// When the last of these must be sent. `None` until the grace period is over.
+    last_responses_end: Option<Instant>,
 }
 
 impl EventLoop {
@@ -199,6 +203,7 @@ impl EventLoop {
             queue: FairQueue::default(),
             reserve: Vec::new(),
             room: Room::new(now),
+            next_look: now,
             is_refusing: false,
             max_held_bytes,
             may_accept: false,
@@ -215,7 +220,8 @@ impl EventLoop {
         let mut events = Events::with_capacity(MAX_EVENTS);
         while !self.has_ended() {
             match self.poll.poll(&mut events, self.timeout()) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // No event is known, so nothing can be judged: a process that was stopped comes here first.
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 result => result?,
             }
             self.shared.now = Instant::now();
@@ -453,7 +459,8 @@ impl EventLoop {
     /// Adds a new connection to the clients.
     fn insert(&mut self, mut stream: TcpStream, peer: SocketAddr) {
         let now = self.shared.now;
-        let admission = if self.has_place() {
+        // Those that wait longer come first.
+        let admission = if self.has_place() && self.reserve.is_empty() {
             Admission::Admitted
         } else {
             Admission::Waiting
@@ -475,7 +482,7 @@ impl EventLoop {
             self.reserve.push(Reserved {
                 key,
                 accepted_at: now,
-                waits_since: None,
+                looks: 0,
             });
         }
         self.shared.app.metrics().connections_open().inc();
@@ -489,18 +496,14 @@ impl EventLoop {
     /// Admits connections from the reserve as far as there is room, refuses their requests when they
     /// have waited long enough, and lets connections turn over while others wait.
     fn serve_reserve(&mut self) {
-        let waits = !self.reserve.is_empty() || self.clients.len() >= self.max_clients;
-        self.shared.turnovers = if waits && (self.may_accept || !self.reserve.is_empty()) {
-            let left = self.shared.turnovers;
-            self.room.grant_turnovers(left, self.shared.now)
-        } else {
-            0
-        };
+        let is_look = self.next_look <= self.shared.now;
+        if is_look {
+            self.next_look = self.shared.now + SEARCH_INTERVAL;
+        }
         let now = self.shared.now;
         let mut index = 0;
         while let Some(reserved) = self.reserve.get(index) {
-            let (key, accepted_at, waits_since) =
-                (reserved.key, reserved.accepted_at, reserved.waits_since);
+            let (key, accepted_at) = (reserved.key, reserved.accepted_at);
             let waits = self.clients[key].waits_for_admission(&self.shared);
             if self.has_place() || (waits && self.make_room()) {
                 // Making room may have closed connections on the reserve, too.
@@ -514,9 +517,9 @@ impl EventLoop {
                 continue;
             }
             if waits {
-                let since = waits_since.unwrap_or(now);
-                self.reserve[index].waits_since = Some(since);
-                if self.is_refusing || since + PATIENCE <= now {
+                let looks = &mut self.reserve[index].looks;
+                *looks += u32::from(is_look);
+                if self.is_refusing || *looks > PATIENCE {
                     self.is_refusing = true;
                     self.clients[key].admit(Admission::Refused);
                     self.queue_turn(key);
@@ -524,6 +527,14 @@ impl EventLoop {
             }
             index += 1;
         }
+        // As long as others wait for places, some of those who have one give theirs up.
+        let is_full = !self.has_place();
+        self.shared.turnovers = if is_full && (self.may_accept || !self.reserve.is_empty()) {
+            let left = self.shared.turnovers;
+            self.room.grant_turnovers(left, now)
+        } else {
+            0
+        };
     }
 
     /// Closes the connection that has been idle longest, among those that can go. Gives whether there
@@ -652,6 +663,7 @@ impl EventLoop {
         self.stop = Some(Stop {
             listener_closes: now + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING,
             grace_ends: now + GRACE,
+            last_responses_end: None,
         });
         self.shared.is_stopping = true;
         let keys: Vec<usize> = self.clients.iter().map(|(key, _)| key).collect();
@@ -665,11 +677,14 @@ impl EventLoop {
 
     /// Does what the end has come to.
     fn advance_stop(&mut self) {
-        let Some(stop) = &self.stop else {
+        let Some(stop) = &mut self.stop else {
             return;
         };
         let now = self.shared.now;
-        let grace_ends = stop.grace_ends;
+        let is_grace_over = stop.grace_ends <= now && stop.last_responses_end.is_none();
+        if is_grace_over {
+            stop.last_responses_end = Some(now + LAST_RESPONSES_TIME);
+        }
         if self.listener.is_some() && (stop.listener_closes <= now || self.clients.is_empty()) {
             // The last chance for connections that the kernel has completed, whatever the limit.
             self.may_accept = true;
@@ -678,7 +693,7 @@ impl EventLoop {
             self.listener = None;
             self.may_accept = false;
         }
-        if !self.shared.is_grace_over && grace_ends <= now {
+        if is_grace_over {
             self.shared.is_grace_over = true;
             self.shared.work_queue.clear();
             let pending = self
@@ -696,17 +711,16 @@ impl EventLoop {
     fn next_step(&self, stop: &Stop) -> Instant {
         if self.listener.is_some() {
             stop.listener_closes
-        } else if self.shared.is_grace_over {
-            stop.grace_ends + LAST_RESPONSES_TIME
         } else {
-            stop.grace_ends
+            stop.last_responses_end.unwrap_or(stop.grace_ends)
         }
     }
 
     fn has_ended(&self) -> bool {
         self.stop.as_ref().is_some_and(|stop| {
-            let is_over = stop.grace_ends + LAST_RESPONSES_TIME <= self.shared.now;
-            is_over || (self.listener.is_none() && self.clients.is_empty())
+            let last_responses_end = stop.last_responses_end;
+            last_responses_end.is_some_and(|end| end <= self.shared.now)
+                || (self.listener.is_none() && self.clients.is_empty())
         })
     }
 }

@@ -7,6 +7,7 @@
 mod bounds;
 #[cfg(target_os = "linux")]
 mod clients;
+#[cfg(target_os = "linux")]
 mod connection_limit;
 #[cfg(target_os = "linux")]
 mod crowd;
@@ -20,8 +21,9 @@ mod lingering;
 #[cfg(target_os = "linux")]
 mod many_connections;
 #[cfg(target_os = "linux")]
-mod received;
 mod memory;
+#[cfg(target_os = "linux")]
+mod received;
 #[path = "../support/request_heads.rs"]
 mod request_heads;
 #[cfg(target_os = "linux")]

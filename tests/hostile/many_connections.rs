@@ -8,20 +8,6 @@ use crate::support::{Client, Service, wait_until};
 
 const SERVER: &str = "event-loop";
 
-<<<<<<< HEAD
-=======
-/// Raises this process's soft limit on descriptors to the hard one, and returns it.
-pub fn descriptors() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
-    limit.maximum.map_or(usize::MAX, |limit| limit as usize)
-}
-
->>>>>>> 7249395 (Test that memory is bounded for all clients together)
 #[test]
 fn ten_thousand_idle_connections_take_little_memory_and_give_it_back() {
     let count = 10_000.min(raise_descriptor_limit() - 100);

@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::clients::raise_descriptor_limit;
 use crate::crowd::{assert_served_promptly, connect_with_small_window};
-use crate::many_connections::descriptors;
 use crate::support::{Service, TIMEOUT, request};
 
 const SERVER: &str = "event-loop";
@@ -30,7 +30,7 @@ struct Crowd {
 impl Crowd {
     /// Connects clients that each send `bytes`, but read nothing.
     fn connect(service: &Service, bytes: String) -> Self {
-        descriptors();
+        raise_descriptor_limit();
         let clients = (0..CLIENTS).map(|_| {
             let stream = connect_with_small_window(service);
             stream.set_nonblocking(true).unwrap();

@@ -306,9 +306,9 @@ impl<S: Stream> Client<S> {
         if !self.connection.unsent().is_empty() {
             self.socket.reset_on_close();
         }
-        if let Some(pending) = self.pending.take() {
+        if let Some(mut pending) = self.pending.take() {
             let left_at = pending.half_closed_at.unwrap_or(shared.now);
-            shared.record_disconnect(pending.reply, &pending.exchange, left_at);
+            shared.record_disconnect(&mut pending.reply, &pending.exchange, left_at);
         }
         self.confirm(is_lost, shared);
     }
@@ -316,6 +316,10 @@ impl<S: Stream> Client<S> {
     fn serve(&mut self, shared: &mut Shared) -> io::Result<Next> {
         self.requests_in_turn = 0;
         let turn_ends = shared.now + TURN_TIME;
+        if shared.is_stopping && self.is_reply_due(shared) && self.socket.is_readable() {
+            // A client that has sent nothing more is told that this response is the last.
+            self.read(shared)?;
+        }
         self.advance_pending(shared);
         self.answer_received(turn_ends, shared);
         if self.can_read() && shared.now < turn_ends {
@@ -408,12 +412,18 @@ impl<S: Stream> Client<S> {
         self.held_bytes = held_bytes;
     }
 
+    fn is_reply_due(&self, shared: &Shared) -> bool {
+        self.pending.as_ref().is_some_and(|pending| {
+            shared.is_grace_over || (pending.due <= shared.now && !pending.waits_for_work)
+        })
+    }
+
     /// Answers with the pending reply if it is due, or queues its work if it takes some.
     fn advance_pending(&mut self, shared: &mut Shared) {
-        let is_due = |pending: &mut Box<PendingReply>| {
-            shared.is_grace_over || (pending.due <= shared.now && !pending.waits_for_work)
-        };
-        let Some(mut pending) = self.pending.take_if(is_due) else {
+        if !self.is_reply_due(shared) {
+            return;
+        }
+        let Some(mut pending) = self.pending.take() else {
             return;
         };
         if shared.is_grace_over {
@@ -452,13 +462,13 @@ impl<S: Stream> Client<S> {
             return;
         };
         let UnconfirmedReply {
-            reply,
+            mut reply,
             exchange,
             half_closed_at,
             answered_at,
         } = *unconfirmed;
         if is_lost {
-            shared.record_disconnect(reply, &exchange, half_closed_at);
+            shared.record_disconnect(&mut reply, &exchange, half_closed_at);
         } else {
             let latency = answered_at.saturating_duration_since(exchange.started);
             shared.record(&reply, &exchange, latency);
@@ -564,14 +574,11 @@ impl Shared {
     }
 
     /// Records that the client disconnected before its response was sent.
-    fn record_disconnect(&self, reply: Reply, exchange: &Exchange, left_at: Instant) {
-        let reply = Reply {
-            status: Status::ClientClosedRequest,
-            body: "".into(),
-            ..reply
-        };
+    fn record_disconnect(&self, reply: &mut Reply, exchange: &Exchange, left_at: Instant) {
+        reply.status = Status::ClientClosedRequest;
+        reply.body = "".into();
         let latency = left_at.saturating_duration_since(exchange.started);
-        self.record(&reply, exchange, latency);
+        self.record(reply, exchange, latency);
     }
 
     /// Whether this response may close its connection to make room for a client that waits.

@@ -17,9 +17,11 @@ pub const RESERVE: usize = 16;
 /// How long a connection must be idle before it is closed to make room. A busy client that reuses
 /// connections asks again within less, so that it is not closed between two requests.
 pub const MOMENT: Duration = Duration::from_millis(100);
-/// How long a request on the reserve waits for a place before it gets a 503: longer than it takes
-/// until a connection that has just become idle can be closed.
-pub const PATIENCE: Duration = Duration::from_millis(200);
+/// At how many looks, one every [`SEARCH_INTERVAL`], a request on the reserve waits for a place before
+/// it gets a 503. That is longer than it takes until a connection that has just become idle can be
+/// closed. Looks are counted, not time, since nobody has had a chance to make room while a busy machine
+/// did not run this process.
+pub const PATIENCE: u32 = 20;
 /// How long a connection on the reserve may take in all. It would otherwise be held by clients that
 /// do not read.
 pub const MAX_TIME_ON_RESERVE: Duration = Duration::from_secs(2);

@@ -73,6 +73,10 @@ impl From<&Event> for Readiness {
 
 /// A stream, and what the poll has said about it. The poll is edge-triggered: it says everything
 /// once, and what it said holds until a call finds otherwise.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is set and cleared independently of the others"
+)]
 pub struct Socket<S> {
     stream: S,
     /// There may be bytes to read. Set by an event, cleared by a read that empties the socket.
