@@ -22,6 +22,12 @@ pub fn raise_descriptor_limit() -> usize {
 }
 
 impl Service {
+    /// Whether the process waits, for its clients or for a point in time.
+    pub fn is_asleep(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        stat.contains(") S ")
+    }
+
     /// Stops the process as `docker pause` does. The kernel goes on accepting and receiving for it.
     pub fn pause(&self) {
         self.signal("STOP");

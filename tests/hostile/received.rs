@@ -44,7 +44,8 @@ fn bytes_behind_a_last_request_do_not_cost_the_responses_before_them() {
 fn a_request_behind_a_delayed_one_gets_its_response_after_sigterm() {
     let mut service = Service::start(SERVER, &["--fault-injection"]);
     let mut client = service.connect();
-    client.send_delayed("/probe?delay=1500ms");
+    // Less than the grace period, and more than a busy machine takes to send a signal.
+    client.send_delayed("/probe?delay=3s");
     client.send_request("GET", "/healthz");
     service.signal("TERM");
     client.expect_responses_and_orderly_close(2);

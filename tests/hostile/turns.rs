@@ -15,50 +15,105 @@ use crate::support::{Client, Service, request, wait_until};
 
 const SERVER: &str = "event-loop";
 
-#[test]
-fn memory_stays_flat_whatever_the_pace_of_a_client_that_pipelines_without_end() {
-    const DURATION: Duration = Duration::from_secs(8);
+/// A client that pipelines `GET /` without end, and reads a little at a time.
+struct SlowReader {
+    stream: std::net::TcpStream,
+    burst: String,
+    /// How much of the burst was sent.
+    sent: usize,
+    received: usize,
+}
+
+impl SlowReader {
+    fn connect(service: &Service) -> Self {
+        let client = service.connect_with_receive_buffer(16 * 1024);
+        client.stream.set_nonblocking(true).unwrap();
+        Self {
+            stream: client.stream,
+            burst: request("GET", "/").repeat(100),
+            sent: 0,
+            received: 0,
+        }
+    }
+
+    /// Sends as much as the server takes.
+    fn send(&mut self) {
+        loop {
+            match self.stream.write(&self.burst.as_bytes()[self.sent..]) {
+                Ok(count) => self.sent = (self.sent + count) % self.burst.len(),
+                Err(error) => return assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+    }
+
+    /// Reads once.
+    fn receive(&mut self, buffer: &mut [u8]) {
+        match self.stream.read(buffer) {
+            Ok(0) => panic!("the server has closed the connection"),
+            Ok(count) => self.received += count,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    }
+}
+
+/// A service that has responded often enough to have what memory that takes, and what it has then, in KiB.
+fn warmed_up() -> (Service, u64) {
     let service = Service::start(SERVER, &[]);
-    // What the first requests take once and for all.
     for _ in 0..100 {
         service.get("/");
         service.scrape();
     }
-    let before = service.status("VmRSS");
+    let resident = service.status("VmRSS");
+    (service, resident)
+}
+
+/// Asserts that it never had much more.
+fn memory_is_flat(service: &Service, before: u64) {
+    let grown = service.status("VmHWM").saturating_sub(before);
+    println!("grown by {grown} KiB");
+    assert!(grown < 4 * 1024, "grown by {grown} KiB");
+}
+
+#[test]
+fn memory_stays_flat_whatever_the_pace_of_clients_that_pipeline_without_end() {
+    const DURATION: Duration = Duration::from_secs(8);
+    let (service, before) = warmed_up();
     thread::scope(|scope| {
-        // Bytes at once, and microseconds after that: as fast as the server, or always too slow for its
-        // buffers to be empty. A server that keeps what was sent until then grows by what a client reads.
-        for (bytes, pause) in [(16, 800), (16, 8_000), (4, 2_000), (1, 0)] {
-            let mut client = service.connect_with_receive_buffer(16 * 1024);
+        // KiB at once, and the microseconds until the next.
+        for (kib, pause) in [(16, 800), (16, 8_000), (4, 2_000), (1, 0)] {
+            let mut reader = SlowReader::connect(&service);
             scope.spawn(move || {
-                let burst = request("GET", "/").repeat(100);
-                client.stream.set_nonblocking(true).unwrap();
-                let mut unsent: &[u8] = &[];
-                let mut buffer = vec![0; bytes * 1024];
-                let mut received = 0;
+                let mut buffer = vec![0; kib * 1024];
                 let started = Instant::now();
                 while started.elapsed() < DURATION {
-                    if unsent.is_empty() {
-                        unsent = burst.as_bytes();
-                    }
-                    match client.stream.write(unsent) {
-                        Ok(count) => unsent = &unsent[count..],
-                        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
-                    }
-                    match client.stream.read(&mut buffer) {
-                        Ok(0) => panic!("the server has closed the connection"),
-                        Ok(count) => received += count,
-                        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
-                    }
+                    reader.send();
+                    reader.receive(&mut buffer);
                     thread::sleep(Duration::from_micros(pause));
                 }
-                println!("{received} bytes, {bytes} KiB every {pause} µs");
+                println!("{} bytes, {kib} KiB every {pause} µs", reader.received);
             });
         }
     });
-    let grown = service.status("VmHWM").saturating_sub(before);
-    println!("grown by {grown} KiB");
-    assert!(grown < 4 * 1024, "{grown} KiB for four clients");
+    memory_is_flat(&service, before);
+}
+
+#[test]
+fn memory_stays_flat_when_a_client_is_always_a_little_slower_than_the_server() {
+    /// A server that keeps what it has sent until nothing is unsent grows by as much.
+    const BYTES: usize = 24 << 20;
+    let (service, before) = warmed_up();
+    let mut reader = SlowReader::connect(&service);
+    let mut buffer = [0; 16 * 1024];
+    let started = Instant::now();
+    while reader.received < BYTES && started.elapsed() < Duration::from_secs(12) {
+        reader.send();
+        // It reads only while the server waits for it: there is always something unsent.
+        if service.is_asleep() {
+            reader.receive(&mut buffer);
+        }
+    }
+    println!("{} bytes", reader.received);
+    memory_is_flat(&service, before);
 }
 
 /// How clients send requests without end.
