@@ -62,14 +62,22 @@ fn clients_that_do_not_wait_for_their_answers_are_counted_and_forgotten() {
     for _ in 0..20 {
         let mut delayed: Vec<Client> = (0..100).map(|_| service.connect()).collect();
         for client in &mut delayed {
-            client.send_delayed("/probe");
+            client.send_request("GET", "/probe");
+        }
+        // With the one that waits, and the scrape.
+        wait_until("every request is received", || {
+            service.scrape().count("app_requests_in_flight") >= 102
+        });
+        for client in &delayed {
             let linger = Some(std::time::Duration::ZERO);
             rustix::net::sockopt::set_socket_linger(&client.stream, linger).unwrap();
         }
     }
-    let counted = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="200"}"#;
     wait_until("every request is recorded", || {
-        service.scrape().count(counted) == 2000
+        service
+            .scrape()
+            .sum("app_request_count_total", "http_status", "499")
+            == 2000
     });
     assert_eq!(service.scrape().count("app_connections_open"), 2);
     assert_eq!(who_waits.answer().status, 503);

@@ -9,7 +9,7 @@ use crate::support::{Client, Page, Service, wait_until};
 const SERVER: &str = "event-loop";
 
 /// How long the clients wait before they disconnect. It is far from the delays.
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How much later a busy server may notice it.
 const TOLERANCE: Duration = Duration::from_secs(1);
 
@@ -29,10 +29,11 @@ fn latency(page: &Page) -> (u64, f64) {
     (page.count(&series("count")), page.value(&series("sum")))
 }
 
-/// Asserts that this is the time until a client disconnected, of which the test knows the most.
+/// Asserts that this is the time until a client disconnected, of which the test knows the most. A busy
+/// server may have begun with the request some time after it was received.
 fn is_time_until_disconnect(seconds: f64, most: Duration) {
     let most = most.as_secs_f64();
-    let least = PATIENCE.as_secs_f64();
+    let least = (PATIENCE / 2).as_secs_f64();
     assert!(
         (least..most).contains(&seconds),
         "{seconds} s, expected {least} to {most} s"
@@ -177,7 +178,7 @@ fn requests_in_flight_are_those_received_and_not_yet_answered() {
     let none = in_flight();
     assert!(none <= 1, "{none}");
     let mut clients = clients_that_have_waited(&service, "/probe?delay=3s", 4);
-    assert_eq!(in_flight(), none + 4);
+    wait_until("all four are in flight", || in_flight() == none + 4);
     clients.remove(0).disconnect_with_reset();
     wait_until("the reset is noticed", || {
         service.scrape().count("app_connections_open") == 4

@@ -255,8 +255,13 @@ pub fn others_are_served(service: &Service) {
     let mut times: Vec<Duration> = (0..21)
         .map(|_| {
             let started = Instant::now();
-            assert_eq!(other.ask("GET", "/healthz").status, 200);
-            started.elapsed()
+            let answer = other.ask("GET", "/healthz");
+            assert_eq!(answer.status, 200);
+            let took = started.elapsed();
+            if answer.field("Connection") == Some("close") {
+                other = service.connect();
+            }
+            took
         })
         .collect();
     times.sort();
