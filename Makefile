@@ -197,7 +197,7 @@ screenshot: build ## take docs/prometheus.png anew; needs Chromium, takes five m
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/screenshot.sh docs/prometheus.png
 
 .PHONY: bench
-bench: build ## measure against the peers for a quarter of an hour; writes bench/results.md and docs/bench.svg
+bench: build ## measure against the peers for about half an hour; writes bench/results.md and docs/bench.svg
 	bench/run.py
 
 .PHONY: microbench

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Measures tiny-probe against what its user would otherwise have, all in one run and taking turns.
 
-    make bench                    builds everything, measures for about fifteen minutes, and writes
+    make bench                    builds everything, measures for about half an hour, and writes
                                   bench/results.md and docs/bench.svg
-    bench/run.py --quick          one short round, to see that it works; these and every other
+    bench/run.py --quick          one short round, to check that it works; this and every other
                                   run with an option write into target/bench instead
     bench/run.py --servers floor,event-loop --rounds 3
     bench/run.py --servers event-loop,static,axum,go --loads metrics
+    bench/run.py --loads wait     only the wait of a new client while others pipeline requests
 
-Needs wrk and a built tiny-probe, and oha for the load at a fixed rate; a server whose tools are not
-installed is left out and named. Load comes from this machine, so it wants a second core, and nothing else running.
+Needs wrk and a built tiny-probe, cc for the clients that pipeline, and oha for the load at a fixed rate.
+Servers and loads whose tools are not installed are left out, and the results name them. The load comes from
+this machine: run it where there is a second core and nothing else runs.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import http.client
 import json
 import os
 import platform
+import random
 import re
 import resource
 import shutil
@@ -54,11 +57,26 @@ LOADS = KEEP_ALIVE | {
 }
 AT_A_FIXED_RATE = ("quiet", "busy")
 PERCENTILES = [("median", "p50"), ("p99", "p99"), ("p99.9", "p99.9"), ("slowest", "slowest")]
-QUICK = ("c64", "metrics", "close")
+# How long a new client waits while others pipeline one request without end. Each kind takes the servers'
+# time in another way: many cheap requests, long responses, and costly requests with short responses.
+FLOOD_REQUESTS = {"probe": "GET /probe", "metrics": "GET /metrics", "head": "HEAD /metrics"}
+FLOOD_CLIENTS = (1, 100, 1000, 3000)
+WAITS = {f"wait-{kind}-{clients}": (f"a new client beside {clients} that pipeline {request}", request, clients, 1, [])
+         for kind, request in FLOOD_REQUESTS.items() for clients in FLOOD_CLIENTS}
+LOADS |= WAITS
+# The differences between servers are larger than those between rounds, and a round takes minutes.
+WAIT_ROUNDS = 3
+# A new client gives up after this time, and its wait counts as this long. The servers' backlogs are
+# accepted within it, and a measurement of a server that responds to nobody still ends soon.
+WAIT_TIMEOUT = 10
+# Fewer waits than this say nothing about the median; the measurement is extended until there are as many,
+# but for no longer than WAIT_TIMEOUT.
+LEAST_WAITS = 5
+QUICK = ("c64", "metrics", "close", "wait-head-100")
 
 
 class Failed(Exception):
-    """What cannot be built, started or measured here, and why. Who cannot be built is left out."""
+    """What cannot be built, started or measured here, and why. A server that cannot be built is left out."""
 
 
 @dataclass
@@ -110,6 +128,13 @@ def floor():
     version = run(["cc", "-dumpfullversion"])
     return Server("floor", "C, epoll, a constant answer (the floor)", [binary, "{port}"],
                   binary.stat().st_size, f"cc {version}", metrics=False)
+
+
+def flood_binary():
+    need("cc")
+    binary = BUILT / "flood"
+    run(["cc", "-O2", "-o", binary, BENCH / "flood.c"])
+    return binary
 
 
 def static_binary():
@@ -334,7 +359,9 @@ def watch(server):
 
 
 def load(server, key, seconds):
-    """Puts one load on one server and keeps what came of it."""
+    """Puts one load on one server and keeps the results."""
+    if key in WAITS:
+        return wait_beside_flood(server, key, seconds)
     heading, path, connections, factor, options = LOADS[key]
     if key in AT_A_FIXED_RATE:
         return fixed_rate(server, key, connections, seconds * factor)
@@ -422,6 +449,79 @@ def scraped_beside_idle(server):
             connection.close()
 
 
+@contextmanager
+def flood(server, request, clients, at_most):
+    """Has clients pipeline one request until the block ends, for `at_most` seconds. Yields a dictionary, which
+    has the responses per second and the number of closed connections afterwards."""
+    process = subprocess.Popen([BUILT / "flood", str(server.port), str(clients), str(at_most), *request.split()],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    result = {}
+    try:
+        # Ends by itself: the program stops in time whatever the server does, and its output is closed then.
+        if process.stdout.readline() != "ready\n":
+            raise Failed(f"{clients} clients do not connect to {server.name}: {process.stderr.read().strip()}")
+        yield result
+        output, _ = process.communicate(timeout=10)  # closes standard input, which ends the flood
+        responses, duration, closed = output.split()
+        result |= {"rate": int(responses) / float(duration), "closed": int(closed)}
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{BUILT / 'flood'} did not stop within 10 s of the end of its input") from None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_of_new_client(server):
+    """Connects and requests /healthz; returns the seconds until the response begins, or None without one."""
+    began = time.perf_counter()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_TIMEOUT) as connection:
+            connection.settimeout(max(0.001, began + WAIT_TIMEOUT - time.perf_counter()))
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            # The peers have no /healthz: their 404 comes from the same queue.
+            if connection.recv(4096).startswith(b"HTTP/1.1 "):
+                return time.perf_counter() - began
+    except OSError:
+        pass
+    return None
+
+
+def wait_beside_flood(server, key, seconds):
+    """Measures how long one new client after the other waits while others pipeline. Returns the median."""
+    _, request, clients, _, _ = WAITS[key]
+    waits, failed = [], 0
+    try:
+        with flood(server, request, clients, seconds + 3 * WAIT_TIMEOUT) as result:
+            began, cpu = time.monotonic(), cpu_seconds(server)
+            while ((elapsed := time.monotonic() - began) < seconds
+                   or len(waits) < LEAST_WAITS and elapsed < WAIT_TIMEOUT):
+                wait = wait_of_new_client(server)
+                waits.append(WAIT_TIMEOUT if wait is None else wait)
+                failed += wait is None
+                # At random, so that the next client does not always arrive at the same point of a server's round.
+                time.sleep(random.uniform(0, 0.005))
+            cpu, elapsed = cpu_seconds(server) - cpu, time.monotonic() - began
+    except Failed as why:
+        server.remarks.add(str(why))
+        return 0
+    finally:
+        if server.process.poll() is not None:
+            server.remarks.add(f"ended by itself during the load “{LOADS[key][0]}”")
+        # Some servers work for many seconds on what they have received, which would disturb the next one.
+        server.process.kill()
+        server.process.wait()
+    server.add(f"{key} median", statistics.median(waits))
+    server.add(f"{key} worst", max(waits))
+    server.add(f"{key} rate", result["rate"])
+    server.add(f"{key} busy", cpu / elapsed)
+    failures = server.failures.setdefault(key, {})
+    for kind, number in [(f"no response within {WAIT_TIMEOUT} s", failed),
+                         ("pipelining connections closed by the server", result["closed"])]:
+        if number:
+            failures[kind] = failures.get(kind, 0) + number
+    return result["rate"]
+
+
 def idle(server):
     """Opens connections that ask once and then stay; keeps the memory that the server has then."""
     connections = []
@@ -445,16 +545,27 @@ def idle(server):
 
 def measure(servers, loads, rounds, seconds):
     """New connections come after all other rounds: they leave tens of thousands of TIME_WAITs for a
-    minute, and tiny-http's /metrics reads the kernel's table of connections."""
-    staying = [key for key in loads if key != "close"]
-    for number in range(rounds):
+    minute, and tiny-http's /metrics reads the kernel's table of connections. Pipelined requests come last:
+    some servers keep hundreds of megabytes afterwards."""
+    staying = [key for key in loads if key != "close" and key not in WAITS]
+    for number in range(rounds if staying else 0):
         take_turns(servers, staying, f"round {number + 1} of {rounds}", number, seconds, idle)
     for number in range(rounds if "close" in loads else 0):
         take_turns(servers, ["close"], f"new connections, round {number + 1} of {rounds}", number, seconds)
+    waits = [key for key in loads if key in WAITS]
+    pipelining = [server for server in servers if can_pipeline(server)]
+    for number in range(min(rounds, WAIT_ROUNDS) if waits and pipelining else 0):
+        take_turns(pipelining, waits, f"waits, round {number + 1} of {min(rounds, WAIT_ROUNDS)}", number, seconds)
+
+
+def can_pipeline(server):
+    """Flask's servers close each connection after one response. The floor sends one response for each read,
+    however many requests that read contains."""
+    return server.compiled and server.key != "floor"
 
 
 def measure_log(servers, rounds, seconds):
-    """What the access log costs the event loop when somebody reads it. Gives it without and with."""
+    """Measures what the access log costs the event loop when it is read. Returns it without and with the log."""
     event_loop = next((server for server in servers if server.key == "event-loop"), None)
     if not event_loop:
         return []
@@ -484,7 +595,8 @@ def take_turns(servers, loads, title, first, seconds, at_the_end=None):
                         or key in (*AT_A_FIXED_RATE, "pinned") and not server.compiled):
                     continue
                 if server.process.poll() is not None:
-                    server.remarks.add(f"ended by itself before the load “{LOADS[key][0]}”")
+                    if key not in WAITS:  # each of these ends with the server being killed
+                        server.remarks.add(f"ended by itself before the load “{LOADS[key][0]}”")
                     start(server)
                 rate = load(server, key, seconds)
                 progress(f"{title}: {LOADS[key][0]}: {server.name}: {rate:.0f}/s")
@@ -585,7 +697,7 @@ def goals(servers):
             if ratios:
                 lines.append(f"- {text}: **{statistics.median(ratios):.2f}** "
                              f"({min(ratios):.2f}–{max(ratios):.2f}); the goal is {bound} at most.")
-    lines += [*above_the_floor(by_key), *tail_latency(by_key)]
+    lines += [*above_the_floor(by_key), *tail_latency(by_key), *longest_wait(by_key)]
     return "\n".join(lines)
 
 
@@ -609,6 +721,18 @@ def tail_latency(by_key):
             best = min(tails, key=tails.get)
             yield (f"- p99.9 at {RATE} requests per second{beside}, event-loop to the best of its peers, {best}: "
                    f"**{ours / tails[best]:.2f}**; the goal is 1 at most.")
+
+
+def longest_wait(by_key):
+    """The longest median and the longest wait of all floods."""
+    if "event-loop" in by_key:
+        samples = by_key["event-loop"].samples
+        for what, bound in [("median", 5), ("worst", 50)]:
+            measured = {key: samples[f"{key} {what}"] for key in WAITS if f"{key} {what}" in samples}
+            if measured:
+                key = max(measured, key=lambda key: max(measured[key]))
+                yield (f"- The wait of {LOADS[key][0]} (the longest of {len(measured)} floods), {what}: "
+                       f"**{milliseconds(max(measured[key]))} ms**; the goal is {bound} ms at most.")
 
 
 def report(servers, logs, left_out, rounds, seconds):
@@ -642,6 +766,9 @@ def report(servers, logs, left_out, rounds, seconds):
                         ("GET /metrics, 16 connections", "metrics cpu", microseconds),
                         ("GET /metrics per second", "metrics rate", count)]),
     ]
+    if any(f"{key} median" in server.samples for server in servers for key in WAITS):
+        parts += waits_report([server for server in servers if can_pipeline(server)],
+                              min(rounds, WAIT_ROUNDS), seconds)
     if text := goals([*servers, *logs]):
         parts.append(text)
     footprint = [("resident MB after start", "resident", megabytes),
@@ -660,6 +787,9 @@ def report(servers, logs, left_out, rounds, seconds):
     notes = [f"- {server.name}: {remark}." for server in servers for remark in sorted(server.remarks)]
     notes += [f"- {server.name}, {LOADS[key][0]}: " + ", ".join(f"{n} × {kind}" for kind, n in failed.items()) + "."
               for server in servers for key, failed in server.failures.items() if failed]
+    notes += [f"- {server.name}, {heading}: busy only {busy:.0%} of the time, so that the wait may be too short."
+              for server in servers for key, (heading, *_) in WAITS.items()
+              if (busy := median(server, f"{key} busy")) is not None and busy < 0.8]
     notes += [f"- {key} is left out: {why}." for key, why in left_out.items()]
     if notes:
         parts += ["## Left out, failed, or otherwise", "\n".join(notes)]
@@ -667,7 +797,45 @@ def report(servers, logs, left_out, rounds, seconds):
     return "\n\n".join(parts) + "\n"
 
 
+def waits_report(servers, rounds, seconds):
+    parts = [
+        "## Wait of a new client in milliseconds, while others pipeline requests without end",
+        "From before it connects until its response to GET /healthz begins (the peers answer 404). The others "
+        "send the named request in blocks of several hundred and read every response (bench/flood.c). New clients "
+        f"come one after the other, for {seconds} s and until there were {LEAST_WAITS}; medians of {rounds} "
+        f"round{'s' * (rounds > 1)}, in brackets the least and the most. A client gives up after {WAIT_TIMEOUT} s, which "
+        "counts as its wait. Beside it the responses per second that the others received.",
+    ]
+    for kind, request in FLOOD_REQUESTS.items():
+        columns = [(f"{clients} client{'s' * (clients > 1)}: {heading}", f"wait-{kind}-{clients} {what}", form)
+                   for clients in FLOOD_CLIENTS
+                   for heading, what, form in [("median", "median", milliseconds), ("worst", "worst", milliseconds),
+                                               ("responses/s", "rate", count)]]
+        columns = [column for column in columns if any(column[1] in server.samples for server in servers)]
+        if columns:
+            parts += [f"Others pipeline {request}:", table(servers, columns)]
+    return parts
+
+
+def readme_table(servers):
+    """The table that the README shows: medians only."""
+    columns = [("CPU µs per request", "c64 cpu", microseconds), ("CPU µs per scrape", "metrics cpu", microseconds),
+               ("requests/s", "c64 rate", count), ("p99.9 ms at 5000/s", "quiet p99.9", milliseconds),
+               ("ms until a new client is served beside 1000 that pipeline: median", "wait-head-1000 median", milliseconds),
+               ("worst", "wait-head-1000 worst", milliseconds),
+               ("MB under load", "resident 64", megabytes), ("MB, 1000 idle", "resident idle connections", megabytes),
+               ("MB to install", "size", megabytes)]
+    lines = ["| | " + " | ".join(heading for heading, _, _ in columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    for server in servers:
+        values = [(median(server, what), form) for _, what, form in columns]
+        cells = ["–" if value is None else form(value) for value, form in values]
+        lines.append(f"| {server.name} | " + " | ".join(cells) + (f" {server.note}" if server.note else "") + " |")
+    return "\n".join(lines) + "\n"
+
+
 def run_version(tool, option="-v"):
+    if not shutil.which(tool):
+        return f"{tool} (not installed)"
     result = subprocess.run([tool, option], capture_output=True, text=True)
     return " ".join((result.stdout + result.stderr).split()[:2])
 
@@ -723,7 +891,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=1, help="of each load in each round")
     parser.add_argument("--servers", metavar="A,B", help="only these")
-    parser.add_argument("--loads", metavar="A,B", help=f"only these of {', '.join(LOADS)}")
+    parser.add_argument("--loads", metavar="A,B",
+                        help=f"only these of {', '.join(LOADS)}; `wait` means all that begin with it")
     parser.add_argument("--quick", action="store_true", help="one round of the main loads")
     parser.add_argument("--tiny-probe", type=Path, metavar="BINARY",
                         default=ROOT / "target" / "release" / "tiny-probe")
@@ -733,9 +902,10 @@ def main():
     if arguments.quick:
         arguments.rounds = 1
     loads = arguments.loads.split(",") if arguments.loads else QUICK if arguments.quick else LOADS
+    loads = [load for name in loads for load in (WAITS if name == "wait" else [name])]
     if unknown := [load for load in loads if load not in LOADS]:
-        sys.exit(f"bench: no load is called {', '.join(unknown)}; there are {', '.join(LOADS)}")
-    if not shutil.which("wrk"):
+        sys.exit(f"bench: no load is called {', '.join(unknown)}; there are wait, {', '.join(LOADS)}")
+    if any(load not in WAITS and load not in AT_A_FIXED_RATE for load in loads) and not shutil.which("wrk"):
         sys.exit("bench: wrk is not installed; on Debian: apt-get install wrk")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 4096:
@@ -746,6 +916,11 @@ def main():
     if not shutil.which("oha"):
         left_out["the load at a fixed rate"] = "oha is not installed; cargo install --locked oha"
         loads = [load for load in loads if load not in AT_A_FIXED_RATE]
+    try:
+        flood_binary()
+    except Failed as why:
+        left_out["the wait of a new client"] = str(why)
+        loads = [load for load in loads if load not in WAITS]
     began = time.monotonic()
     measure(servers, loads, arguments.rounds, arguments.seconds)
     logs = measure_log(servers, arguments.rounds, arguments.seconds) if "c64" in loads else []
@@ -757,8 +932,10 @@ def main():
     picture.parent.mkdir(exist_ok=True)
     results.write_text(text)
     picture.write_text(svg(servers))
+    (BUILT / "readme-table.md").write_text(readme_table(servers))
     print(text)
-    progress(f"written: {results.relative_to(ROOT)} and {picture.relative_to(ROOT)}", stays=True)
+    progress(f"written: {results.relative_to(ROOT)}, {picture.relative_to(ROOT)} and, for the README, "
+             f"{(BUILT / 'readme-table.md').relative_to(ROOT)}", stays=True)
 
 
 if __name__ == "__main__":
