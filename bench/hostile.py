@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What hostile clients do to each of the two request loops. One table, in Markdown, on stdout.
+"""Shows what hostile clients do to each of the two request loops, as a Markdown table.
 
-    bench/hostile.py      of target/release/tiny-probe; takes a minute, on 127.0.0.1 alone
+    bench/hostile.py      tests target/release/tiny-probe on 127.0.0.1; takes less than two minutes; needs cc
 
-Each client meets a service of its own, started at a limit of 1024 descriptors. Afterwards somebody
-else asks for /healthz, with a timeout of two seconds. What the table says of memory is the most
-that was ever resident.
+Each client gets a service of its own, which is started with a limit of 1024 descriptors (4096 where 1000
+clients are not meant to reach it). While the client still holds its connections, up to five new clients request
+/healthz one after the other. The table shows the longest of their waits, which end after five seconds, and
+the most memory that was ever resident.
 """
 
 import re
@@ -13,22 +14,27 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 PROGRAM = "target/release/tiny-probe"
+FLOOD_SOURCE = Path(__file__).resolve().parent / "flood.c"
 SERVERS = ["event-loop", "tiny-http"]
-TIMEOUT = 2
+TIMEOUT = 5
+NEW_CLIENTS = 5
 PROBE = b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Service:
-    def __init__(self, server):
-        limit = (1024, 1024)
+    def __init__(self, server, flags=(), descriptors=1024):
+        limit = (descriptors, descriptors)
+        self.helpers = []  # processes that end with the service
         self.process = subprocess.Popen(
-            [PROGRAM, "--listen", "127.0.0.1:0", "--server", server],
+            [PROGRAM, "--listen", "127.0.0.1:0", "--server", server, *flags],
             stderr=subprocess.PIPE, text=True,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit))
-        # A line before it says how many connections the limit leaves room for.
+        # An earlier line says how many connections the descriptor limit allows.
         for line in self.process.stderr:
             found = re.search(r" on http://127\.0\.0\.1:(\d+)", line)
             if found:
@@ -36,34 +42,64 @@ class Service:
                 return
         sys.exit(f"hostile: {PROGRAM} does not start; build it with `make build`")
 
-    def connect(self):
-        client = socket.create_connection(("127.0.0.1", self.port), TIMEOUT)
+    def connect(self, receive_buffer=None):
+        client = socket.socket()
+        if receive_buffer:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        client.settimeout(TIMEOUT)
+        client.connect(("127.0.0.1", self.port))
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return client
 
-    def serves(self):
+    def wait(self):
+        """The seconds until a new client has its response, or None if it gets none in time."""
+        began = time.monotonic()
         try:
             with self.connect() as client:
+                client.settimeout(max(0.001, began + TIMEOUT - time.monotonic()))
                 client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
-                return client.recv(1024).startswith(b"HTTP/1.1 200")
+                if client.recv(1024).startswith(b"HTTP/1.1 200"):
+                    return time.monotonic() - began
         except OSError:
-            return False
+            pass
+        return None
+
+    def waits(self):
+        longest, end = 0, time.monotonic() + TIMEOUT
+        for _ in range(NEW_CLIENTS):
+            if time.monotonic() > end:
+                break  # they wait so long that fewer of them will do
+            wait = self.wait()
+            if wait is None:
+                return "**nobody else is served**"
+            longest = max(longest, wait)
+        return f"others wait {longest * 1000:.{0 if longest > 0.01 else 1}f} ms"
 
     def state(self):
         """What became of the service, and of its memory."""
-        time.sleep(0.2)  # An abort that has begun is to be seen as one.
+        time.sleep(0.2)  # If the process is aborting, let it finish.
         if self.process.poll() is not None:
             return f"the process ends ({self.process.returncode})"
-        serves = "others are served" if self.serves() else "**nobody else is served**"
+        waits = self.waits()
         if self.process.poll() is not None:
             return f"the process ends ({self.process.returncode})"
         with open(f"/proc/{self.process.pid}/status") as status:
             peak = int(re.search(r"VmHWM:\s+(\d+)", status.read())[1]) / 1024
-        return f"{serves}, {peak:.1f} MB"
+        return f"{waits}, {peak:.1f} MB"
+
+    def kernel_megabytes(self):
+        """Bytes in the send and receive queues of the service's sockets."""
+        total = 0
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, _, queues, *_ = line.split()
+            if int(local.split(":")[1], 16) == self.port:
+                total += sum(int(queue, 16) for queue in queues.split(":"))
+        return total / 1e6
 
     def end(self):
-        self.process.kill()
-        self.process.wait()
+        for process in [self.process, *self.helpers]:
+            process.kill()
+            process.wait()
 
 
 def answer(client):
@@ -115,7 +151,7 @@ def header(service):
 
 
 def idle(service):
-    """opens 600 connections and says nothing"""
+    """opens 600 connections and sends nothing"""
     clients = []
     for _ in range(600):
         try:
@@ -126,7 +162,7 @@ def idle(service):
 
 
 def at_once(service):
-    """opens 64 connections at once and asks on each"""
+    """opens 64 connections at once and sends a request on each"""
     clients = [service.connect() for _ in range(64)]
     for client in clients:
         client.sendall(PROBE)
@@ -138,13 +174,125 @@ def at_once(service):
     return f"{answered} of 64 are answered", clients
 
 
+def steady_reader(service):
+    """pipelines GET / for 5 seconds and reads 16 KiB every 0.8 ms"""
+    client = service.connect(receive_buffer=16384)
+    client.setblocking(False)
+    block = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 1000
+    sent = taken = 0
+    end = time.monotonic() + 5
+    try:
+        while time.monotonic() < end:
+            try:
+                sent += client.send(block[sent % len(block):])
+            except BlockingIOError:
+                pass
+            try:
+                taken += len(client.recv(16384))
+            except BlockingIOError:
+                pass
+            time.sleep(0.0008)
+    except ConnectionError:
+        pass  # the process has ended
+    return f"{taken / 1e6:.0f} MB were read", client
+
+
+def flood(service):
+    """opens 1000 connections and pipelines HEAD /metrics on each without end"""
+    binary = Path(tempfile.gettempdir()) / f"tiny-probe-flood-{service.process.pid}"
+    try:
+        subprocess.run(["cc", "-O2", "-o", binary, FLOOD_SOURCE], check=True)
+        process = subprocess.Popen([binary, str(service.port), "1000", "60", "HEAD", "/metrics"], text=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        # Its output is closed after 65 seconds at most.
+        service.helpers.append(process)
+        is_ready = process.stdout.readline() == "ready\n"
+    finally:
+        binary.unlink(missing_ok=True)
+    time.sleep(0.5)  # until all of them have sent
+    return "1000 are open" if is_ready else "not all can connect", process
+
+
+flood.descriptors = 4096
+
+
+def waiting(service):
+    """requests /probe?delay=20s on each of 20 connections, with --max-connections 20"""
+    clients = [service.connect() for _ in range(20)]
+    for client in clients:
+        client.sendall(b"GET /probe?delay=20s HTTP/1.1\r\nHost: a\r\n\r\n")
+    return "20 are waiting", clients
+
+
+waiting.flags = ["--max-connections", "20", "--fault-injection"]
+
+
+def unread_scrapes(service):
+    """pipelines GET /metrics on each of 990 connections and reads nothing, with --max-connections 1000"""
+    clients = []
+    block = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 1000
+    for _ in range(990):
+        try:
+            client = service.connect()
+            client.setblocking(False)
+            client.send(block)
+        except OSError:
+            break
+        clients.append(client)
+    # A block at a time, until the service takes no more from anybody, for 5 seconds at most.
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        taken = 0
+        for client in clients:
+            try:
+                taken += client.send(block)
+            except OSError:
+                pass
+        if not taken:
+            break
+    return f"{len(clients)} are open, {service.kernel_megabytes():.0f} MB are in the kernel's queues", clients
+
+
+unread_scrapes.flags = ["--max-connections", "1000"]
+
+
+def urgent_data(service):
+    """sends TCP urgent data in the middle of a head"""
+    client = service.connect()
+    began = time.monotonic()
+    client.sendall(PROBE[:10])
+    client.send(b"!", socket.MSG_OOB)
+    client.sendall(PROBE[10:])
+    status = answer(client)
+    return f"{status} after {time.monotonic() - began:.1f} s", client
+
+
+def upload(service):
+    """uploads 10 MB within 5 seconds, announced by Content-Length, and then reads"""
+    client = service.connect()
+    client.sendall(b"POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n")
+    for number in range(100):
+        try:
+            client.sendall(b"x" * 100_000)
+        except OSError as error:
+            return f"{type(error).__name__} after {number / 10:.1f} MB", client
+        time.sleep(0.05)
+    return answer(client), client
+
+
+CLIENTS = [petabytes, unsent_body, upload, header, urgent_data, unread, steady_reader, unread_scrapes, idle, at_once,
+           flood, waiting]
+
+
 def main():
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     print("| a client that | " + " | ".join(SERVERS) + " |")
     print("| --- |" + " --- |" * len(SERVERS), flush=True)
-    for client in [petabytes, unsent_body, unread, header, idle, at_once]:
+    for client in CLIENTS:
         row = [client.__doc__]
         for server in SERVERS:
-            service = Service(server)
+            service = Service(server, getattr(client, "flags", ()), getattr(client, "descriptors", 1024))
             try:
                 result, _kept_open = client(service)
                 row.append(f"{result}; {service.state()}")
