@@ -72,7 +72,7 @@ WAIT_TIMEOUT = 10
 # Fewer waits than this say nothing about the median; the measurement is extended until there are as many,
 # but for no longer than WAIT_TIMEOUT.
 LEAST_WAITS = 5
-QUICK = ("c64", "metrics", "close", "wait-head-100")
+QUICK = ("c64", "metrics", "close", "wait-metrics-100")
 
 
 class Failed(Exception):
@@ -486,10 +486,24 @@ def wait_of_new_client(server):
     return None
 
 
+def status_of(server, request):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT_TIMEOUT)
+    try:
+        connection.request(*request.split())
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return repr(error)
+    finally:
+        connection.close()
+
+
 def wait_beside_flood(server, key, seconds):
     """Measures how long one new client after the other waits while others pipeline. Returns the median."""
     _, request, clients, _, _ = WAITS[key]
     waits, failed = [], 0
+    if (status := status_of(server, request)) != 200:
+        server.remarks.add(f"has no {request} ({status}), so that nobody can pipeline it")
+        return 0
     try:
         with flood(server, request, clients, seconds + 3 * WAIT_TIMEOUT) as result:
             began, cpu = time.monotonic(), cpu_seconds(server)
@@ -787,7 +801,8 @@ def report(servers, logs, left_out, rounds, seconds):
     notes = [f"- {server.name}: {remark}." for server in servers for remark in sorted(server.remarks)]
     notes += [f"- {server.name}, {LOADS[key][0]}: " + ", ".join(f"{n} × {kind}" for kind, n in failed.items()) + "."
               for server in servers for key, failed in server.failures.items() if failed]
-    notes += [f"- {server.name}, {heading}: busy only {busy:.0%} of the time, so that the wait may be too short."
+    notes += [f"- {server.name}, {heading}: used only {busy:.0%} of a CPU: the clients did not keep it busy, "
+              "or something else was running."
               for server in servers for key, (heading, *_) in WAITS.items()
               if (busy := median(server, f"{key} busy")) is not None and busy < 0.8]
     notes += [f"- {key} is left out: {why}." for key, why in left_out.items()]
@@ -800,7 +815,7 @@ def report(servers, logs, left_out, rounds, seconds):
 def waits_report(servers, rounds, seconds):
     parts = [
         "## Wait of a new client in milliseconds, while others pipeline requests without end",
-        "From before it connects until its response to GET /healthz begins (the peers answer 404). The others "
+        "From before it connects until its response to GET /healthz begins (the peers respond with 404). The others "
         "send the named request in blocks of several hundred and read every response (bench/flood.c). New clients "
         f"come one after the other, for {seconds} s and until there were {LEAST_WAITS}; medians of {rounds} "
         f"round{'s' * (rounds > 1)}, in brackets the least and the most. A client gives up after {WAIT_TIMEOUT} s, which "
@@ -821,8 +836,9 @@ def readme_table(servers):
     """The table that the README shows: medians only."""
     columns = [("CPU µs per request", "c64 cpu", microseconds), ("CPU µs per scrape", "metrics cpu", microseconds),
                ("requests/s", "c64 rate", count), ("p99.9 ms at 5000/s", "quiet p99.9", milliseconds),
-               ("ms until a new client is served beside 1000 that pipeline: median", "wait-head-1000 median", milliseconds),
-               ("worst", "wait-head-1000 worst", milliseconds),
+               ("ms until a new client is served beside 1000 that pipeline scrapes: median",
+                "wait-metrics-1000 median", milliseconds),
+               ("worst", "wait-metrics-1000 worst", milliseconds),
                ("MB under load", "resident 64", megabytes), ("MB, 1000 idle", "resident idle connections", megabytes),
                ("MB to install", "size", megabytes)]
     lines = ["| | " + " | ".join(heading for heading, _, _ in columns) + " |", "| --- |" + " ---: |" * len(columns)]

@@ -826,7 +826,7 @@ def soak(binary, flags, clients, seconds):
             row = [f"{use[what] / unit:.{digits}f}" for use in (before, warm, peak, after)]
             print(f"  {what + (' (MB)' if unit > 1 else ''):11}{row[0]:>8}{row[1]:>20}{row[2]:>10}{row[3]:>8}")
         read, unread = sum(ledger.answered.values()), sum(ledger.unread.values())
-        print(f"\n{read} responses read; {unread} requests sent by clients that left without reading all responses; "
+        print(f"\n{read} responses read; {unread} requests by clients that left without reading all responses; "
               f"{sum(ledger.departed.values())} clients that left before a delayed one; {compared} series compared")
     return ledger.wrong
 
