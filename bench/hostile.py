@@ -5,7 +5,7 @@
 
 Each client gets a service of its own, which is started with a limit of 1024 descriptors (4096 where 1000
 clients are not meant to reach it). While the client still holds its connections, up to five new clients request
-/healthz one after the other. The table shows the longest of their waits, which end after five seconds, and
+/healthz one after the other. The table shows the longest of their waits, at most five seconds, and
 the most memory that was ever resident.
 """
 
@@ -21,7 +21,8 @@ from pathlib import Path
 PROGRAM = "target/release/tiny-probe"
 FLOOD_SOURCE = Path(__file__).resolve().parent / "flood.c"
 SERVERS = ["event-loop", "tiny-http"]
-TIMEOUT = 5
+TIMEOUT = 2  # of the hostile clients
+NEW_CLIENT_TIMEOUT = 5
 NEW_CLIENTS = 5
 PROBE = b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -55,8 +56,7 @@ class Service:
         """The seconds until a new client has its response, or None if it gets none in time."""
         began = time.monotonic()
         try:
-            with self.connect() as client:
-                client.settimeout(max(0.001, began + TIMEOUT - time.monotonic()))
+            with socket.create_connection(("127.0.0.1", self.port), NEW_CLIENT_TIMEOUT) as client:
                 client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
                 if client.recv(1024).startswith(b"HTTP/1.1 200"):
                     return time.monotonic() - began
@@ -65,7 +65,7 @@ class Service:
         return None
 
     def waits(self):
-        longest, end = 0, time.monotonic() + TIMEOUT
+        longest, end = 0, time.monotonic() + 1
         for _ in range(NEW_CLIENTS):
             if time.monotonic() > end:
                 break  # they wait so long that fewer of them will do
