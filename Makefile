@@ -73,6 +73,13 @@ check-syscalls: build ## have system calls fail under the built binary, with str
 .PHONY: check-proxies
 check-proxies: build ## put nginx and HAProxy in front of the built binary
 	SERVER=event-loop scripts/with-service.sh scripts/check-proxies.py
+	SERVER=event-loop MAX_CONNECTIONS=8 scripts/with-service.sh scripts/check-proxies.py crowded
+
+.PHONY: check-clients
+check-clients: build ## have wrk, Node and Python ask at the connection limit and during stops
+	python3 -m venv target/clients
+	target/clients/bin/pip install --quiet --disable-pip-version-check requests==2.34.2
+	target/clients/bin/python3 scripts/check-clients.py
 
 # The static binary. CARGO chooses a toolchain that has TARGET (`rustup target add`); the paths of the
 # crates that are in the binary do not say where they were built. For another architecture, cargo's

@@ -2,12 +2,16 @@
 """Puts nginx and HAProxy in front of a running service, and checks that neither finds fault with it.
 
 Usage: scripts/with-service.sh scripts/check-proxies.py
+       MAX_CONNECTIONS=8 scripts/with-service.sh scripts/check-proxies.py crowded
 
 Each proxy keeps its connections to the service, as its manual advises, and gets ten thousand requests
 on eight connections, among them a POST of 5 MB on each, which the service refuses before it is there.
 Every answer has to be the service's, which has to have counted each request once; nothing may stand in
 the proxy's log; and HAProxy's health check, a plain `option httpchk`, has to find the server up all the
 time.
+
+With `crowded` each proxy gets two thousand requests on 50 connections, three times, and would like more connections to
+the service than it allows. Every response has to be the service's, with status 200.
 
 The proxies listen on Unix sockets in a folder of their own: no port to choose, nothing left behind.
 Prints a line per check; exits 1 at the first that fails.
@@ -32,7 +36,13 @@ SERVER = os.environ["BASE_URL"].removeprefix("http://")
 GROUP = pwd.getpwnam("nobody").pw_gid
 REQUESTS = 10000
 CONNECTIONS = 8
+CROWD_REQUESTS = 2000
+CROWD_CONNECTIONS = 50
+# One after the other: not every crowd has requests in the wrong moments.
+CROWDS = 3
 TIMEOUT = 10
+# For all requests of a crowd, in seconds.
+CROWD_TIMEOUT = 60
 
 NGINX = """\
 daemon off;
@@ -51,7 +61,7 @@ http {{
     client_body_buffer_size 6m;
     upstream tiny-probe {{
         server {server};
-        keepalive 16;
+        {keepalive}
     }}
     server {{
         listen unix:{folder}/nginx.sock;
@@ -82,8 +92,8 @@ frontend all
     default_backend tiny-probe
 backend tiny-probe
     option httpchk
-    http-reuse always
-    server one {server} check inter 100ms fall 1 rise 1
+    http-reuse {reuse}
+    server one {server} check {check}
 """
 
 
@@ -172,6 +182,19 @@ def drive(path):
     return sent
 
 
+def drive_crowd(path):
+    """Has curl send GET /probe on many connections to a proxy, and returns how many got which status."""
+    curl = ["curl", "--no-progress-meter", "--unix-socket", path, "--parallel", "--parallel-immediate",
+            "--parallel-max", str(CROWD_CONNECTIONS), "--max-time", str(TIMEOUT), "--output", "/dev/null",
+            "--write-out", "%{http_code} ", f"http://localhost/probe?[1-{CROWD_REQUESTS}]"]
+    try:
+        printed = subprocess.run(curl, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                 timeout=CROWD_TIMEOUT).stdout
+    except subprocess.TimeoutExpired:
+        raise Wrong(f"curl is not done with {CROWD_REQUESTS} requests within {CROWD_TIMEOUT} seconds") from None
+    return collections.Counter(printed.split())
+
+
 def scrape():
     """How many requests the service has counted, by method, endpoint and status."""
     client = http.client.HTTPConnection(SERVER, timeout=TIMEOUT)
@@ -186,6 +209,9 @@ def scrape():
 def start(command, path, log):
     # Neither needs a privilege: where this is root, they are nobody.
     nobody = {"user": "nobody", "group": GROUP, "extra_groups": []} if os.getuid() == 0 else {}
+    # HAProxy leaves its socket behind.
+    if os.path.exists(path):
+        os.remove(path)
     proxy = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **nobody)
     end = time.monotonic() + TIMEOUT
     while not os.path.exists(path):
@@ -225,6 +251,28 @@ def check(folder, name, command, inspect):
             raise Wrong(f"{name}: {what}\n{log.read()}".rstrip()) from None
 
 
+def check_crowd(folder, name, command, setting):
+    """Runs a proxy that would like more connections than the service allows."""
+    with open(f"{folder}/{name}.log", "w+") as log:
+        try:
+            proxy = start(command, f"{folder}/{name}.sock", log)
+            try:
+                started = time.monotonic()
+                outcomes = sum((drive_crowd(f"{folder}/{name}.sock") for _ in range(CROWDS)), collections.Counter())
+                took = time.monotonic() - started
+            finally:
+                proxy.terminate()
+                proxy.wait(TIMEOUT)
+            requests = CROWDS * CROWD_REQUESTS
+            summary = f"{requests} requests on {CROWD_CONNECTIONS} connections"
+            if outcomes != {"200": requests}:
+                raise Wrong(f"{summary} ended as {dict(outcomes)}")
+            ok(f"{name}, {setting}: {summary}, each with status 200, in {took:.1f} s")
+        except Wrong as what:
+            log.seek(0)
+            raise Wrong("\n".join([f"{name}, {setting}: {what}", *log.read().splitlines()[:10]])) from None
+
+
 def inspect_haproxy(folder, counted):
     """Asks HAProxy what it thinks of the service."""
     with socket.socket(socket.AF_UNIX) as client:
@@ -256,12 +304,26 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         if os.getuid() == 0:
             shutil.chown(folder, "nobody", GROUP)
-        for name, text in [("nginx", NGINX), ("haproxy", HAPROXY)]:
-            with open(f"{folder}/{name}.conf", "w") as file:
-                file.write(text.format(folder=folder, server=SERVER))
+        nginx = ["nginx", "-e", "stderr", "-c", f"{folder}/nginx.conf"]
+        haproxy = ["haproxy", "-db", "-f", f"{folder}/haproxy.conf"]
+
+        def configure(keepalive, reuse, check):
+            for name, text in [("nginx", NGINX), ("haproxy", HAPROXY)]:
+                with open(f"{folder}/{name}.conf", "w") as file:
+                    file.write(text.format(folder=folder, server=SERVER, keepalive=keepalive, reuse=reuse, check=check))
+
         try:
-            check(folder, "nginx", ["nginx", "-e", "stderr", "-c", f"{folder}/nginx.conf"], lambda *_: None)
-            check(folder, "haproxy", ["haproxy", "-db", "-f", f"{folder}/haproxy.conf"], inspect_haproxy)
+            if sys.argv[1:] == ["crowded"]:
+                # By default a health check may take as long as the interval, and one that waits for room
+                # takes longer than 100 ms.
+                for keepalive, reuse in [("keepalive 4", "always"), ("", "never")]:
+                    configure(keepalive and f"{keepalive};", reuse, "inter 1s")
+                    check_crowd(folder, "nginx", nginx, keepalive or "no keepalive")
+                    check_crowd(folder, "haproxy", haproxy, f"http-reuse {reuse}")
+                return
+            configure("keepalive 16;", "always", "inter 100ms fall 1 rise 1")
+            check(folder, "nginx", nginx, lambda *_: None)
+            check(folder, "haproxy", haproxy, inspect_haproxy)
         except (Wrong, OSError) as what:
             print(f"FAILED  {what or type(what).__name__}", file=sys.stderr)
             sys.exit(1)
