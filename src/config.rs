@@ -307,6 +307,10 @@ fn latency(value: &str) -> Option<Duration> {
 
 /// Reads a duration with its unit, within these bounds.
 pub fn duration(value: &str, accepted: RangeInclusive<Duration>) -> Option<Duration> {
+    // The parser makes an exception for zero. The messages ask for a unit without exception.
+    if value == "0" {
+        return None;
+    }
     let duration = humantime::parse_duration(value).ok()?;
     accepted.contains(&duration).then_some(duration)
 }

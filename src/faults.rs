@@ -388,6 +388,9 @@ mod tests {
             ),
             ("for=1s&for=2s", "for=2s", "expected it once only"),
             ("latency=300", "latency=300", latency),
+            ("latency=0", "latency=0", latency),
+            ("slow-latency=%30", "slow-latency=%30", latency),
+            ("work=0", "work=0", work),
             ("latency=-1s", "latency=-1s", latency),
             ("slow-latency=3601s", "slow-latency=3601s", latency),
             (
@@ -481,6 +484,7 @@ mod tests {
             ("status=50%zz", "status=50%zz", ACCEPTED_STATUS),
             ("delay=60001ms", "delay=60001ms", ACCEPTED_DELAY),
             ("delay=1", "delay=1", ACCEPTED_DELAY),
+            ("delay=0", "delay=0", ACCEPTED_DELAY),
             ("status=503&delay", "delay", ACCEPTED_DELAY),
             ("delay=1s&status=500&delay=1s", "delay=1s", "it once only"),
             (

@@ -39,6 +39,13 @@ fn a_bad_value_is_one_clear_line_and_exit_code_2() {
         ("--fail-rate", "NaN", share),
         ("--slow-rate", "10%", share),
         ("--latency", "300", latency),
+        ("--latency", "0", latency),
+        ("--slow-latency", "0", latency),
+        (
+            "--work",
+            "0",
+            "a duration of at most 1s with its unit, such as 20ms",
+        ),
         ("--latency", "2h", latency),
         ("--slow-latency", "-1s", latency),
         (
