@@ -396,11 +396,12 @@ fn a_traced_request_leaves_an_exemplar(server: &str) {
         client.send(traced(path, &values));
         client.answer();
     }
-    let after = now();
-
+    // A request may be recorded after its response was sent, but before the next request on its
+    // connection is answered.
     let page = client
         .scrape("Accept: application/openmetrics-text\r\n")
         .body;
+    let after = now();
     let exemplars: Vec<(&str, &str)> = page
         .lines()
         .filter_map(|line| line.split_once(" # "))
