@@ -67,7 +67,7 @@ check-metrics: build ## have promtool check the exposition
 	SERVER=tiny-http scripts/with-service.sh scripts/check-metrics.sh
 
 .PHONY: check-syscalls
-check-syscalls: build ## have system calls fail under the built binary, with strace
+check-syscalls: build ## have system calls fail under the built binary, and the wall clock be wrong; needs strace, libfaketime
 	scripts/check-syscalls.py
 
 .PHONY: check-proxies

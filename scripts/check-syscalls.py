@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Has system calls fail under the built binary, and checks that nobody notices who need not.
+"""Has system calls of the built binary fail or return odd results, and checks that it serves all the same.
 
-    make check-syscalls          takes twenty seconds, on 127.0.0.1 alone; needs strace
+    make check-syscalls          takes twenty seconds, on 127.0.0.1 alone; needs strace and libfaketime
 
 Each case starts a service under `strace --inject`, has every third call fail, fifty times, and
 asks on new and on kept-alive connections meanwhile. A call that failed for good may take its own
@@ -12,10 +12,14 @@ not happen fails, so that none passes for want of them.
 Short writes are made by clients that read slowly: with `retval=`, strace would leave out the call
 and say that bytes were sent that never were.
 
+Then the wall clock stands before 1970, and after 9999: both request loops serve and log with the
+nearest date that they can express.
+
 Prints a line per case; exits 1 at the first that fails.
 """
 
 import collections
+import glob
 import os
 import re
 import signal
@@ -67,6 +71,14 @@ CASES = [
 ]
 
 
+# The offset of the wall clock, as libfaketime takes it, and how it is shown.
+CLOCKS = [
+    ("-80y", "Thu, 01 Jan 1970 00:00:00 GMT", "1970-01-01T00:00:00.000Z"),
+    ("+8000y", "Fri, 31 Dec 9999 23:59:59 GMT", "9999-12-31T23:59:59.999Z"),
+]
+LIBFAKETIME = "/usr/lib/*/faketime/libfaketime.so.1"
+
+
 class Wrong(Exception):
     """What was seen and should not have been."""
 
@@ -78,13 +90,14 @@ class Lost(Exception):
 class Service:
     """The service, a child of this process; strace is a child of its own (-D)."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, server="event-loop"):
         self.log = os.path.join(folder, "strace")
+        self.access_log = os.path.join(folder, "stdout")
         self.diagnostics = os.path.join(folder, "stderr")
         command = ["strace", "-D", "-f", "-qq", "-s", "16", "-o", self.log, *options,
-                   PROGRAM, "--listen", "127.0.0.1:0", "--server", "event-loop"]
-        with open(self.diagnostics, "wb") as stderr:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
+                   PROGRAM, "--listen", "127.0.0.1:0", "--server", server, "--access-log"]
+        with open(self.access_log, "wb") as stdout, open(self.diagnostics, "wb") as stderr:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
         end = time.monotonic() + TIMEOUT
         while not (address := re.search(r" on http://127\.0\.0\.1:(\d+)\n", self.said())):
             if self.process.poll() is not None or time.monotonic() > end:
@@ -160,6 +173,7 @@ class Connection:
         while b"\r\n\r\n" not in self.received:
             self.receive()
         head, self.received = self.received.split(b"\r\n\r\n", 1)
+        self.head = head.decode()
         length = int(re.search(rb"\r\nContent-Length: (\d+)", head)[1])
         while len(self.received) < length:
             self.receive()
@@ -318,6 +332,31 @@ def run(case, call, service, tally):
     service.end()
 
 
+def check_clock(folder, server, offset, date, timestamp):
+    """Serves with another wall clock: the nearest date that can be expressed is sent and logged."""
+    library = glob.glob(LIBFAKETIME)
+    if not library:
+        raise Wrong(f"{LIBFAKETIME} is missing: install Debian's package faketime")
+    service = Service(folder, "-e", "trace=none", "-E", f"LD_PRELOAD={library[0]}", "-E", f"FAKETIME={offset}",
+                      "-E", "FAKETIME_DONT_FAKE_MONOTONIC=1", server=server)
+    try:
+        with Connection(service.port) as connection:
+            # A sampled trace leaves an exemplar, which has a time, too.
+            trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+            for path in ["/probe", "/metrics"]:
+                connection.send(request("GET", path, trace))
+                status, _ = connection.answer()
+                if status != 200 or f"\r\nDate: {date}\r\n" not in connection.head + "\r\n":
+                    raise Wrong(f"expected 200 and the date {date}, found {connection.head!r}")
+        service.end()
+        with open(service.access_log) as file:
+            lines = file.read().splitlines()
+        if len(lines) != 2 or not all(line.startswith(timestamp + " ") for line in lines):
+            raise Wrong(f"expected two lines of {timestamp} in the access log, found {lines}")
+    finally:
+        service.process.kill()
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         service = None
@@ -340,8 +379,14 @@ def main():
                     service.process.kill()
                 print(f"ok      {what}: {tally.answered} requests answered, {tally.lost} connections lost, "
                       f"the slowest took {tally.slowest * 1000:.0f} ms", flush=True)
+            for offset, date, timestamp in CLOCKS:
+                for server in ["event-loop", "tiny-http"]:
+                    service = None
+                    what = f"{server}, with the wall clock at {offset}"
+                    check_clock(folder, server, offset, date, timestamp)
+                    print(f"ok      {what}: {date}", flush=True)
         except (Wrong, Lost, OSError) as error:
-            print(f"FAILED  {what}: {error or type(error).__name__}", file=sys.stderr)
+            print(f"FAILED  {what}: {str(error) or type(error).__name__}", file=sys.stderr)
             if service:
                 print(service.said(), end="", file=sys.stderr)
             sys.exit(1)

@@ -49,3 +49,4 @@ pub mod probe;
 pub mod server;
 pub mod shutdown;
 pub mod trace_context;
+pub mod wall_clock;

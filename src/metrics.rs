@@ -21,6 +21,7 @@ use self::process::Process;
 use crate::config::Config;
 use crate::http::{Method, Status};
 use crate::trace_context::TraceContext;
+use crate::wall_clock;
 
 mod exposition;
 mod format;
@@ -280,7 +281,7 @@ impl Series {
         exemplars[bucket.unwrap_or(BUCKETS.len())].set(Some(Exemplar {
             trace,
             value: latency,
-            time: SystemTime::now()
+            time: wall_clock::now()
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .unwrap_or_default(),
         }));

@@ -21,7 +21,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
@@ -41,6 +41,7 @@ use crate::diagnostics::{self, report, report_panics};
 use crate::line_writer;
 use crate::server::BACKLOG;
 use crate::shutdown::GRACE;
+use crate::wall_clock;
 
 pub mod client;
 pub mod connection;
@@ -188,7 +189,7 @@ impl EventLoop {
                 app,
                 access_log: access_log.clone(),
                 now,
-                time: SystemTime::now(),
+                time: wall_clock::now(),
                 date: Date::default(),
                 timers: TimerQueue::default(),
                 work_queue: VecDeque::new(),
@@ -225,7 +226,7 @@ impl EventLoop {
                 result => result?,
             }
             self.shared.now = Instant::now();
-            self.shared.time = SystemTime::now();
+            self.shared.time = wall_clock::now();
             self.shared.date.set(self.shared.time);
             let mut count = 0;
             for event in &events {

@@ -10,9 +10,10 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 use std::{fs, process, thread};
 
+use httpdate::fmt_http_date;
 use tiny_http::{Header, Response, Server, StatusCode};
 
 use crate::access_log::AccessLog;
@@ -21,6 +22,7 @@ use crate::diagnostics::{self, announce_change};
 use crate::line_writer;
 use crate::probe;
 use crate::shutdown::{GRACE, write_last_lines};
+use crate::wall_clock;
 
 /// Serves until `stop_signal` becomes readable and the requests received by then are answered.
 ///
@@ -104,7 +106,7 @@ fn serve(request: tiny_http::Request, app: &mut App, access_log: &AccessLog) {
     app.record(&reply, latency);
 
     if let Some(entry) = entry {
-        access_log.push(&entry, &reply, latency, SystemTime::now());
+        access_log.push(&entry, &reply, latency, wall_clock::now());
     }
     app.put_back(reply);
 }
@@ -143,7 +145,10 @@ fn response(reply: &Reply) -> Response<&[u8]> {
     };
     let content_type = reply.has_body().then_some(reply.content_type);
     let vary = reply.varies_by_accept().then_some("Accept");
+    // Left to itself, the crate reads the clock and panics if it cannot express what it says.
+    let date = fmt_http_date(wall_clock::now());
     let headers = [
+        ("Date", Some(&*date)),
         ("Content-Type", content_type),
         ("Allow", reply.allow),
         ("Vary", vary),
