@@ -77,8 +77,8 @@ pub struct Reply {
     pub work: Duration,
     /// Whether the client should try again soon: the response has a `Retry-After` of a second.
     pub is_retryable: bool,
-    /// Whether the request has changed how others are answered, to what the body says. The operator
-    /// is to be told.
+    /// Whether the request changed the fault settings, or when the change to them ends; the body
+    /// lists the new ones. Each change is announced on standard error.
     pub is_change: bool,
     /// The trace that the request belongs to, if it is sampled.
     pub trace: Option<TraceContext>,
@@ -161,14 +161,12 @@ impl App {
     }
 
     fn faults(&mut self, method: Method, query: &str, now: Instant) -> Reply {
-        let before = self.faults.page(now);
-        match method {
-            Method::Get | Method::Head => {}
-            Method::Put => {
-                if let Err(error) = self.faults.change(query, now) {
-                    return Reply::error(Status::BadRequest, error);
-                }
-            }
+        let is_change = match method {
+            Method::Get | Method::Head => false,
+            Method::Put => match self.faults.change(query, now) {
+                Ok(is_change) => is_change,
+                Err(error) => return Reply::error(Status::BadRequest, error),
+            },
             Method::Delete => self.faults.take_back(now),
             Method::Options => return Reply::options(ALLOW_CHANGES),
             _ => {
@@ -177,11 +175,10 @@ impl App {
                     ..Reply::method_not_allowed()
                 };
             }
-        }
-        let page = self.faults.page(now);
+        };
         Reply {
-            is_change: page != before,
-            ..Reply::ok(TEXT, page)
+            is_change,
+            ..Reply::ok(TEXT, self.faults.page(now))
         }
     }
 

@@ -53,6 +53,11 @@ impl Faults {
         }
     }
 
+    /// What is in force at `now`: the settings, and when the change to them ends.
+    fn in_force(&self, now: Instant) -> (&Config, Option<Instant>) {
+        (self.settings(now), self.until.filter(|until| *until > now))
+    }
+
     /// The settings in force at `now`.
     pub fn settings(&self, now: Instant) -> &Config {
         match self.until {
@@ -61,14 +66,15 @@ impl Faults {
         }
     }
 
-    /// Changes what a query names and nothing else, or, if something is wrong with it, nothing at
-    /// all. `for` is how long until everything is taken back; without it, that stays as it is.
+    /// Changes what a query names and nothing else; if any of it is invalid, nothing changes. `for`
+    /// is how long until everything is taken back; without it, that stays as it is. Returns whether
+    /// the settings or their end differ from before.
     ///
     /// # Errors
     /// The line that tells the client what is accepted.
-    pub fn change(&mut self, query: &str, now: Instant) -> Result<(), String> {
-        let mut changed = self.settings(now).clone();
-        let mut until = self.until.filter(|until| *until > now);
+    pub fn change(&mut self, query: &str, now: Instant) -> Result<bool, String> {
+        let (settings, mut until) = self.in_force(now);
+        let mut changed = settings.clone();
         let mut named = Vec::new();
         for parameter in parameters(query) {
             let name = parameter.name.as_deref().unwrap_or_default();
@@ -88,14 +94,18 @@ impl Faults {
         if named.is_empty() {
             return Err(format!("no change: expected {}\n", accepted_names()));
         }
+        let is_change = self.in_force(now) != (&changed, until);
         self.changed = changed;
         self.until = until;
-        Ok(())
+        Ok(is_change)
     }
 
-    /// Goes back to the settings that the service started with: the change is over now.
-    pub fn take_back(&mut self, now: Instant) {
+    /// Goes back to the settings that the service started with: the change ends now. Returns whether
+    /// there was one.
+    pub fn take_back(&mut self, now: Instant) -> bool {
+        let is_change = self.in_force(now) != (&self.at_start, None);
         self.until = Some(now);
+        is_change
     }
 
     /// The settings in force at `now`, a line each, as a query has them; and, in whole seconds,
@@ -108,7 +118,7 @@ impl Faults {
             // A String takes every write.
             let _ = writeln!(page, "{}={}", flag.name, value.unwrap_or_default());
         }
-        if let Some(until) = self.until.filter(|until| *until > now) {
+        if let (_, Some(until)) = self.in_force(now) {
             let seconds = (until - now + Duration::from_nanos(999_999_999)).as_secs();
             let left = config::write_duration(Duration::from_secs(seconds));
             let _ = writeln!(page, "for={left}");
@@ -326,6 +336,22 @@ mod tests {
         assert_eq!(faults.page(later + seconds(5)), AT_START);
         faults.take_back(later);
         assert_eq!(faults.page(later), AT_START, "without a for");
+    }
+
+    #[test]
+    fn another_end_is_a_change_and_repeating_a_change_is_none() {
+        let (mut faults, now) = faults();
+        let later = now + Duration::from_millis(1);
+        assert_eq!(faults.change("fail-rate=0.01", now), Ok(false));
+        assert!(!faults.take_back(now));
+        assert_eq!(faults.change("fail-rate=0.2", now), Ok(true));
+        assert_eq!(faults.change("fail-rate=0.2", later), Ok(false));
+        assert_eq!(faults.change("for=2m", now), Ok(true));
+        let page = faults.page(now);
+        assert_eq!(faults.change("for=2m", later), Ok(true));
+        assert_eq!(faults.page(later), page, "in whole seconds");
+        assert!(faults.take_back(later));
+        assert!(!faults.take_back(later));
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub fn check(input: &[u8]) {
     for query in String::from_utf8_lossy(input).split('\n') {
         let before = faults.page(now);
         match faults.change(query, now) {
-            Ok(()) => check_change(&faults, now),
+            Ok(_) => check_change(&faults, now),
             Err(message) => {
                 check_message(&message);
                 assert_eq!(faults.page(now), before);

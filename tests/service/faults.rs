@@ -12,6 +12,7 @@ on_every_server!(
     a_bad_query_is_one_line_and_changes_nothing,
     a_change_is_one_line_on_standard_error,
     a_thousand_changes_are_no_thousand_lines,
+    the_last_of_many_changes_is_announced,
     without_fault_injection_nothing_is_there,
     work_is_cpu_time_of_successful_probes,
     a_delay_comes_before_the_work,
@@ -177,6 +178,8 @@ fn a_change_is_one_line_on_standard_error(server: &str) {
     client.ask("PUT", "/faults?fail-rate=nonsense");
     client.ask("GET", "/probe?status=503");
     client.ask("PUT", "/faults?latency=300ms&for=3m");
+    // It ends later, if only by a fraction of a second.
+    client.ask("PUT", "/faults?for=3m");
     client.ask("DELETE", "/faults");
     client.ask("DELETE", "/faults");
     let peer = client.stream.local_addr().unwrap();
@@ -189,9 +192,29 @@ fn a_change_is_one_line_on_standard_error(server: &str) {
         format!(
             "{said}0.00011 slow-rate=0 latency=0s {rest}\n\
              {said}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
+             {said}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
              {said}0 slow-rate=0 latency=0s {rest}\n"
         )
     );
+}
+
+/// Nothing else happens afterwards that would wake the service up.
+fn the_last_of_many_changes_is_announced(server: &str) {
+    let mut service = Service::start(server, FAULTS);
+    let mut client = service.connect();
+    let started = Instant::now();
+    (0..100).for_each(|number| ask_for(&mut client, number));
+    let seconds = usize::try_from(started.elapsed().as_secs()).unwrap() + 1;
+    let last = "fail-rate=0.00991 ";
+    let mut lines = 1;
+    while !service.next_diagnostic().contains(last) {
+        lines += 1;
+    }
+    assert!(lines <= 10 * seconds, "{lines} in {seconds} s");
+    service.waits();
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    assert_eq!(service.stderr(), "", "it is announced once");
 }
 
 fn a_thousand_changes_are_no_thousand_lines(server: &str) {
@@ -208,7 +231,10 @@ fn a_thousand_changes_are_no_thousand_lines(server: &str) {
     );
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
-    let lines = service.stderr().lines().count();
+    let diagnostics = service.stderr();
+    let last = diagnostics.lines().last().unwrap_or_default();
+    assert!(last.contains(" fail-rate=0.09991 "), "{last}");
+    let lines = diagnostics.lines().count();
     assert!(
         (10..=10 * seconds).contains(&lines),
         "{lines} in {seconds} s"

@@ -13,6 +13,8 @@ use std::os::fd::AsFd;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tiny-probe");
@@ -163,6 +165,20 @@ impl Service {
         let stderr = self.stderr.as_mut().unwrap();
         stderr.read_to_string(&mut text).unwrap();
         text
+    }
+
+    /// Waits for the next line on standard error.
+    pub fn next_diagnostic(&mut self) -> String {
+        let stderr = self.stderr.as_mut().unwrap();
+        if stderr.buffer().is_empty() {
+            let mut ready = [PollFd::new(stderr.get_ref(), PollFlags::IN)];
+            let timeout = Timespec::try_from(TIMEOUT).unwrap();
+            assert_eq!(poll(&mut ready, Some(&timeout)), Ok(1), "no diagnostic");
+        }
+        let mut line = String::new();
+        stderr.read_line(&mut line).unwrap();
+        assert!(line.ends_with('\n'), "no diagnostic: {line:?}");
+        line
     }
 
     /// Its standard output, to be read while it runs.
