@@ -10,10 +10,12 @@ use httparse::{Error, Header, Request as Parser};
 use crate::app::{Reply, Request};
 use crate::http::{Status, after_authority, is_authority_form, is_host, is_token_byte};
 
-/// The longest request head, in bytes.
-pub const MAX_HEAD: usize = 8 * 1024;
-/// The most fields in a head.
-pub const MAX_FIELDS: usize = 64;
+/// The longest request head, in bytes. A browser sends the cookies of every port of localhost, which
+/// can take more than 8 KiB.
+pub const MAX_HEAD: usize = 16 * 1024;
+/// The most fields in a head. Each complete line of a head that arrives in pieces has it parsed from
+/// its start, so that this also limits how often.
+pub const MAX_FIELDS: usize = 100;
 /// The longest body that is discarded, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
 
@@ -123,7 +125,7 @@ fn parse_lines(received: &[u8]) -> Result<Option<RequestHead<'_>>, Rejection> {
         Ok(httparse::Status::Partial) if lines.is_empty() => Err(too_long(within_bound)),
         Ok(httparse::Status::Partial) => Err(Rejection::new(
             Status::RequestHeaderFieldsTooLarge,
-            "The request head is longer than 8 KiB.\n",
+            "The request head is longer than 16 KiB.\n",
         )),
         Err(error) => Err(malformed(error, lines)),
     }
@@ -133,10 +135,10 @@ fn parse_lines(received: &[u8]) -> Result<Option<RequestHead<'_>>, Rejection> {
 /// (RFC 9112, section 3).
 fn too_long(request_line: &[u8]) -> Rejection {
     match request_line.iter().position(|byte| !is_token_byte(*byte)) {
-        None => Rejection::new(Status::NotImplemented, "No method is 8 KiB long.\n"),
+        None => Rejection::new(Status::NotImplemented, "No method is 16 KiB long.\n"),
         Some(end) if end > 0 && request_line[end] == b' ' => Rejection::new(
             Status::UriTooLong,
-            "The request line is longer than 8 KiB.\n",
+            "The request line is longer than 16 KiB.\n",
         ),
         Some(_) => Rejection::bad_request("The request head is malformed.\n"),
     }
@@ -146,7 +148,7 @@ fn malformed(error: Error, lines: &[u8]) -> Rejection {
     match error {
         Error::TooManyHeaders => Rejection::new(
             Status::RequestHeaderFieldsTooLarge,
-            "The request head has more than 64 fields.\n",
+            "The request head has more than 100 fields.\n",
         ),
         Error::Version if names_another_version(lines) => Rejection::new(
             Status::HttpVersionNotSupported,
