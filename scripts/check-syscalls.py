@@ -12,7 +12,7 @@ not happen fails, so that none passes for want of them.
 Short writes are made by clients that read slowly: with `retval=`, strace would leave out the call
 and say that bytes were sent that never were.
 
-Then the wall clock stands before 1970, and after 9999: both request loops serve and log with the
+Then there is no IPv6: `--listen :0` makes do with IPv4. And the wall clock stands before 1970, and after 9999: both request loops serve and log with the
 nearest date that they can express.
 
 Prints a line per case; exits 1 at the first that fails.
@@ -90,16 +90,16 @@ class Lost(Exception):
 class Service:
     """The service, a child of this process; strace is a child of its own (-D)."""
 
-    def __init__(self, folder, *options, server="event-loop"):
+    def __init__(self, folder, *options, server="event-loop", listen="127.0.0.1:0"):
         self.log = os.path.join(folder, "strace")
         self.access_log = os.path.join(folder, "stdout")
         self.diagnostics = os.path.join(folder, "stderr")
         command = ["strace", "-D", "-f", "-qq", "-s", "16", "-o", self.log, *options,
-                   PROGRAM, "--listen", "127.0.0.1:0", "--server", server, "--access-log"]
+                   PROGRAM, "--listen", listen, "--server", server, "--access-log"]
         with open(self.access_log, "wb") as stdout, open(self.diagnostics, "wb") as stderr:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
         end = time.monotonic() + TIMEOUT
-        while not (address := re.search(r" on http://127\.0\.0\.1:(\d+)\n", self.said())):
+        while not (address := re.search(r" on http://(?:127\.0\.0\.1|localhost):(\d+).*\n", self.said())):
             if self.process.poll() is not None or time.monotonic() > end:
                 self.process.kill()
                 raise Wrong(f"it does not start: {self.said().strip()}")
@@ -332,6 +332,18 @@ def run(case, call, service, tally):
     service.end()
 
 
+def check_without_ipv6(folder, call, error):
+    """Listens on every address although IPv6 fails."""
+    service = Service(folder, "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when=1", listen=":0")
+    try:
+        Tally().visit(service.port, KEPT_ALIVE)
+        if len(service.faults()) != 1 or " (every IPv4 address)\n" not in service.said():
+            raise Wrong(f"it does not say that it has IPv4 alone: {service.said().strip()}")
+        service.end()
+    finally:
+        service.process.kill()
+
+
 def check_clock(folder, server, offset, date, timestamp):
     """Serves with another wall clock: the nearest date that can be expressed is sent and logged."""
     library = glob.glob(LIBFAKETIME)
@@ -379,6 +391,11 @@ def main():
                     service.process.kill()
                 print(f"ok      {what}: {tally.answered} requests answered, {tally.lost} connections lost, "
                       f"the slowest took {tally.slowest * 1000:.0f} ms", flush=True)
+            for call, error in [("socket", "EAFNOSUPPORT"), ("bind", "EADDRNOTAVAIL")]:
+                service = None
+                what = f"{call} {error} for IPv6"
+                check_without_ipv6(folder, call, error)
+                print(f"ok      {what}: it serves IPv4", flush=True)
             for offset, date, timestamp in CLOCKS:
                 for server in ["event-loop", "tiny-http"]:
                     service = None

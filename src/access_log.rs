@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::app::Reply;
 use crate::line_writer::LineWriter;
+use crate::peer::canonical;
 
 /// Writes a line per request, or nothing. Clones are of one log.
 #[derive(Clone)]
@@ -67,7 +68,7 @@ impl Entry {
         let mut text = String::with_capacity(64);
         // A String takes every write, here and below.
         let _ = match peer {
-            Some(peer) => write!(text, "{peer}"),
+            Some(peer) => write!(text, "{}", canonical(peer)),
             None => text.write_char('-'),
         };
         for sent in [method, target] {

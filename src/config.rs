@@ -5,8 +5,9 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use lexopt::{Arg, Parser};
@@ -19,8 +20,8 @@ const MOST_WORK: Duration = Duration::from_secs(1);
 /// The settings of one service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The address and port to listen on; port 0 lets the system choose.
-    pub listen: SocketAddr,
+    /// Where to listen.
+    pub listen: Listen,
     /// The request loop.
     pub server: Server,
     /// The share of requests to /probe that fail, 0 to 1.
@@ -50,7 +51,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: (Ipv4Addr::UNSPECIFIED, 8080).into(),
+            listen: Listen::EveryAddress(8080),
             server: Server::EventLoop,
             fail_rate: 0.0,
             slow_rate: 0.0,
@@ -63,6 +64,38 @@ impl Default for Config {
             app_config: "develop".into(),
             max_connections: 10_000,
             access_log: false,
+        }
+    }
+}
+
+/// Where to listen. Port 0 lets the system choose one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// On this port of every address, IPv6 and IPv4. It is written `:8080`.
+    EveryAddress(u16),
+    /// On this address.
+    Address(SocketAddr),
+}
+
+impl FromStr for Listen {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let listen = match text.strip_prefix(':') {
+            // The standard library would accept a sign.
+            Some(port) if port.starts_with('+') => None,
+            Some(port) => parse(port).map(Self::EveryAddress),
+            None => parse(text).map(Self::Address),
+        };
+        listen.ok_or(())
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EveryAddress(port) => write!(f, ":{port}"),
+            Self::Address(address) => address.fmt(f),
         }
     }
 }
@@ -92,8 +125,8 @@ impl fmt::Display for Server {
 pub enum Command {
     /// Serve.
     Serve(Config),
-    /// Ask the service that listens on this address whether it is well.
-    Healthcheck(SocketAddr),
+    /// Ask the service that listens there whether it is well.
+    Healthcheck(Listen),
     /// Print [`help`].
     Help,
     /// Print the version.
@@ -136,10 +169,10 @@ pub const FLAGS: [Flag; 13] = [
     Flag {
         name: "listen",
         variable: "LISTEN",
-        value: "ADDRESS:PORT",
-        default: "0.0.0.0:8080",
-        meaning: "address and port to listen on; port 0 is a free one",
-        accepted: "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080",
+        value: "[ADDRESS]:PORT",
+        default: ":8080",
+        meaning: "where to listen; no address means all, port 0 means a free one",
+        accepted: "a port, such as :8080, or an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080",
         written: None,
         set: |config, value| parse(value).map(|value| config.listen = value),
     },
@@ -291,7 +324,7 @@ const ACCEPTED_SHARE: &str = "a share from 0 to 1, such as 0.01";
 const ACCEPTED_LATENCY: &str = "a duration of at most 1h with its unit, such as 300ms or 9s";
 const ACCEPTED_SWITCH: &str = "on or off";
 
-fn parse<T: std::str::FromStr>(value: &str) -> Option<T> {
+fn parse<T: FromStr>(value: &str) -> Option<T> {
     value.parse().ok()
 }
 
@@ -484,6 +517,24 @@ mod tests {
     #[test]
     fn nothing_said_is_the_default() {
         assert_eq!(config("", &[]), Config::default());
+    }
+
+    #[test]
+    fn a_port_alone_means_every_address() {
+        for (written, listen) in [
+            (":8080", Listen::EveryAddress(8080)),
+            (":0", Listen::EveryAddress(0)),
+            ("0.0.0.0:80", Listen::Address(([0, 0, 0, 0], 80).into())),
+            ("[::]:80", Listen::Address(([0; 8], 80).into())),
+        ] {
+            assert_eq!(config("", &[("LISTEN", written)]).listen, listen);
+            assert_eq!(listen.to_string(), written);
+        }
+        for written in [
+            ":", "8080", ":+80", ":-1", ":65536", "::", "::1:80", "[]:80", "*:80",
+        ] {
+            assert!(written.parse::<Listen>().is_err(), "{written}");
+        }
     }
 
     #[test]

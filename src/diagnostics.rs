@@ -11,6 +11,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::line_writer::LineWriter;
+use crate::peer::canonical;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Problems tend to repeat themselves, so that more lines would say no more.
@@ -64,6 +65,7 @@ pub fn report(message: impl Display) {
 /// Prints in one line which client has changed the faults, and to what. Of more than ten changes in
 /// a second, the last is printed when the second is over, and the others are counted.
 pub fn announce_change(peer: SocketAddr, faults: &str) {
+    let peer = canonical(peer);
     let change = format!("{peer} changed the faults: {}", faults.trim_end());
     let mut diagnostics = lock();
     if let Some(message) = diagnostics.changes.line(change, Instant::now()) {

@@ -45,6 +45,7 @@ pub mod healthcheck;
 pub mod http;
 pub mod line_writer;
 pub mod metrics;
+pub mod peer;
 pub mod probe;
 pub mod server;
 pub mod shutdown;

@@ -5,12 +5,13 @@
 
 use std::env;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use tiny_probe::access_log::AccessLog;
 use tiny_probe::app::App;
-use tiny_probe::config::{self, Command, Config, Server};
+use tiny_probe::config::{self, Command, Config, Listen, Server};
 use tiny_probe::shutdown::LAST_LINES_TIMEOUT;
 use tiny_probe::{diagnostics, healthcheck, server, shutdown};
 
@@ -37,7 +38,11 @@ fn serve(config: &Config) -> Result<(), String> {
     let stop_signal =
         shutdown::on_signal().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listen = config.listen;
-    let listener = server::listen(listen).map_err(|error| {
+    let listener = match listen {
+        Listen::EveryAddress(port) => server::listen_on_every_address(port),
+        Listen::Address(address) => server::listen(address),
+    };
+    let listener = listener.map_err(|error| {
         format!("cannot listen on {listen}: {error}; choose another address with --listen")
     })?;
     let address = listener
@@ -45,7 +50,8 @@ fn serve(config: &Config) -> Result<(), String> {
         .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     let server = config.server;
     diagnostics::print(format_args!(
-        "{NAME_AND_VERSION} ({server}) on http://{address}"
+        "{NAME_AND_VERSION} ({server}) on {}",
+        url(listen, address)
     ));
     let app = App::new(config);
     let access_log = AccessLog::new(config.access_log);
@@ -62,6 +68,19 @@ fn serve(config: &Config) -> Result<(), String> {
     };
     shutdown::write_last_lines(&access_log);
     result.map_err(|error| format!("cannot go on serving: {error}"))
+}
+
+/// The URL for the start line, one that a browser on this machine can open.
+fn url(listen: Listen, address: SocketAddr) -> String {
+    let port = address.port();
+    match listen {
+        Listen::Address(_) => format!("http://{address}"),
+        Listen::EveryAddress(_) if address.is_ipv6() => {
+            format!("http://localhost:{port} (every address)")
+        }
+        // A user who misses IPv6 sees here that the system has none.
+        Listen::EveryAddress(_) => format!("http://localhost:{port} (every IPv4 address)"),
+    }
 }
 
 fn print(text: &str) -> Result<(), String> {

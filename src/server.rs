@@ -1,9 +1,11 @@
 //! The request loops. Each takes a listener, serves until it is told to stop, and returns.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
+use std::os::fd::OwnedFd;
 
-use rustix::net::sockopt;
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::net::{self, AddressFamily, SocketType, sockopt};
 
 pub mod event_loop;
 #[cfg(feature = "tiny-http")]
@@ -25,7 +27,34 @@ const UNREAD_TIMEOUT_MILLIS: u32 = 30_000;
 
 /// Listens on an address, for either request loop.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
+    set_up(TcpListener::bind(address)?)
+}
+
+/// Listens on a port of every address, IPv6 and IPv4; on IPv4 alone where there is no IPv6.
+pub fn listen_on_every_address(port: u16) -> io::Result<TcpListener> {
+    match bind_both(port) {
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
+            listen((Ipv4Addr::UNSPECIFIED, port).into())
+        }
+        bound => set_up(bound?.into()),
+    }
+}
+
+/// Binds a socket that IPv4 clients reach, too, whatever the system's default is for that.
+fn bind_both(port: u16) -> rustix::io::Result<OwnedFd> {
+    let socket = net::socket(AddressFamily::INET6, SocketType::STREAM, None)?;
+    // As the standard library does it. macOS cannot set the first of them at once.
+    fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_ipv6_v6only(&socket, false)?;
+    net::bind(
+        &socket,
+        &SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0),
+    )?;
+    Ok(socket)
+}
+
+fn set_up(listener: TcpListener) -> io::Result<TcpListener> {
     // Accepted connections inherit all of these. Without the first, the second write of an answer
     // waits for the client's delayed ACK to the first write, 40 ms.
     sockopt::set_tcp_nodelay(&listener, true)?;
@@ -38,9 +67,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // the memory of what is unread, for as long as this.
     #[cfg(target_os = "linux")]
     sockopt::set_tcp_user_timeout(&listener, UNREAD_TIMEOUT_MILLIS)?;
-    // The standard library's backlog is 128: of a thousand clients at once most would wait a
-    // second for their second SYN.
-    rustix::net::listen(&listener, BACKLOG.into())?;
+    // The standard library's backlog is 128: of a thousand clients that connect at once, most would
+    // wait a second for their second SYN.
+    net::listen(&listener, BACKLOG.into())?;
     Ok(listener)
 }
 
@@ -50,13 +79,17 @@ mod tests {
 
     #[test]
     fn what_the_kernel_holds_of_a_connection_is_bounded() {
-        let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
-        // Linux doubles what it is told, for its own bookkeeping (socket(7)).
-        let factor = if cfg!(target_os = "linux") { 2 } else { 1 };
-        let send_buffer = sockopt::socket_send_buffer_size(&listener).unwrap();
-        let receive_buffer = sockopt::socket_recv_buffer_size(&listener).unwrap();
-        assert_eq!(send_buffer, factor * 4096);
-        assert_eq!(receive_buffer, factor * 4096);
-        assert!(sockopt::tcp_nodelay(&listener).unwrap());
+        for listener in [
+            listen(([127, 0, 0, 1], 0).into()).unwrap(),
+            listen_on_every_address(0).unwrap(),
+        ] {
+            // Linux doubles what it is told, for its own bookkeeping (socket(7)).
+            let factor = if cfg!(target_os = "linux") { 2 } else { 1 };
+            let send_buffer = sockopt::socket_send_buffer_size(&listener).unwrap();
+            let receive_buffer = sockopt::socket_recv_buffer_size(&listener).unwrap();
+            assert_eq!(send_buffer, factor * 4096);
+            assert_eq!(receive_buffer, factor * 4096);
+            assert!(sockopt::tcp_nodelay(&listener).unwrap());
+        }
     }
 }

@@ -1,13 +1,14 @@
 //! Flags, environment, exit codes and the messages that go with them.
 
-use std::net::TcpListener;
+use std::net::{Ipv6Addr, TcpListener};
 
-use crate::support::{Service, run};
+use crate::support::{Client, Service, run};
 
 on_every_server!(
     the_start_line_says_version_server_and_url,
     the_healthcheck_asks_the_running_server,
-    serving_works_on_every_address,
+    a_port_alone_means_every_address_and_ipv4_clients_are_logged_as_such,
+    serving_works_on_every_ipv6_address,
 );
 
 /// One line on standard error and nothing on standard output.
@@ -22,18 +23,12 @@ fn message(output: &std::process::Output) -> String {
 #[test]
 fn a_bad_value_is_one_clear_line_and_exit_code_2() {
     let share = "a share from 0 to 1, such as 0.01";
+    let listen = "a port, such as :8080, or an IP address and a port, such as 127.0.0.1:8080 or \
+                  [::1]:8080";
     let latency = "a duration of at most 1h with its unit, such as 300ms or 9s";
     for (flag, value, expected) in [
-        (
-            "--listen",
-            "nonsense",
-            "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080",
-        ),
-        (
-            "--listen",
-            "127.0.0.1:99999",
-            "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080",
-        ),
+        ("--listen", "nonsense", listen),
+        ("--listen", "127.0.0.1:99999", listen),
         ("--fail-rate", "2", share),
         ("--fail-rate", "-0.1", share),
         ("--fail-rate", "NaN", share),
@@ -229,7 +224,43 @@ fn the_healthcheck_fails_on_an_answer_that_is_not_200() {
     }
 }
 
-fn serving_works_on_every_address(server: &str) {
+fn a_port_alone_means_every_address_and_ipv4_clients_are_logged_as_such(server: &str) {
+    let flags = ["--access-log", "--fault-injection"];
+    let mut service = Service::start_on(":0", server, &flags);
+    let has_ipv6 = TcpListener::bind("[::1]:0").is_ok();
+    let port = service.address.port();
+    let every = if has_ipv6 { "every" } else { "every IPv4" };
+    let url = format!(" on http://localhost:{port} ({every} address)\n");
+    assert!(service.start_line.ends_with(&url), "{}", service.start_line);
+
+    let mut clients = vec![Client::connect(([127, 0, 0, 1], port).into())];
+    if has_ipv6 {
+        clients.push(Client::connect((Ipv6Addr::LOCALHOST, port).into()));
+    }
+    let (mut logged, mut announced) = (Vec::new(), Vec::new());
+    for (number, client) in clients.iter_mut().enumerate() {
+        let path = format!("/faults?fail-rate=0.{}", number + 1);
+        assert_eq!(client.ask("PUT", &path).status, 200);
+        let peer = client.stream.local_addr().unwrap();
+        logged.push(format!(" {peer} PUT {path} 200 "));
+        announced.push(format!("tiny-probe: {peer} changed the faults: "));
+    }
+    let output = run(&["healthcheck"], &[("LISTEN", &format!(":{port}"))]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    logged.push(" GET /healthz 200 ".to_owned());
+
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    for (log, expected) in [(service.stdout(), logged), (service.stderr(), announced)] {
+        let lines: Vec<&str> = log.lines().collect();
+        assert_eq!(lines.len(), expected.len(), "{log}");
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.contains(&expected), "{line}: {expected}");
+        }
+    }
+}
+
+fn serving_works_on_every_ipv6_address(server: &str) {
     if TcpListener::bind("[::1]:0").is_err() {
         println!("skipped: this machine has no IPv6");
         return;

@@ -78,7 +78,9 @@ impl Service {
             .trim_end()
             .split_once(" on http://")
             .unwrap_or_else(|| panic!("no start line: {start_line:?}"));
-        let address = address.parse().unwrap();
+        // On every address it names localhost, and says so behind it.
+        let (address, _) = address.split_once(' ').unwrap_or((address, ""));
+        let address = address.replace("localhost", "127.0.0.1").parse().unwrap();
         Self {
             child,
             stderr: Some(stderr),
