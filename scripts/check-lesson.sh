@@ -26,12 +26,44 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM
 
-# interrupt NAME: Ctrl-C in that terminal.
+# interrupt NAME: Ctrl-C in that terminal. Fails if that does not end its command.
 interrupt() {
-    kill -INT -- "-${terminals[$1]}" 2>/dev/null
-    wait "${terminals[$1]}" 2>/dev/null
+    local group=${terminals[$1]} signal deadline ended_by=
     unset "terminals[$1]"
+    for signal in INT TERM KILL; do
+        kill "-$signal" -- "-$group" 2>/dev/null
+        deadline=$((SECONDS + 10))
+        while kill -0 "$group" 2>/dev/null && ((SECONDS <= deadline)); do sleep 0.1; done
+        if ! kill -0 "$group" 2>/dev/null; then
+            ended_by=$signal
+            break
+        fi
+    done
+    if [ "$ended_by" != INT ]; then
+        echo "waited in vain: Ctrl-C ends what runs in the terminal \"$1\" within 10 s" >&2
+        return 1
+    fi
 }
+
+# watch: ends this script if a command that is typed here takes too long. Bash handles the signal only
+# when the child that it waits for has ended, so the children get one, too.
+watch() {
+    local deadline command
+    while sleep 1; do
+        read -r deadline command 2>/dev/null <"$scratch/deadline" || continue
+        if ((SECONDS > deadline)); then
+            printf 'FAILED  %s\n\nwaited in vain: it ends within %d s\n' "$command" "$limit" >&2
+            kill $$
+            pkill -TERM -P $$
+            return
+        fi
+    done
+}
+
+# Seconds for one command. The longest wait for an alert, or build the tests.
+limit=300
+# Within a pipeline it is no child of this shell, and the signal above would miss it.
+curl() { command curl --max-time 60 "$@"; }
 
 # shows EXPECTED PRINTED: whether a file has the lines of another, "…" aside.
 shows() {
@@ -67,13 +99,14 @@ shows() {
 take() {
     local missing=
     if [ -n "$2" ]; then
-        if [ -n "${terminals[$2]:-}" ]; then interrupt "$2"; fi
+        if [ -n "${terminals[$2]:-}" ]; then interrupt "$2" || exit 1; fi
         : >"$scratch/printed.$2"
         set -m
-        bash -c "$1" >"$scratch/printed.$2" 2>&1 </dev/null &
+        # A shell in the background may have been started with SIGINT ignored, and so would its children.
+        env --default-signal=INT bash -c "$1" >"$scratch/printed.$2" 2>&1 </dev/null &
         terminals[$2]=$!
         set +m
-        local deadline=$((SECONDS + 300))
+        local deadline=$((SECONDS + limit))
         until shows "$scratch/expected" "$scratch/printed.$2"; do
             if ((SECONDS > deadline)) || ! kill -0 "${terminals[$2]}" 2>/dev/null; then break; fi
             sleep 0.2
@@ -81,7 +114,9 @@ take() {
         cp "$scratch/printed.$2" "$scratch/printed"
     else
         # Here, so that what it sets is set for the next.
+        echo "$((SECONDS + limit)) $1" >"$scratch/deadline"
         eval "$1" >"$scratch/printed" 2>&1 </dev/null
+        : >"$scratch/deadline"
     fi
     if ! shows "$scratch/expected" "$scratch/printed"; then
         printf 'FAILED  %s\n\nexpected this line: %s\n\nof:\n' "$1" "$missing" >&2
@@ -102,6 +137,8 @@ cd "$scratch/tiny-probe" || exit 1
 git init --quiet .
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$root/target}/lesson"
 
+: >"$scratch/deadline"
+watch &
 command='' terminal='' next_terminal='' in_block=false commands=0
 while IFS= read -r line <&3; do
     case $line in

@@ -5,13 +5,13 @@ set -eu
 
 url=${1:-${BASE_URL:-http://127.0.0.1:8080}}
 for path in / /probe /healthz /metrics /nope; do
-    curl --silent --show-error --output /dev/null "$url$path"
-    curl --silent --show-error --output /dev/null --request POST "$url$path"
+    curl --silent --show-error --max-time 10 --output /dev/null "$url$path"
+    curl --silent --show-error --max-time 10 --output /dev/null --request POST "$url$path"
 done
 
 page=$(mktemp)
 trap 'rm -f "$page"' EXIT
-curl --silent --show-error --fail --output "$page" "$url/metrics"
+curl --silent --show-error --max-time 10 --fail --output "$page" "$url/metrics"
 grep -q '^app_request_count_total{.*} 1$' "$page"
 # promtool reports on standard error and fails on errors only; here nothing at all is to be said.
 findings=$(promtool check metrics <"$page" 2>&1) || true

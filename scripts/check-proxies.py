@@ -147,8 +147,11 @@ class Client:
             self.socket = None
 
     def receive(self, so_far):
-        if received := self.socket.recv(65536):
-            return received
+        try:
+            if received := self.socket.recv(65536):
+                return received
+        except TimeoutError:
+            raise Wrong(f"waited in vain for {TIMEOUT} s: the rest of a response, {so_far!r}") from None
         raise Wrong(f"the connection ended within an answer: {so_far!r}")
 
 
@@ -217,7 +220,7 @@ def start(command, path, log):
     while not os.path.exists(path):
         if proxy.poll() is not None or time.monotonic() > end:
             proxy.kill()
-            raise Wrong(f"{command[0]} does not start")
+            raise Wrong(f"waited in vain: {command[0]} listens within {TIMEOUT} s")
         time.sleep(0.02)
     return proxy
 
@@ -235,7 +238,11 @@ def check(folder, name, command, inspect):
                 inspect(folder, counted)
             finally:
                 proxy.terminate()
-                proxy.wait(TIMEOUT)
+                try:
+                    proxy.wait(TIMEOUT)
+                except subprocess.TimeoutExpired:
+                    proxy.kill()
+                    raise Wrong(f"waited in vain: it ends within {TIMEOUT} s of SIGTERM") from None
             # The first scrape is counted as well, the second is not yet. Health checks are no client's.
             sent["GET", "/metrics", 200] += 1
             counted = {what: count for what, count in counted.items() if what[0] != "OPTIONS"}
@@ -325,7 +332,7 @@ def main():
             check(folder, "nginx", nginx, lambda *_: None)
             check(folder, "haproxy", haproxy, inspect_haproxy)
         except (Wrong, OSError) as what:
-            print(f"FAILED  {what or type(what).__name__}", file=sys.stderr)
+            print(f"FAILED  {str(what) or type(what).__name__}", file=sys.stderr)
             sys.exit(1)
 
 

@@ -5,6 +5,8 @@
 # Needs docker-registry.
 set -eu
 cd "$(dirname "$0")"
+# shellcheck source=/dev/null
+. ./waits.sh
 
 image=$1
 folder=$(mktemp -d)
@@ -16,13 +18,9 @@ YAML
 docker-registry serve "$folder/config.yml" >"$folder/log" 2>&1 &
 registry=$!
 container=tiny-probe-check-$$
-trap 'docker rm "$container" >/dev/null 2>&1 || true; kill "$registry" 2>/dev/null && wait "$registry" 2>/dev/null || true
-    rm -rf "$folder"' EXIT
+trap 'docker rm "$container" >/dev/null 2>&1 || true; end "$registry" "the registry"; rm -rf "$folder"' EXIT
 trap 'exit 1' INT TERM
-until grep -qs 'listening on' "$folder/log"; do
-    kill -0 "$registry" || { cat "$folder/log" >&2; exit 1; }
-    sleep 0.1
-done
+wait_for_line 30 "$registry" "the registry" "$folder/log" 'listening on'
 
 repository=$(sed -n 's/.*listening on \([0-9.:]*\).*/\1/p' "$folder/log")/tiny-probe
 INSECURE=--insecure ./push-image.sh "$image" "$repository" 1 latest >/dev/null

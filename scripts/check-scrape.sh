@@ -9,6 +9,7 @@ set -euo pipefail
 
 rate=50
 folder=$(mktemp -d)
+# load.sh ends within 30 s, which is how long it waits for the last responses.
 trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
 
 fail() {
@@ -47,7 +48,7 @@ between() {
 # Before the first scrape there is no target, which is an alert.
 eventually "the target is up, no alert fires" 60 'up{job="tiny-probe"} == 1 unless on () ALERTS{alertstate="firing"}'
 since=$(($(date +%s) + 1))
-curl --silent --show-error --fail --request PUT "$BASE_URL/faults?fail-rate=0.5&for=30s"
+curl --silent --show-error --fail --max-time 10 --request PUT "$BASE_URL/faults?fail-rate=0.5&for=30s"
 RATE=20 DURATION=120 scripts/load.sh >/dev/null 2>&1 &
 load=$!
 eventually "what it is told is a gauge" 10 'app_configured_fail_ratio == 0.5'
@@ -66,7 +67,7 @@ echo "ok      Prometheus has negotiated OpenMetrics"
 
 traced_at=$(date +%s)
 trace=$(od --address-radix=n --format=x1 --read-bytes=16 /dev/urandom | tr -d ' ')
-curl --silent --show-error --output /dev/null --header "traceparent: 00-$trace-00f067aa0ba902b7-01" "$BASE_URL/probe"
+curl --silent --show-error --max-time 10 --output /dev/null --header "traceparent: 00-$trace-00f067aa0ba902b7-01" "$BASE_URL/probe"
 traces() {
     curl --silent --show-error --max-time 10 --get "$PROMETHEUS_URL/api/v1/query_exemplars" \
         --data-urlencode 'query=app_request_latency_seconds_bucket{endpoint="/probe"}' \
@@ -85,8 +86,8 @@ RATE=$rate DURATION=68 scripts/load.sh >"$folder/load" 2>&1 &
 load=$!
 while [ "$(date +%s)" -lt "$at" ]; do sleep 0.5; done
 wait "$load" || fail "$(cat "$folder/load")"
-curl --silent --show-error --fail --output "$folder/text" "$BASE_URL/metrics"
-curl --silent --show-error --fail --output "$folder/open-metrics" \
+curl --silent --show-error --fail --max-time 10 --output "$folder/text" "$BASE_URL/metrics"
+curl --silent --show-error --fail --max-time 10 --output "$folder/open-metrics" \
     --header 'Accept: application/openmetrics-text' "$BASE_URL/metrics"
 tail -n +2 "$folder/load"
 

@@ -4,6 +4,8 @@
 # Takes a few seconds. Prints a line per check; exits 1 at the first that fails. The service must not be
 # told to fail, and nobody else may be asking /probe meanwhile.
 set -euo pipefail
+# shellcheck source=/dev/null
+. "$(dirname "$0")/waits.sh"
 
 folder=$(mktemp -d)
 cat >"$folder/scrape.yml" <<END
@@ -18,11 +20,11 @@ port=$(python3 -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).g
 victoria-metrics -promscrape.config="$folder/scrape.yml" -storageDataPath="$folder/data" \
     -httpListenAddr="127.0.0.1:$port" -search.latencyOffset=0s 2>"$folder/log" &
 victoria=$!
-trap 'kill "$victoria" 2>/dev/null && wait "$victoria" || true; rm -rf "$folder"' EXIT
+trap 'end "$victoria" VictoriaMetrics; rm -rf "$folder"' EXIT
 trap 'exit 1' INT TERM
 
 for _ in 1 2 3; do
-    curl --silent --show-error --fail --output /dev/null "$BASE_URL/probe"
+    curl --silent --show-error --fail --max-time 10 --output /dev/null "$BASE_URL/probe"
 done
 
 # expect NAME VALUE EXPRESSION: the expression has this one value within half a minute.
@@ -30,7 +32,7 @@ expect() {
     local deadline=$((SECONDS + 30)) found
     while
         # Until it listens there is no answer.
-        found=$(curl --silent --get "http://127.0.0.1:$port/api/v1/query" --data-urlencode "query=$3" |
+        found=$(curl --silent --max-time 10 --get "http://127.0.0.1:$port/api/v1/query" --data-urlencode "query=$3" |
             jq --raw-output '.data.result[].value[1]' || true)
         [ "$found" != "$2" ]
     do
@@ -51,4 +53,4 @@ expect "a series that is at 0 from the start" 0 "app_request_count_total{$probe,
 expect "a bucket by its canonical bound" 3 "app_request_latency_seconds_bucket{$probe,le=\"10.0\"}"
 expect "CPU time has fractions" 1 'count(process_cpu_seconds_total % 1 > 0)'
 expect "what was scraped is all there is on the page" \
-    "$(curl --silent --show-error --fail "$BASE_URL/metrics" | grep -vc '^#')" 'scrape_samples_scraped'
+    "$(curl --silent --show-error --fail --max-time 10 "$BASE_URL/metrics" | grep -vc '^#')" 'scrape_samples_scraped'

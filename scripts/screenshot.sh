@@ -7,6 +7,7 @@ set -euo pipefail
 
 file=$1
 log=$(mktemp)
+# load.sh ends within 30 s, which is how long it waits for the last responses.
 trap 'kill "$load" 2>/dev/null || true; wait; rm -f "$log"' EXIT
 
 # It goes on until the picture is taken. A minute and a half is steady, the first minute not shown: what
@@ -15,16 +16,23 @@ RATE=50 DURATION=600 scripts/load.sh >/dev/null 2>&1 &
 load=$!
 sleep 90
 start=$SECONDS
-curl --silent --show-error --fail --request PUT "$BASE_URL/faults?fail-rate=0.2&latency=900ms"
-until curl --silent --get "$PROMETHEUS_URL/api/v1/query" \
-    --data-urlencode 'query=ALERTS{alertname="TinyProbeErrors", alertstate="firing"}' |
-    jq --exit-status '.data.result | length > 0' >/dev/null; do
+curl --silent --show-error --fail --max-time 10 --request PUT "$BASE_URL/faults?fail-rate=0.2&latency=900ms"
+fires() {
+    curl --silent --max-time 10 --get "$PROMETHEUS_URL/api/v1/query" \
+        --data-urlencode 'query=ALERTS{alertname="TinyProbeErrors", alertstate="firing"}' |
+        jq --exit-status '.data.result | length > 0' >/dev/null
+}
+until fires; do
+    if ((SECONDS - start > 120)); then
+        echo "waited in vain: TinyProbeErrors fires within 120 s" >&2
+        exit 1
+    fi
     sleep 0.5
 done
 echo "TinyProbeErrors fires after $((SECONDS - start)) s"
 # Long enough to see that what is measured arrives at what is configured.
 sleep 60
-curl --silent --show-error --fail --request DELETE "$BASE_URL/faults"
+curl --silent --show-error --fail --max-time 10 --request DELETE "$BASE_URL/faults"
 sleep 90
 
 # Debian's Prometheus has this page only, and its redirection from /graph loses the query.
@@ -41,8 +49,12 @@ done
 mkdir -p "$(dirname "$file")"
 # No sandbox: Chromium refuses to start one as root, and the page is our own. Scaled, so that the
 # expressions fit into their one line.
-chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1560,1540 \
-    --force-device-scale-factor=0.8 --virtual-time-budget=10000 --screenshot="$PWD/$file" "$url" 2>"$log" || { cat "$log" >&2; exit 1; }
+timeout 120 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1560,1540 \
+    --force-device-scale-factor=0.8 --virtual-time-budget=10000 --screenshot="$PWD/$file" "$url" 2>"$log" || {
+    cat "$log" >&2
+    echo "Chromium took no picture within 120 s" >&2
+    exit 1
+}
 size=$(wc -c <"$file")
 if [ "$size" -ge 150000 ]; then
     echo "$file has $size bytes, and is to have less than 150000" >&2

@@ -3,19 +3,18 @@
 # Usage: scripts/with-service.sh COMMAND [ARGUMENT...]      (settings as environment variables)
 # PROGRAM is another binary, RUNNER what runs one of another architecture.
 set -eu
+# shellcheck source=/dev/null
+. "$(dirname "$0")/waits.sh"
 
 program=${PROGRAM:-target/release/tiny-probe}
 log=$(mktemp)
 # shellcheck disable=SC2086 # the runner may have options
 LISTEN=127.0.0.1:0 ${RUNNER:-} "$program" 2>"$log" &
 service=$!
-trap 'kill "$service" 2>/dev/null && wait "$service" || true; rm -f "$log"' EXIT
+trap 'end "$service" "the service"; rm -f "$log"' EXIT
 trap 'exit 1' INT TERM
 
-until grep -q ' on http://' "$log"; do
-    kill -0 "$service" || { cat "$log" >&2; exit 1; }
-    sleep 0.05
-done
+wait_for_line 30 "$service" "the service" "$log" ' on http://'
 BASE_URL=$(sed -n 's/.* on \(http:.*\)/\1/p' "$log")
 export BASE_URL
 "$@"

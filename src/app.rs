@@ -708,8 +708,17 @@ mod tests {
         let targets = own.iter().map(|target| &**target).chain(known);
         for target in targets {
             for method in methods {
-                let reply = ask(&mut app, method, target);
+                let mut reply = ask(&mut app, method, target);
                 app.record(&reply, Duration::ZERO);
+                let request = Request::new(method, target);
+                if !app.is_urgent(&request) {
+                    app.record(&app.refuse(&request), Duration::ZERO);
+                }
+                // Only such replies are delayed, so that a client can disconnect before.
+                if reply.endpoint == Endpoint::Probe && reply.allow.is_none() {
+                    reply.status = Status::ClientClosedRequest;
+                    app.record(&reply, Duration::ZERO);
+                }
             }
         }
         for rejection in [

@@ -427,6 +427,7 @@ mod tests {
             Status::UriTooLong,
             Status::TooManyRequests,
             Status::RequestHeaderFieldsTooLarge,
+            Status::ClientClosedRequest,
             Status::InternalServerError,
             Status::NotImplemented,
             Status::BadGateway,

@@ -90,25 +90,6 @@ impl Client {
         assert_eq!(sent, Ok(1));
     }
 
-    /// Waits until the service's kernel has everything that was sent.
-    pub fn wait_until_received(&self) {
-        let port = |address: std::net::SocketAddr| format!(":{:04X}", address.port());
-        let own = port(self.stream.local_addr().unwrap());
-        let peer = port(self.stream.peer_addr().unwrap());
-        wait_until("the service's kernel has all bytes", || {
-            // Of proc_net_tcp(5): the local address, the remote address, the state, and both queues.
-            let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
-            let mut sockets = sockets.lines().map(|line| {
-                let fields: Vec<&str> = line.split_whitespace().collect();
-                (fields[1], fields[2], fields[4])
-            });
-            let socket =
-                sockets.find(|(local, remote, _)| local.ends_with(&own) && remote.ends_with(&peer));
-            let (_, _, queues) = socket.expect("the connection is there");
-            queues.starts_with("00000000:")
-        });
-    }
-
     /// Whether no byte has come that was not read.
     pub fn has_nothing_to_read(&self) -> bool {
         self.stream.set_nonblocking(true).unwrap();
