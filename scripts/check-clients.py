@@ -47,7 +47,8 @@ const agent = new http.Agent({ keepAlive: true, maxSockets: Number(connections) 
 const ask = {
     agent: () => new Promise((resolve, reject) => {
         http.get(url, { agent }, (response) => {
-            response.on("error", reject).on("end", () => resolve([response.statusCode, response.headers.connection]));
+            response.on("error", reject);
+            response.on("end", () => resolve([response.statusCode, response.headers.connection]));
             response.resume();
         }).on("error", reject);
     }),

@@ -317,7 +317,8 @@ def main():
         def configure(keepalive, reuse, check):
             for name, text in [("nginx", NGINX), ("haproxy", HAPROXY)]:
                 with open(f"{folder}/{name}.conf", "w") as file:
-                    file.write(text.format(folder=folder, server=SERVER, keepalive=keepalive, reuse=reuse, check=check))
+                    file.write(text.format(folder=folder, server=SERVER, keepalive=keepalive, reuse=reuse,
+                                           check=check))
 
         try:
             if sys.argv[1:] == ["crowded"]:

@@ -18,7 +18,7 @@ const BACKLOG: u16 = 4096;
 /// is still one write: the kernel looks at the limit before it takes more, not at what it takes.
 pub const SEND_BUFFER: usize = 4096;
 /// See [`SEND_BUFFER`].
-pub const RECEIVE_BUFFER: usize = 4096;
+pub const RECEIVE_BUFFER: usize = 2304;
 
 /// How long the kernel tries to deliver what a client does not read, in milliseconds. It is longer
 /// than what the event loop waits for, so that the kernel alone closes no connection that is open.
@@ -88,7 +88,7 @@ mod tests {
             let send_buffer = sockopt::socket_send_buffer_size(&listener).unwrap();
             let receive_buffer = sockopt::socket_recv_buffer_size(&listener).unwrap();
             assert_eq!(send_buffer, factor * 4096);
-            assert_eq!(receive_buffer, factor * 4096);
+            assert_eq!(receive_buffer, factor * 2304);
             assert!(sockopt::tcp_nodelay(&listener).unwrap());
         }
     }

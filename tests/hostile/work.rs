@@ -112,7 +112,7 @@ fn nothing_is_computed_for_clients_that_have_left() {
 #[test]
 fn work_that_waits_is_done_before_the_end() {
     // Far less than the grace, on a machine that is busy with other things, too.
-    let mut service = Service::start(SERVER, &["--work", "20ms"]);
+    let mut service = Service::start(SERVER, &["--work", "5ms"]);
     let mut clients = ask_for_work(&service, 10);
     service.signal("TERM");
     for client in &mut clients {
