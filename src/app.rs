@@ -1,34 +1,55 @@
-//! The routes: a [`Request`] in, a [`Reply`] out.
+//! The routes: a request in, a reply out, and a record of it afterwards.
 //!
-//! This module knows no socket and no HTTP library. To add a route, add an [`Endpoint`] and an
-//! arm in `endpoint` and in [`App::answer`].
+//! [`ROUTES`] is the table of all routes. To add one, add a line there and a function.
 
 use std::borrow::Cow;
-use std::time::{Duration, Instant};
+use std::fmt::Display;
+use std::time::Duration;
+
+use bounded_http::{Ended, Method, Outcome, Reply, Request, Service, Status};
+use prometheus::IntGauge;
 
 use crate::config::Config;
 use crate::faults::{Faults, OwnFault};
-use crate::http::{self, Method, Status};
+use crate::log::access::{AccessLog, Entry};
+use crate::log::{diagnostics, line_writer};
 use crate::metrics::{Endpoint, Format, Metrics};
-use crate::probe::{Outcome, Probe};
+use crate::probe::{self, Probe};
 use crate::trace_context::TraceContext;
+use crate::wall_clock;
 
-const TEXT: &str = "text/plain; charset=utf-8";
+/// A route: its path, its methods as `Allow` names them, and the function that answers. HEAD is
+/// answered like GET, and OPTIONS from this table.
+struct Route {
+    path: &'static str,
+    methods: &'static str,
+    answer: fn(&mut App, &Request<'_>) -> Reply,
+}
+
+/// All routes.
+#[rustfmt::skip]
+const ROUTES: [Route; 5] = [
+    Route { path: "/",        methods: READ,   answer: App::landing_page },
+    Route { path: "/probe",   methods: READ,   answer: App::probe },
+    Route { path: METRICS,    methods: READ,   answer: App::metrics_page },
+    Route { path: "/healthz", methods: READ,   answer: healthz },
+    Route { path: FAULTS,     methods: CHANGE, answer: App::faults },
+];
+
+const READ: &str = "GET, HEAD, OPTIONS";
+/// A page in somebody's browser can send neither PUT nor DELETE to another origin without a preflight,
+/// and no response here grants one.
+const CHANGE: &str = "GET, HEAD, PUT, DELETE, OPTIONS";
+
+const METRICS: &str = "/metrics";
+const FAULTS: &str = "/faults";
+/// The routes that are served even when every connection is taken: those with which an operator
+/// sees that this is so, and ends it.
+const URGENT: [&str; 3] = ["/healthz", METRICS, FAULTS];
+
 const HTML: &str = "text/html; charset=utf-8";
-
-/// What a /probe says that succeeds.
+/// The body of a successful /probe.
 const SUCCESS: &str = "I'm ok!";
-
-/// The body of the 503 when every connection is taken.
-const TOO_BUSY: &str = "Every connection is taken. Try again later.\n";
-/// The body of the 503 for delayed responses that the end of the service does not wait for.
-const STOPPING: &str = "The service is stopping. Try again elsewhere, or later.\n";
-
-/// What a route allows that only shows something.
-const ALLOW: &str = "GET, HEAD, OPTIONS";
-/// What /faults allows. A page in somebody's browser can send neither PUT nor DELETE to another
-/// origin without a preflight, and no answer here grants one.
-const ALLOW_CHANGES: &str = "GET, HEAD, PUT, DELETE, OPTIONS";
 
 /// The service without its sockets.
 pub struct App {
@@ -36,328 +57,245 @@ pub struct App {
     faults: Faults,
     fault_injection: bool,
     metrics: Metrics,
+    access_log: AccessLog,
     landing_page: String,
 }
 
-/// What the service looks at in a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request<'a> {
-    /// The method, as the client sent it.
-    pub method: &'a str,
-    /// The request target, in any of its forms (RFC 9112, section 3.2).
-    pub target: &'a str,
-    /// The value of `Accept`, if it is there once. Several are one list (RFC 9110, section 5.3), but
-    /// nobody who scrapes sends several, and to put them together would take an allocation.
-    pub accept: Option<&'a [u8]>,
-    /// The value of `traceparent`, if it is there once. Several are as good as none (Trace Context,
-    /// section 3.2).
-    pub traceparent: Option<&'a [u8]>,
+/// What is remembered of a request until its exchange has ended: everything that is recorded.
+pub struct Exchange {
+    method: Method,
+    endpoint: Endpoint,
+    trace: Option<TraceContext>,
+    log_entry: Option<Entry>,
+    _in_flight: InFlight,
 }
 
-/// What to answer to one request, and when.
-#[derive(Debug)]
-pub struct Reply {
-    /// The `method` label.
-    pub method: Method,
-    /// The `endpoint` label.
-    pub endpoint: Endpoint,
-    /// The status code, and the `http_status` label.
-    pub status: Status,
-    /// The value of `Allow`, in a 405 and in the answer to OPTIONS.
-    pub allow: Option<&'static str>,
-    /// The media type of the body.
-    pub content_type: &'static str,
-    /// The body.
-    pub body: Cow<'static, str>,
-    /// Whether it is a HEAD that is answered: the body is announced and not sent.
-    pub is_to_head: bool,
-    /// How long the answer is to wait.
-    pub delay: Duration,
-    /// How much CPU time it takes after that, to be spent by [`probe::work`](crate::probe::work).
-    pub work: Duration,
-    /// Whether the client should try again soon: the response has a `Retry-After` of a second.
-    pub is_retryable: bool,
-    /// Whether the request changed the fault settings, or when the change to them ends; the body
-    /// lists the new ones. Each change is announced on standard error.
-    pub is_change: bool,
-    /// The trace that the request belongs to, if it is sampled.
-    pub trace: Option<TraceContext>,
+/// Counts a request as received and not yet answered, for as long as it exists.
+struct InFlight(IntGauge);
+
+impl InFlight {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Service for App {
+    type Memo = Exchange;
+
+    fn answer(&mut self, request: &Request<'_>) -> Reply<Exchange> {
+        let exchange = self.begin(request);
+        self.reply(request).remember(exchange)
+    }
+
+    fn refuse(&mut self, request: &Request<'_>) -> Option<Exchange> {
+        Some(self.begin(request))
+    }
+
+    /// Records a request, by which a later scrape shows it.
+    fn ended(&mut self, ended: Ended<Exchange>) {
+        let status = match ended.outcome {
+            Outcome::Responded | Outcome::Rejected => ended.status.label(),
+            Outcome::Disconnected => "499",
+            Outcome::Dropped => "444",
+        };
+        let rejected = || Exchange {
+            method: Method::Other,
+            endpoint: Endpoint::OTHER,
+            trace: None,
+            log_entry: self.access_log.begin(ended.peer, "", ""),
+            _in_flight: InFlight::new(self.metrics.requests_in_flight()),
+        };
+        let exchange = ended.memo.unwrap_or_else(rejected);
+        let Exchange {
+            method,
+            endpoint,
+            trace,
+            log_entry,
+            ..
+        } = exchange;
+        self.metrics
+            .record(method, endpoint, status, ended.duration, trace);
+        if let Some(entry) = log_entry {
+            let (length, time) = (ended.body_length, wall_clock::now());
+            self.access_log
+                .push(&entry, status, length, ended.duration, time);
+        }
+        if endpoint.label() == METRICS
+            && let Cow::Owned(page) = ended.body
+        {
+            self.metrics.reuse(page);
+        }
+    }
+
+    fn is_urgent(&self, request: &Request<'_>) -> bool {
+        let route = self.route(request.path());
+        route.is_some_and(|(_, route)| URGENT.contains(&route.path))
+    }
+
+    fn connections_changed(&mut self, open: usize) {
+        let open = i64::try_from(open).unwrap_or(i64::MAX);
+        self.metrics.connections_open().set(open);
+    }
+
+    fn before_wait(&mut self) -> Option<Duration> {
+        self.flush_logs()
+    }
+
+    fn report(&mut self, message: &dyn Display) {
+        diagnostics::report(message);
+    }
 }
 
 impl App {
     /// A service that behaves as configured, with its metrics at zero.
     pub fn new(config: &Config) -> Self {
-        Self {
+        let metrics = Metrics::new(ROUTES.len(), &config.app_version, &config.app_config);
+        let app = Self {
             probe: Probe::new(config.random_seed),
             faults: Faults::new(config),
             fault_injection: config.fault_injection,
-            metrics: Metrics::new(&config.app_version, &config.app_config),
+            metrics,
+            access_log: AccessLog::new(config.access_log),
             landing_page: landing_page(&config.app_version, &config.app_config),
-        }
-    }
-
-    /// Answers a request. `now` is the `Instant` that was taken before.
-    pub fn answer(&mut self, request: &Request<'_>, now: Instant) -> Reply {
-        let method = Method::parse(request.method);
-        let (path, query) = path_and_query(request.target);
-        let endpoint = self.endpoint(path);
-        let mut reply = match endpoint {
-            // Of the server as a whole (RFC 9110, section 9.3.7).
-            Endpoint::Other if method == Method::Options && request.target == "*" => {
-                Reply::options(ALLOW)
-            }
-            // It names a host and no path (RFC 9112, section 3.2.3).
-            Endpoint::Other if method == Method::Connect => Reply::method_not_allowed(),
-            Endpoint::Other => Reply::error(
-                Status::NotFound,
-                "Not found. Try /probe, /metrics or /healthz.\n",
-            ),
-            Endpoint::Faults => self.faults(method, query, now),
-            _ if method == Method::Options => Reply::options(ALLOW),
-            _ if !matches!(method, Method::Get | Method::Head) => Reply::method_not_allowed(),
-            Endpoint::Root => Reply::ok(HTML, self.landing_page.clone()),
-            Endpoint::Probe => self.probe(query, now),
-            Endpoint::Metrics => {
-                let format = Format::preferred(request.accept);
-                let page = self.metrics.exposition(format, self.faults.settings(now));
-                Reply::ok(format.content_type(), page)
-            }
-            Endpoint::Healthz => Reply::ok(TEXT, "ok"),
         };
-        (reply.method, reply.endpoint) = (method, endpoint);
-        reply.is_to_head = method == Method::Head;
-        reply.trace = request.traceparent.and_then(TraceContext::sampled);
-        reply
+        app.metrics
+            .expose(Method::Get, app.endpoint("/probe"), &["200", "500"]);
+        app
     }
 
-    /// The endpoint of a path. Without fault injection, /faults is not one.
-    fn endpoint(&self, path: &str) -> Endpoint {
-        match endpoint(path) {
-            Endpoint::Faults if !self.fault_injection => Endpoint::Other,
-            endpoint => endpoint,
-        }
-    }
-
-    fn probe(&mut self, query: &str, now: Instant) -> Reply {
-        if self.fault_injection {
-            match OwnFault::parse(query) {
-                Ok(None) => {}
-                Ok(Some(own)) => return own_fault(own),
-                Err(error) => return Reply::error(Status::BadRequest, error),
-            }
-        }
-        let settings = self.faults.settings(now);
-        match self.probe.draw(settings) {
-            Outcome::Succeed(delay) => Reply {
-                delay,
-                work: settings.work,
-                ..Reply::ok(TEXT, SUCCESS)
-            },
-            Outcome::Fail => Reply::error(
-                Status::InternalServerError,
-                "Failed, as often as the fail rate says.\n",
-            ),
-        }
-    }
-
-    fn faults(&mut self, method: Method, query: &str, now: Instant) -> Reply {
-        let is_change = match method {
-            Method::Get | Method::Head => false,
-            Method::Put => match self.faults.change(query, now) {
-                Ok(is_change) => is_change,
-                Err(error) => return Reply::error(Status::BadRequest, error),
-            },
-            Method::Delete => self.faults.take_back(now),
-            Method::Options => return Reply::options(ALLOW_CHANGES),
-            _ => {
-                return Reply {
-                    allow: Some(ALLOW_CHANGES),
-                    ..Reply::method_not_allowed()
-                };
-            }
-        };
-        Reply {
-            is_change,
-            ..Reply::ok(TEXT, self.faults.page(now))
-        }
-    }
-
-    /// Whether a request must be answered even when every connection is taken: those with which an
-    /// operator sees that this is so, and ends it.
-    pub fn is_urgent(&self, request: &Request<'_>) -> bool {
-        let (path, _) = path_and_query(request.target);
-        matches!(
-            self.endpoint(path),
-            Endpoint::Healthz | Endpoint::Metrics | Endpoint::Faults
-        )
-    }
-
-    /// Refuses a request for which there is no room.
-    pub fn refuse(&self, request: &Request<'_>) -> Reply {
-        let method = Method::parse(request.method);
-        let (path, _) = path_and_query(request.target);
-        Reply {
-            method,
-            endpoint: self.endpoint(path),
-            is_to_head: method == Method::Head,
-            trace: request.traceparent.and_then(TraceContext::sampled),
-            ..Reply::error(Status::ServiceUnavailable, TOO_BUSY).with_retry()
-        }
-    }
-
-    /// Records an answered request, by which a later scrape shows it. `latency` runs from before
-    /// [`answer`](Self::answer) until the answer is due.
-    pub fn record(&self, reply: &Reply, latency: Duration) {
-        self.metrics.record(
-            reply.method,
-            reply.endpoint,
-            reply.status,
-            latency,
-            reply.trace,
-        );
-    }
-
-    /// Puts back a reply that was written, for the next page to be written into its memory.
-    pub fn put_back(&self, reply: Reply) {
-        if let (Endpoint::Metrics, Cow::Owned(page)) = (reply.endpoint, reply.body) {
-            self.metrics.put_back(page);
-        }
-    }
-
-    /// The metrics, for the server to keep the gauges of connections.
+    /// The metrics, for the gauges of connections.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
+
+    /// The access log, for its last lines. Clones are of one log.
+    pub fn access_log(&self) -> &AccessLog {
+        &self.access_log
+    }
+
+    /// Writes the lines of both logs. Returns after which time to try again if there was no room
+    /// for all of them.
+    pub fn flush_logs(&self) -> Option<Duration> {
+        let is_full = self.access_log.flush() | diagnostics::flush();
+        is_full.then_some(line_writer::PAUSE)
+    }
+
+    fn begin(&self, request: &Request<'_>) -> Exchange {
+        let traceparent = request.field("traceparent");
+        let (method, target) = (request.method_text(), request.target());
+        Exchange {
+            method: request.method(),
+            endpoint: self.endpoint(request.path()),
+            trace: traceparent.and_then(TraceContext::sampled),
+            log_entry: self.access_log.begin(request.peer(), method, target),
+            _in_flight: InFlight::new(self.metrics.requests_in_flight()),
+        }
+    }
+
+    fn reply(&mut self, request: &Request<'_>) -> Reply {
+        let method = request.method();
+        let Some((_, route)) = self.route(request.path()) else {
+            return match method {
+                // Of the server as a whole (RFC 9110, section 9.3.7).
+                Method::Options if request.target() == "*" => Reply::options(READ),
+                // It names a host and no path (RFC 9112, section 3.2.3).
+                Method::Connect => Reply::method_not_allowed(READ),
+                _ => Reply::text(
+                    Status::NotFound,
+                    "Not found. Try /probe, /metrics or /healthz.\n",
+                ),
+            };
+        };
+        if method == Method::Options {
+            Reply::options(route.methods)
+        } else if route.methods.split(", ").any(|name| name == method.label()) {
+            (route.answer)(self, request)
+        } else {
+            Reply::method_not_allowed(route.methods)
+        }
+    }
+
+    /// The route of a path, and its index. Without fault injection, /faults is none.
+    fn route(&self, path: &str) -> Option<(usize, &'static Route)> {
+        let route = |(_, route): &(usize, &Route)| route.path == path;
+        let found = ROUTES.iter().enumerate().find(route);
+        found.filter(|(_, route)| self.fault_injection || route.path != FAULTS)
+    }
+
+    fn endpoint(&self, path: &str) -> Endpoint {
+        self.route(path).map_or(Endpoint::OTHER, |(index, route)| {
+            Endpoint::of_route(index, route.path)
+        })
+    }
+
+    fn landing_page(&mut self, _: &Request<'_>) -> Reply {
+        let page = self.landing_page.clone().into_bytes();
+        Reply::new(Status::Ok, HTML, page)
+    }
+
+    fn metrics_page(&mut self, request: &Request<'_>) -> Reply {
+        let format = Format::preferred(request.field("Accept"));
+        let settings = self.faults.settings(request.received_at());
+        let page = self.metrics.exposition(format, settings).into_bytes();
+        Reply::new(Status::Ok, format.content_type(), page).field("Vary", "Accept")
+    }
+
+    fn probe(&mut self, request: &Request<'_>) -> Reply {
+        if self.fault_injection {
+            match OwnFault::parse(request.query()) {
+                Ok(None) => {}
+                Ok(Some(own)) => return own_fault(own),
+                Err(error) => return Reply::text(Status::BadRequest, error),
+            }
+        }
+        let settings = self.faults.settings(request.received_at());
+        match self.probe.draw(settings) {
+            probe::Outcome::Succeed(delay) => Reply::text(Status::Ok, SUCCESS)
+                .after(delay)
+                .work(settings.work),
+            probe::Outcome::Fail => Reply::text(
+                Status::InternalServerError,
+                "Failed, as the fail rate demands.\n",
+            ),
+        }
+    }
+
+    fn faults(&mut self, request: &Request<'_>) -> Reply {
+        let now = request.received_at();
+        let is_change = match request.method() {
+            Method::Put => match self.faults.change(request.query(), now) {
+                Ok(is_change) => is_change,
+                Err(error) => return Reply::text(Status::BadRequest, error),
+            },
+            Method::Delete => self.faults.take_back(now),
+            _ => false,
+        };
+        let page = self.faults.page(now);
+        if let (true, Some(peer)) = (is_change, request.peer()) {
+            diagnostics::announce_change(peer, &page);
+        }
+        Reply::text(Status::Ok, page)
+    }
 }
 
-impl<'a> Request<'a> {
-    /// A request with no header field that matters.
-    pub fn new(method: &'a str, target: &'a str) -> Self {
-        Self {
-            method,
-            target,
-            accept: None,
-            traceparent: None,
-        }
-    }
+fn healthz(_: &mut App, _: &Request<'_>) -> Reply {
+    Reply::text(Status::Ok, "ok")
 }
 
-impl Reply {
-    fn ok(content_type: &'static str, body: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            method: Method::Other,
-            endpoint: Endpoint::Other,
-            status: Status::Ok,
-            allow: None,
-            content_type,
-            body: body.into(),
-            is_to_head: false,
-            delay: Duration::ZERO,
-            work: Duration::ZERO,
-            is_retryable: false,
-            is_change: false,
-            trace: None,
-        }
-    }
-
-    /// Whether another `Accept` would have got another body, which is for `Vary` to say.
-    pub fn varies_by_accept(&self) -> bool {
-        self.endpoint == Endpoint::Metrics && self.status == Status::Ok
-    }
-
-    /// The answer to what could not be parsed: `other` for method and endpoint. The body tells the
-    /// client what was wrong.
-    pub fn error(status: Status, body: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            ..Self::ok(TEXT, body)
-        }
-    }
-
-    /// The same request's response when it can be delayed no longer.
-    #[must_use]
-    pub fn unavailable(self) -> Self {
-        Self {
-            method: self.method,
-            endpoint: self.endpoint,
-            is_to_head: self.is_to_head,
-            trace: self.trace,
-            ..Self::error(Status::ServiceUnavailable, STOPPING).with_retry()
-        }
-    }
-
-    fn with_retry(self) -> Self {
-        Self {
-            is_retryable: true,
-            ..self
-        }
-    }
-
-    /// Whether a body, or what a HEAD is told of it, belongs to the answer: a 204 ends with its head
-    /// (RFC 9110, sections 8.6 and 15.3.5).
-    pub fn has_body(&self) -> bool {
-        self.status != Status::NoContent
-    }
-
-    /// The answer to OPTIONS. No field of it grants a browser's preflight anything.
-    fn options(allow: &'static str) -> Self {
-        Self {
-            allow: Some(allow),
-            ..Self::error(Status::NoContent, "")
-        }
-    }
-
-    fn method_not_allowed() -> Self {
-        Self {
-            allow: Some(ALLOW),
-            ..Self::error(
-                Status::MethodNotAllowed,
-                "Method not allowed. Try GET or HEAD.\n",
-            )
-        }
-    }
-}
-
-/// The answer that a request asks for itself.
+/// The response that a request asks for itself.
 fn own_fault(own: OwnFault) -> Reply {
-    let reply = match own.status {
-        Status::Ok => Reply::ok(TEXT, SUCCESS),
-        status => Reply::error(status, "As the request asks.\n"),
+    let text = match own.status {
+        Status::Ok => SUCCESS,
+        _ => "As the request asks.\n",
     };
-    Reply {
-        delay: own.delay,
-        ..reply
-    }
-}
-
-/// Path and query of a request target in origin-form or absolute-form (RFC 9112, section 3.2).
-fn path_and_query(target: &str) -> (&str, &str) {
-    if target.starts_with('/') {
-        return split_query(target);
-    }
-    match http::after_authority(target).map(split_query) {
-        Some(("", query)) => ("/", query),
-        Some(path_and_query) => path_and_query,
-        None => (target, ""),
-    }
-}
-
-fn split_query(target: &str) -> (&str, &str) {
-    match target.bytes().position(|byte| byte == b'?') {
-        Some(mark) => (&target[..mark], &target[mark + 1..]),
-        None => (target, ""),
-    }
-}
-
-fn endpoint(path: &str) -> Endpoint {
-    match path {
-        "/" => Endpoint::Root,
-        "/probe" => Endpoint::Probe,
-        "/metrics" => Endpoint::Metrics,
-        "/healthz" => Endpoint::Healthz,
-        "/faults" => Endpoint::Faults,
-        _ => Endpoint::Other,
-    }
+    Reply::text(own.status, text).after(own.delay)
 }
 
 /// The page at `/`: name, version and links, as Prometheus exporters have it.
@@ -379,25 +317,72 @@ fn escape_html(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+
+    const TEXT: &str = "text/plain; charset=utf-8";
+
+    /// A reply, and what is remembered with it, in a form that tests can compare.
+    struct Asked {
+        status: Status,
+        method: Method,
+        endpoint: &'static str,
+        content_type: &'static str,
+        allow: Option<String>,
+        body: String,
+        delay: Duration,
+        work: Duration,
+    }
 
     fn app() -> App {
         App::new(&Config::default())
     }
 
-    fn ask(app: &mut App, method: &str, target: &str) -> Reply {
-        app.answer(&Request::new(method, target), Instant::now())
+    fn ask(app: &mut App, method: &str, target: &str) -> Asked {
+        ask_at(app, method, target, Instant::now())
+    }
+
+    fn ask_at(app: &mut App, method: &str, target: &str, now: Instant) -> Asked {
+        let request = Request::new(method, target).with_received_at(now);
+        let (reply, exchange) = app.answer(&request).split();
+        let allow = reply.fields().find(|(name, _)| *name == "Allow");
+        Asked {
+            status: reply.status(),
+            method: exchange.method,
+            endpoint: exchange.endpoint.label(),
+            content_type: reply.content_type().unwrap_or_default(),
+            allow: allow.map(|(_, methods)| methods.to_owned()),
+            body: String::from_utf8(reply.body().to_vec()).unwrap(),
+            delay: reply.delay(),
+            work: reply.work_time(),
+        }
+    }
+
+    /// How an exchange ends if the response is sent.
+    fn ended<M>(reply: Reply<M>, outcome: Outcome) -> Ended<M> {
+        let status = reply.status();
+        let (reply, memo) = reply.split();
+        Ended {
+            memo: Some(memo),
+            outcome,
+            status,
+            body_length: reply.body().len(),
+            duration: Duration::ZERO,
+            peer: None,
+            body: reply.into_body(),
+        }
     }
 
     #[test]
     fn every_route_answers_get_and_head_alike() {
         for (target, endpoint, content_type, body) in [
-            ("/probe", Endpoint::Probe, TEXT, "I'm ok!"),
-            ("/healthz", Endpoint::Healthz, TEXT, "ok"),
-            ("/", Endpoint::Root, HTML, "<!doctype html>"),
+            ("/probe", "/probe", TEXT, "I'm ok!"),
+            ("/healthz", "/healthz", TEXT, "ok"),
+            ("/", "/", HTML, "<!doctype html>"),
             (
                 "/metrics",
-                Endpoint::Metrics,
+                "/metrics",
                 "text/plain; version=0.0.4; charset=utf-8",
                 "# HELP app_configured_fail_ratio",
             ),
@@ -423,8 +408,8 @@ mod tests {
             for target in ["/", "/probe", "/metrics", "/healthz"] {
                 let reply = ask(&mut app(), method, target);
                 assert_eq!(reply.status, Status::MethodNotAllowed, "{method} {target}");
-                assert_eq!(reply.allow, Some("GET, HEAD, OPTIONS"));
-                assert_eq!(reply.endpoint.label(), target);
+                assert_eq!(reply.allow, Some("GET, HEAD, OPTIONS".to_owned()));
+                assert_eq!(reply.endpoint, target);
             }
         }
         assert_eq!(ask(&mut app(), "get", "/probe").method, Method::Other);
@@ -433,16 +418,20 @@ mod tests {
     #[test]
     fn options_says_what_is_allowed_of_a_route_and_of_the_server() {
         for (target, endpoint) in [
-            ("/", Endpoint::Root),
-            ("/probe?x", Endpoint::Probe),
-            ("/metrics", Endpoint::Metrics),
-            ("/healthz", Endpoint::Healthz),
-            ("http://a", Endpoint::Root),
-            ("*", Endpoint::Other),
+            ("/", "/"),
+            ("/probe?x", "/probe"),
+            ("/metrics", "/metrics"),
+            ("/healthz", "/healthz"),
+            ("http://a", "/"),
+            ("*", "other"),
         ] {
             let reply = ask(&mut app(), "OPTIONS", target);
             assert_eq!(reply.status, Status::NoContent, "{target}");
-            assert_eq!(reply.allow, Some("GET, HEAD, OPTIONS"), "{target}");
+            assert_eq!(
+                reply.allow,
+                Some("GET, HEAD, OPTIONS".to_owned()),
+                "{target}"
+            );
             assert_eq!((reply.endpoint, &*reply.body), (endpoint, ""));
         }
         assert_eq!(ask(&mut app(), "OPTIONS", "/nope").status, Status::NotFound);
@@ -452,8 +441,8 @@ mod tests {
     fn connect_is_not_allowed_wherever_it_leads() {
         let reply = ask(&mut app(), "CONNECT", "a:443");
         assert_eq!(reply.status, Status::MethodNotAllowed);
-        assert_eq!(reply.allow, Some("GET, HEAD, OPTIONS"));
-        assert_eq!(reply.endpoint, Endpoint::Other);
+        assert_eq!(reply.allow, Some("GET, HEAD, OPTIONS".to_owned()));
+        assert_eq!(reply.endpoint, "other");
         assert_eq!(reply.method, Method::Connect);
     }
 
@@ -478,7 +467,7 @@ mod tests {
             for method in ["GET", "HEAD", "POST", "BREW"] {
                 let reply = ask(&mut app(), method, target);
                 assert_eq!(reply.status, Status::NotFound, "{method} {target}");
-                assert_eq!(reply.endpoint, Endpoint::Other);
+                assert_eq!(reply.endpoint, "other");
                 assert_eq!(reply.method, Method::parse(method));
             }
         }
@@ -493,10 +482,10 @@ mod tests {
             "http://example.com/probe",
             "HTTP://example.com:80/probe?x",
         ] {
-            assert_eq!(ask(&mut app(), "GET", target).endpoint, Endpoint::Probe);
+            assert_eq!(ask(&mut app(), "GET", target).endpoint, "/probe");
         }
         for target in ["/?x", "http://example.com", "http://example.com?x"] {
-            assert_eq!(ask(&mut app(), "GET", target).endpoint, Endpoint::Root);
+            assert_eq!(ask(&mut app(), "GET", target).endpoint, "/");
         }
     }
 
@@ -536,24 +525,33 @@ mod tests {
     fn a_scrape_shows_the_requests_before_itself() {
         let mut app = app();
         for count in 0..3 {
-            let page = ask(&mut app, "GET", "/metrics");
+            let page = app.answer(&Request::new("GET", "/metrics"));
+            let text = String::from_utf8(page.body().to_vec()).unwrap();
             let line = format!(
                 "app_request_count_total{{endpoint=\"/metrics\",http_status=\"200\",method=\"GET\"}} {count}\n"
             );
-            assert_eq!(page.body.contains(&line), count > 0, "{}", page.body);
-            app.record(&page, Duration::ZERO);
+            assert_eq!(text.contains(&line), count > 0, "{text}");
+            app.ended(ended(page, Outcome::Responded));
         }
     }
 
     #[test]
     fn the_next_page_is_written_into_the_memory_of_the_last() {
         let mut app = app();
-        let mut last = ask(&mut app, "GET", "/metrics");
-        last.body = String::with_capacity(100_000).into();
-        app.put_back(last);
-        match ask(&mut app, "GET", "/metrics").body {
+        let last = app.answer(&Request::new("GET", "/metrics"));
+        let memory = Vec::with_capacity(100_000);
+        app.ended(Ended {
+            body: memory.into(),
+            ..ended(last, Outcome::Responded)
+        });
+        match app
+            .answer(&Request::new("GET", "/metrics"))
+            .split()
+            .0
+            .into_body()
+        {
             Cow::Owned(page) => assert_eq!(page.capacity(), 100_000),
-            Cow::Borrowed(page) => panic!("{page}"),
+            Cow::Borrowed(page) => panic!("{page:?}"),
         }
     }
 
@@ -583,9 +581,9 @@ mod tests {
         assert!(at_start.starts_with("fail-rate=0\nslow-rate=0\n"));
         let reply = ask(&mut app, "PUT", "/faults?fail-rate=1&for=86400s");
         assert_eq!((reply.status, reply.content_type), (Status::Ok, TEXT));
-        assert_eq!(reply.endpoint, Endpoint::Faults);
+        assert_eq!(reply.endpoint, "/faults");
         assert!(reply.body.starts_with("fail-rate=1\n"), "{}", reply.body);
-        assert!(reply.body.ends_with("\nfor=86400s\n") && reply.is_change);
+        assert!(reply.body.ends_with("\nfor=86400s\n"));
         for target in ["/probe", "http://a/probe?fail-rate=0"] {
             let reply = ask(&mut app, "GET", target);
             assert_eq!(reply.status, Status::InternalServerError);
@@ -596,9 +594,7 @@ mod tests {
 
         let reply = ask(&mut app, "DELETE", "/faults");
         assert_eq!(reply.body, at_start);
-        assert!(reply.is_change);
         assert_eq!(ask(&mut app, "GET", "/probe").status, Status::Ok);
-        assert!(!ask(&mut app, "DELETE", "/faults").is_change);
     }
 
     #[test]
@@ -611,12 +607,14 @@ mod tests {
             reply.body,
             "fail-rate=2: expected a share from 0 to 1, such as 0.01\n"
         );
-        assert!(!reply.is_change);
         for method in ["POST", "PATCH", "put", "OPTIONS"] {
             let reply = ask(&mut app, method, "/faults?fail-rate=1");
             let is_options = method == "OPTIONS";
             assert_eq!(reply.status == Status::NoContent, is_options, "{method}");
-            assert_eq!(reply.allow, Some("GET, HEAD, PUT, DELETE, OPTIONS"));
+            assert_eq!(
+                reply.allow,
+                Some("GET, HEAD, PUT, DELETE, OPTIONS".to_owned())
+            );
         }
         assert_eq!(ask(&mut app, "GET", "/faults").body, before);
     }
@@ -627,7 +625,7 @@ mod tests {
         for method in ["GET", "PUT", "DELETE", "POST"] {
             let reply = ask(&mut app, method, "/faults?fail-rate=1");
             assert_eq!(reply.status, Status::NotFound);
-            assert_eq!((reply.endpoint, reply.allow), (Endpoint::Other, None));
+            assert_eq!((reply.endpoint, reply.allow), ("other", None));
         }
         for target in ["/probe?status=503&delay=1s", "/probe?status=x&status=%zz"] {
             let reply = ask(&mut app, "GET", target);
@@ -670,7 +668,7 @@ mod tests {
         let now = Instant::now();
         let mut ask = |method, target, seconds| {
             let now = now + Duration::from_secs(seconds);
-            let reply = app.answer(&Request::new(method, target), now);
+            let reply = ask_at(&mut app, method, target, now);
             let lines = reply.body.lines();
             let lines = lines.filter_map(|line| line.strip_prefix("app_configured_"));
             lines.collect::<Vec<_>>().join(", ")
@@ -708,16 +706,19 @@ mod tests {
         let targets = own.iter().map(|target| &**target).chain(known);
         for target in targets {
             for method in methods {
-                let mut reply = ask(&mut app, method, target);
-                app.record(&reply, Duration::ZERO);
                 let request = Request::new(method, target);
-                if !app.is_urgent(&request) {
-                    app.record(&app.refuse(&request), Duration::ZERO);
-                }
+                let reply = app.answer(&request);
                 // Only such replies are delayed, so that a client can disconnect before.
-                if reply.endpoint == Endpoint::Probe && reply.allow.is_none() {
-                    reply.status = Status::ClientClosedRequest;
-                    app.record(&reply, Duration::ZERO);
+                let may_be_delayed = request.path() == "/probe" && reply.fields().next().is_none();
+                app.ended(ended(reply, Outcome::Responded));
+                if may_be_delayed {
+                    let reply = app.answer(&request);
+                    app.ended(ended(reply, Outcome::Disconnected));
+                }
+                if !app.is_urgent(&request) {
+                    let exchange = app.refuse(&request).unwrap();
+                    let reply = Reply::text(Status::ServiceUnavailable, "").remember(exchange);
+                    app.ended(ended(reply, Outcome::Responded));
                 }
             }
         }
@@ -731,7 +732,17 @@ mod tests {
             Status::NotImplemented,
             Status::HttpVersionNotSupported,
         ] {
-            app.record(&Reply::error(rejection, ""), Duration::ZERO);
+            let reply = app.answer(&Request::new("GET", "/")).split().0;
+            let rejected = Ended {
+                memo: None,
+                status: rejection,
+                outcome: Outcome::Rejected,
+                duration: Duration::ZERO,
+                body_length: 0,
+                peer: None,
+                body: reply.into_body(),
+            };
+            app.ended(rejected);
         }
         let page = ask(&mut app, "GET", "/metrics").body;
         let count = |name| page.lines().filter(|line| line.starts_with(name)).count();

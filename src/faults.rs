@@ -11,9 +11,10 @@ use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use crate::access_log::push_printable;
+use crate::log::access::push_printable;
+use bounded_http::Status;
+
 use crate::config::{self, Config, FLAGS, Flag};
-use crate::http::Status;
 
 /// How long a change may be asked for.
 const CHANGE_DURATIONS: RangeInclusive<Duration> =

@@ -1,53 +1,49 @@
 //! tiny-probe: a very small HTTP service, instrumented for Prometheus.
 //!
 //! Data flows one way. A server reads a request from a socket, takes an [`Instant`], asks the
-//! [app](app::App) for the [reply](app::Reply), writes it, and has the request
-//! [recorded](app::App::record) in the histogram and the counter:
+//! [app](app::App) for the reply, sends it, and tells the app that the exchange has ended, for it to be
+//! recorded in the histogram and the counter:
 //!
 //! ```text
-//! socket -> server -> app -> probe      succeed, fail, take its time, work
+//! socket -> server -> app -> probe      succeed, fail, wait, work
 //!                      |  -> faults     what it is told to do at run time
 //!                      |  -> metrics    the exposition
 //! socket <- server <---+
 //!             |
-//!             +-----> metrics           the request, recorded
+//!             +-----> app -> metrics    the request, recorded
 //! ```
 //!
-//! Everything that decides *what* to answer is in [`app`], [`probe`], [`faults`] and [`metrics`],
-//! which know no socket. Everything about *how* is in [`server`].
+//! What to respond is decided in [`app`], [`probe`], [`faults`] and [`metrics`], which know no socket.
+//! How to read, schedule and write is decided in the crate [`bounded_http`], which knows no route and
+//! no metric. The plain loop on the `tiny_http` crate serves the same app.
 //!
 //! ```
-//! use tiny_probe::{app::{App, Request}, config::Config};
-//! use std::time::Instant;
+//! use bounded_http::{Request, Service};
+//! use tiny_probe::{app::App, config::Config};
 //!
 //! let mut app = App::new(&Config::default());
-//! let started = Instant::now();
-//! let reply = app.answer(&Request::new("GET", "/probe"), started);
-//! app.record(&reply, started.elapsed());
+//! let reply = app.answer(&Request::new("GET", "/probe"));
+//! assert_eq!(reply.body(), b"I'm ok!");
 //!
-//! assert_eq!(reply.body, "I'm ok!");
-//! let page = app.answer(&Request::new("GET", "/metrics"), started).body;
-//! assert!(page.contains(
-//!     r#"app_request_count_total{endpoint="/probe",http_status="200",method="GET"} 1"#
-//! ));
+//! let page = app.answer(&Request::new("GET", "/metrics"));
+//! let page = String::from_utf8_lossy(page.body());
+//! assert!(page.contains("app_requests_in_flight 2\n"));
 //! ```
 //!
 //! [`Instant`]: std::time::Instant
 
 #![warn(clippy::unwrap_used)]
 
-pub mod access_log;
 pub mod app;
 pub mod config;
-pub mod diagnostics;
 pub mod faults;
 pub mod healthcheck;
-pub mod http;
-pub mod line_writer;
+pub mod log;
 pub mod metrics;
-pub mod peer;
+mod peer;
 pub mod probe;
-pub mod server;
 pub mod shutdown;
+#[cfg(feature = "tiny-http")]
+pub mod tiny_http;
 pub mod trace_context;
-pub mod wall_clock;
+mod wall_clock;

@@ -9,11 +9,12 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use tiny_probe::access_log::AccessLog;
+use bounded_http::{Limits, Server, raise_descriptor_limit};
 use tiny_probe::app::App;
-use tiny_probe::config::{self, Command, Config, Listen, Server};
-use tiny_probe::shutdown::LAST_LINES_TIMEOUT;
-use tiny_probe::{diagnostics, healthcheck, server, shutdown};
+use tiny_probe::config::{self, Command, Config, Listen};
+use tiny_probe::log::diagnostics;
+use tiny_probe::shutdown::{GRACE, LAST_LINES_TIMEOUT};
+use tiny_probe::{healthcheck, shutdown};
 
 const NAME_AND_VERSION: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
@@ -38,36 +39,49 @@ fn serve(config: &Config) -> Result<(), String> {
     let stop_signal =
         shutdown::on_signal().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listen = config.listen;
-    let listener = match listen {
-        Listen::EveryAddress(port) => server::listen_on_every_address(port),
-        Listen::Address(address) => server::listen(address),
+    let cannot_listen =
+        |error| format!("cannot listen on {listen}: {error}; choose another address with --listen");
+    let descriptors = raise_descriptor_limit();
+    let server = match listen {
+        Listen::EveryAddress(port) => Server::bind_every_address(port),
+        Listen::Address(address) => Server::bind(address),
     };
-    let listener = listener.map_err(|error| {
-        format!("cannot listen on {listen}: {error}; choose another address with --listen")
-    })?;
-    let address = listener
-        .local_addr()
-        .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-    let server = config.server;
-    diagnostics::print(format_args!(
-        "{NAME_AND_VERSION} ({server}) on {}",
-        url(listen, address)
-    ));
+    let server = server.map_err(cannot_listen)?.limits(Limits {
+        connections: config.max_connections,
+        grace: GRACE,
+    });
+    let address = server.local_addr().map_err(cannot_listen)?;
     let app = App::new(config);
-    let access_log = AccessLog::new(config.access_log);
-    let result = match server {
-        Server::EventLoop => server::event_loop::run(
-            listener,
-            stop_signal,
-            app,
-            &access_log,
-            config.max_connections,
-        ),
+    let access_log = app.access_log().clone();
+    print_start(config, address);
+    let result = match config.server {
+        config::Server::EventLoop => {
+            let limit = server.connection_limit();
+            if limit < config.max_connections {
+                diagnostics::report(format_args!(
+                    "the descriptor limit, {descriptors}, leaves room for {limit} connections; raise \
+                     it (ulimit -n) or lower --max-connections"
+                ));
+            }
+            app.metrics().set_connections_max(limit);
+            diagnostics::report_panics();
+            server.stop_when_readable(stop_signal).run(app)
+        }
         #[cfg(feature = "tiny-http")]
-        Server::TinyHttp => server::tiny_http::run(listener, stop_signal, app, &access_log),
+        config::Server::TinyHttp => {
+            tiny_probe::tiny_http::run(server.into_listener(), stop_signal, app)
+        }
     };
     shutdown::write_last_lines(&access_log);
     result.map_err(|error| format!("cannot go on serving: {error}"))
+}
+
+fn print_start(config: &Config, address: SocketAddr) {
+    diagnostics::print(format_args!(
+        "{NAME_AND_VERSION} ({}) on {}",
+        config.server,
+        url(config.listen, address)
+    ));
 }
 
 /// The URL for the start line, one that a browser on this machine can open.

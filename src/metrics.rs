@@ -10,16 +10,16 @@
 //! registry's `gather` takes 28 µs, and its encoder 131 µs more.
 
 use std::array;
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::time::{Duration, SystemTime};
 
-use prometheus::core::Metric;
+use bounded_http::Method;
+use prometheus::core::{Collector, Metric};
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, proto};
 
 use self::exposition::{Exemplar, Family, HistogramHeads, Page, family, head};
 use self::process::Process;
 use crate::config::Config;
-use crate::http::{Method, Status};
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 
@@ -84,37 +84,41 @@ const BUCKETS: [(f64, &str); 14] = [
     (10.0, "10.0"),
 ];
 
-/// The `endpoint` label: the path of a known route, or `other`.
+/// The `endpoint` label: the path of a known route, or `other`. Routes have numbers, so that a
+/// request finds its series without a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the route of its name")]
-pub enum Endpoint {
-    Root,
-    Probe,
-    Metrics,
-    Healthz,
-    Faults,
-    Other,
+pub struct Endpoint {
+    number: usize,
+    label: &'static str,
 }
 
 impl Endpoint {
-    const COUNT: usize = Self::Other as usize + 1;
+    /// What requests that are for no route are recorded as.
+    pub const OTHER: Self = Self {
+        number: 0,
+        label: "other",
+    };
+
+    /// The endpoint of the route with this index and path.
+    pub const fn of_route(index: usize, path: &'static str) -> Self {
+        Self {
+            number: index + 1,
+            label: path,
+        }
+    }
 
     /// The value of the `endpoint` label.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Root => "/",
-            Self::Probe => "/probe",
-            Self::Metrics => "/metrics",
-            Self::Healthz => "/healthz",
-            Self::Faults => "/faults",
-            Self::Other => "other",
-        }
+        self.label
     }
 }
 
 /// All metrics of one service.
 pub struct Metrics {
-    series: [[OnceCell<Series>; Endpoint::COUNT]; Method::COUNT],
+    /// By method and by the number of the endpoint.
+    series: [Box<[OnceCell<Series>]>; Method::COUNT],
+    /// Metrics of the application's own.
+    others: Vec<Box<dyn Collector>>,
     connections_max: IntGauge,
     connections_open: IntGauge,
     requests_in_flight: IntGauge,
@@ -134,51 +138,71 @@ struct Series {
     heads: HistogramHeads,
     /// The latest of each bucket. Nothing is held where no trace was.
     exemplars: OnceCell<Box<[Cell<Option<Exemplar>>; BUCKETS.len() + 1]>>,
-    /// Each with what stands before its value.
-    request_count: [OnceCell<(String, IntCounter)>; Status::COUNT],
+    /// One for each status that was recorded, in the order of the statuses. There are few.
+    request_count: RefCell<Vec<RequestCount>>,
+}
+
+/// The counter of one status.
+struct RequestCount {
+    status: &'static str,
+    /// What stands before its value.
+    head: String,
+    counter: IntCounter,
 }
 
 impl Metrics {
-    /// Every metric, at zero. `version` and `config` become the labels of `app_version_info`.
-    pub fn new(version: &str, config: &str) -> Self {
-        let metrics = Self {
-            series: Default::default(),
+    /// Every metric, at zero, for so many routes. `version` and `config` become the labels of
+    /// `app_version_info`.
+    pub fn new(routes: usize, version: &str, config: &str) -> Self {
+        Self {
+            series: array::from_fn(|_| (0..=routes).map(|_| OnceCell::new()).collect()),
+            others: Vec::new(),
             connections_max: gauge(&CONNECTIONS_MAX),
             connections_open: gauge(&CONNECTIONS_OPEN),
             requests_in_flight: gauge(&REQUESTS_IN_FLIGHT),
             process: Process::current(),
             version: head(VERSION.name, &[("config", config), ("version", version)]),
             page: Cell::default(),
-        };
-        // Exposed before the first request: of a series that is born as 1, `rate` misses the 1.
-        let probe = metrics.series(Method::Get, Endpoint::Probe);
-        probe.request_count(Status::Ok);
-        probe.request_count(Status::InternalServerError);
-        metrics
+        }
+    }
+
+    /// Exposes the series of these statuses from the start, at 0. If a series first appears with the
+    /// value 1, `rate()` never sees it rise from 0 and misses that request.
+    pub fn expose(&self, method: Method, endpoint: Endpoint, statuses: &[&'static str]) {
+        for status in statuses {
+            self.series(method, endpoint).request_count(status, |_| {});
+        }
+    }
+
+    /// Exposes a metric of the application's own: a clone of a counter, a gauge or a histogram of the
+    /// client library, or of a vector of them with labels. Clones are of one metric.
+    pub fn register(&mut self, collector: impl Collector + 'static) {
+        self.others.push(Box::new(collector));
     }
 
     /// Records one request: its latency in the histogram, its status in the counter, its trace as the
-    /// exemplar of its bucket.
+    /// exemplar of its bucket. `status` is the three digits of a code.
     pub fn record(
         &self,
         method: Method,
         endpoint: Endpoint,
-        status: Status,
+        status: &'static str,
         latency: Duration,
         trace: Option<TraceContext>,
     ) {
         let series = self.series(method, endpoint);
         let latency = latency.as_secs_f64();
         series.request_latency.observe(latency);
-        series.request_count(status).inc();
+        series.request_count(status, IntCounter::inc);
         if let Some(trace) = trace {
             series.exemplify(latency, trace);
         }
     }
 
-    /// The gauge of how many connections there may be, set by the server.
-    pub fn connections_max(&self) -> &IntGauge {
-        &self.connections_max
+    /// Exposes the effective limit on connections; 0 means unlimited.
+    pub fn set_connections_max(&self, limit: usize) {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.connections_max.set(limit);
     }
 
     /// The gauge of open connections, kept by the server.
@@ -201,8 +225,8 @@ impl Metrics {
         page.single(&CONNECTIONS_OPEN, self.connections_open.get());
         page.family(&REQUEST_COUNT);
         for series in self.all_series() {
-            for (head, counter) in series.request_count.iter().filter_map(OnceCell::get) {
-                page.sample(head, counter.get());
+            for count in &*series.request_count.borrow() {
+                page.sample(&count.head, count.counter.get());
             }
         }
         page.family(&REQUEST_LATENCY);
@@ -220,23 +244,28 @@ impl Metrics {
         page.single(&REQUESTS_IN_FLIGHT, self.requests_in_flight.get());
         page.family(&VERSION);
         page.sample(&self.version, 1_u64);
+        for other in &self.others {
+            page.collected(&other.collect());
+        }
         self.process.write(&mut page);
         page.finish()
     }
 
-    /// Puts back a page that nobody needs any more. The next is written into its memory: a static
-    /// binary's allocator asks the kernel for that much, every time.
-    pub fn put_back(&self, page: String) {
-        self.page.set(page);
+    /// Reuses the memory of a page that has been sent for the next one. A static binary's allocator
+    /// asks the kernel for that much memory every time.
+    pub fn reuse(&self, mut memory: Vec<u8>) {
+        memory.clear();
+        // An empty text is valid.
+        self.page.set(String::from_utf8(memory).unwrap_or_default());
     }
 
     fn series(&self, method: Method, endpoint: Endpoint) -> &Series {
-        self.series[method as usize][endpoint as usize]
-            .get_or_init(|| Series::new(method, endpoint))
+        self.series[method as usize][endpoint.number].get_or_init(|| Series::new(method, endpoint))
     }
 
     fn all_series(&self) -> impl Iterator<Item = &Series> {
-        self.series.iter().flatten().filter_map(OnceCell::get)
+        let series = self.series.iter().flatten();
+        series.filter_map(OnceCell::get)
     }
 }
 
@@ -255,24 +284,30 @@ impl Series {
                 labels.into_iter().chain(["+Inf"]),
             ),
             exemplars: OnceCell::new(),
-            request_count: array::from_fn(|_| OnceCell::new()),
+            request_count: RefCell::default(),
         }
     }
 
-    fn request_count(&self, status: Status) -> &IntCounter {
-        let (_, counter) = self.request_count[status as usize].get_or_init(|| {
+    /// Has something done with the counter of a status.
+    fn request_count(&self, status: &'static str, act: impl FnOnce(&IntCounter)) {
+        let mut counts = self.request_count.borrow_mut();
+        let index = counts.iter().position(|count| count.status >= status);
+        let index = index.unwrap_or(counts.len());
+        if counts.get(index).is_none_or(|count| count.status != status) {
             let labels = [
                 ("endpoint", self.endpoint.label()),
-                ("http_status", status.label()),
+                ("http_status", status),
                 ("method", self.method.label()),
             ];
             let counter = IntCounter::new(REQUEST_COUNT.name, REQUEST_COUNT.help);
-            (
-                head(REQUEST_COUNT.name, &labels),
-                counter.expect("the name above is valid"),
-            )
-        });
-        counter
+            let count = RequestCount {
+                status,
+                head: head(REQUEST_COUNT.name, &labels),
+                counter: counter.expect("the name above is valid"),
+            };
+            counts.insert(index, count);
+        }
+        act(&counts[index].counter);
     }
 
     fn exemplify(&self, latency: f64, trace: TraceContext) {
@@ -301,6 +336,15 @@ fn gauge(family: &Family) -> IntGauge {
 mod tests {
     use super::*;
 
+    const PROBE: Endpoint = Endpoint::of_route(0, "/probe");
+    const HEALTHZ: Endpoint = Endpoint::of_route(1, "/healthz");
+
+    fn metrics() -> Metrics {
+        let metrics = Metrics::new(2, "1", "develop");
+        metrics.expose(Method::Get, PROBE, &["200", "500"]);
+        metrics
+    }
+
     /// What is on the page but for `process_*` and the comments.
     fn page(metrics: &Metrics) -> String {
         let page = metrics.exposition(Format::Text, &Config::default());
@@ -311,7 +355,7 @@ mod tests {
 
     #[test]
     fn before_the_first_request_probe_is_at_zero_and_nothing_else_is_there() {
-        let page = page(&Metrics::new("1", "develop"));
+        let page = page(&metrics());
         let names = |prefix| page.lines().filter(move |line| line.starts_with(prefix));
         assert_eq!(
             names("app_request_count").collect::<Vec<_>>(),
@@ -341,9 +385,9 @@ mod tests {
 
     #[test]
     fn a_request_is_counted_once_and_falls_into_every_bucket_above_its_latency() {
-        let metrics = Metrics::new("1", "develop");
+        let metrics = metrics();
         let latency = Duration::from_millis(70);
-        metrics.record(Method::Get, Endpoint::Healthz, Status::Ok, latency, None);
+        metrics.record(Method::Get, HEALTHZ, "200", latency, None);
         let page = page(&metrics);
         let labels = "endpoint=\"/healthz\",method=\"GET\"";
         let bucket =
@@ -371,9 +415,9 @@ mod tests {
         let trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let trace = TraceContext::sampled(trace);
         for (millis, bound) in [(1, "0.005"), (5, "0.005"), (70, "0.075"), (11_000, "+Inf")] {
-            let metrics = Metrics::new("1", "develop");
+            let metrics = metrics();
             let latency = Duration::from_millis(millis);
-            metrics.record(Method::Get, Endpoint::Probe, Status::Ok, latency, trace);
+            metrics.record(Method::Get, PROBE, "200", latency, trace);
             let page = metrics.exposition(Format::OpenMetrics, &Config::default());
             let lines = page.lines().filter(|line| line.contains("trace_id"));
             let lines: Vec<&str> = lines.collect();
@@ -384,10 +428,10 @@ mod tests {
 
     #[test]
     fn a_latency_at_a_bound_falls_into_its_bucket_and_above_all_into_inf() {
-        let metrics = Metrics::new("1", "develop");
+        let metrics = metrics();
         for latency in [5, 11_000] {
             let latency = Duration::from_millis(latency);
-            metrics.record(Method::Get, Endpoint::Probe, Status::Ok, latency, None);
+            metrics.record(Method::Get, PROBE, "200", latency, None);
         }
         let page = page(&metrics);
         for (bound, count) in [("0.005", 1), ("10.0", 1), ("+Inf", 2)] {
@@ -406,7 +450,7 @@ mod tests {
 
     #[test]
     fn label_values_from_the_command_line_are_escaped() {
-        let page = page(&Metrics::new("1\"\n\\", "développement"));
+        let page = page(&Metrics::new(2, "1\"\n\\", "développement"));
         assert!(
             page.contains(r#"{config="développement",version="1\"\n\\"} 1"#),
             "{page}"
@@ -414,30 +458,37 @@ mod tests {
     }
 
     #[test]
-    fn every_label_value_is_distinct() {
-        let statuses: std::collections::HashSet<_> = [
-            Status::Ok,
-            Status::NoContent,
-            Status::BadRequest,
-            Status::NotFound,
-            Status::MethodNotAllowed,
-            Status::RequestTimeout,
-            Status::LengthRequired,
-            Status::ContentTooLarge,
-            Status::UriTooLong,
-            Status::TooManyRequests,
-            Status::RequestHeaderFieldsTooLarge,
-            Status::ClientClosedRequest,
-            Status::InternalServerError,
-            Status::NotImplemented,
-            Status::BadGateway,
-            Status::ServiceUnavailable,
-            Status::GatewayTimeout,
-            Status::HttpVersionNotSupported,
-        ]
-        .map(Status::code)
-        .into();
-        assert_eq!(statuses.len(), Status::COUNT);
-        assert!(statuses.iter().all(|code| (200..=505).contains(code)));
+    fn metrics_of_the_applications_own_are_exposed_in_both_formats() {
+        use prometheus::{GaugeVec, HistogramVec, IntCounterVec, Opts};
+
+        let mut metrics = metrics();
+        let orders = Opts::new("orders_total", "Orders, by \\ and\nkind.");
+        let orders = IntCounterVec::new(orders, &["kind"]).unwrap();
+        metrics.register(orders.clone());
+        let size = GaugeVec::new(Opts::new("size_bytes", "Size."), &["of"]).unwrap();
+        metrics.register(size.clone());
+        let options = HistogramOpts::new("wait_seconds", "Wait.").buckets(vec![0.5, 1.0]);
+        let wait = HistogramVec::new(options, &["for"]).unwrap();
+        metrics.register(wait.clone());
+        orders.with_label_values(&["book"]).inc_by(2);
+        size.with_label_values(&["\"x\""]).set(1.5);
+        wait.with_label_values(&["it"]).observe(0.75);
+
+        let text = metrics.exposition(Format::Text, &Config::default());
+        let rest = "# HELP size_bytes Size.\n# TYPE size_bytes gauge\n\
+            size_bytes{of=\"\\\"x\\\"\"} 1.5\n\
+            # HELP wait_seconds Wait.\n# TYPE wait_seconds histogram\n\
+            wait_seconds_bucket{for=\"it\",le=\"0.5\"} 0\n\
+            wait_seconds_bucket{for=\"it\",le=\"1.0\"} 1\n\
+            wait_seconds_bucket{for=\"it\",le=\"+Inf\"} 1\n\
+            wait_seconds_sum{for=\"it\"} 0.75\nwait_seconds_count{for=\"it\"} 1\n";
+        let counter = "# HELP orders_total Orders, by \\\\ and\\nkind.\n\
+            # TYPE orders_total counter\norders_total{kind=\"book\"} 2\n";
+        assert!(text.contains(&(counter.to_owned() + rest)), "{text}");
+        let text = metrics.exposition(Format::OpenMetrics, &Config::default());
+        let counter = counter
+            .replace("HELP orders_total", "HELP orders")
+            .replace("TYPE orders_total", "TYPE orders");
+        assert!(text.contains(&(counter + rest)), "{text}");
     }
 }

@@ -1,10 +1,8 @@
 //! What /probe does: succeed, fail, take its time, work, as often and as much as it is told to.
 
-use std::hint::black_box;
 use std::time::Duration;
 
 use fastrand::Rng;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::config::Config;
 
@@ -61,29 +59,6 @@ impl Probe {
         let exponentials: f64 = (0..shape).map(|_| -(1.0 - self.random.f64()).ln()).sum();
         mean.mul_f64(exponentials / f64::from(shape))
     }
-}
-
-/// Computes until this thread has used so much CPU time, by the kernel's account of it: on a busy
-/// machine that takes longer, and it is what an autoscaler sees.
-pub fn work(cpu_time: Duration) {
-    if cpu_time.is_zero() {
-        return;
-    }
-    let end = thread_cpu_time() + cpu_time;
-    while thread_cpu_time() < end {
-        // Some ten microseconds: the clock, a system call, is not what the time is spent on.
-        black_box((0..10_000_u64).fold(0, |sum, number| sum ^ black_box(number)));
-    }
-}
-
-/// The CPU time that this thread has used.
-fn thread_cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    // It begins at zero and goes up.
-    Duration::new(
-        time.tv_sec.unsigned_abs(),
-        time.tv_nsec.unsigned_abs() as u32,
-    )
 }
 
 #[cfg(test)]
@@ -236,18 +211,5 @@ mod tests {
         };
         assert_eq!(outcomes(1), outcomes(1));
         assert_ne!(outcomes(1), outcomes(2));
-    }
-
-    #[test]
-    fn work_takes_cpu_time_and_little_more_than_asked() {
-        for millis in [0, 1, 50] {
-            let asked = Duration::from_millis(millis);
-            let before = thread_cpu_time();
-            work(asked);
-            let took = thread_cpu_time().saturating_sub(before);
-            // A chunk too much; five milliseconds allow for a slow machine.
-            let most = asked + Duration::from_millis(5);
-            assert!((asked..=most).contains(&took), "{took:?}, not {asked:?}");
-        }
     }
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level::pipe};
 
-use crate::access_log::AccessLog;
-use crate::diagnostics;
+use crate::log::access::AccessLog;
+use crate::log::diagnostics;
 
 /// How long answers that wait may go on waiting after the first signal.
 pub const GRACE: Duration = Duration::from_secs(5);

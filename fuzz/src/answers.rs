@@ -1,6 +1,6 @@
 //! Answers as a client reads them: strictly.
 
-use tiny_probe::app::Reply;
+use bounded_http::Reply;
 use tiny_probe::metrics::Format;
 
 use crate::drive::DATE;
@@ -18,15 +18,16 @@ pub struct Answer {
 
 impl Answer {
     /// What the client is to read of a reply that is not the last.
-    pub fn new(reply: &Reply) -> Self {
-        let has_body = reply.has_body();
-        let body = if reply.is_to_head { "" } else { &reply.body };
+    pub fn new<M>(reply: &Reply<M>, is_to_head: bool) -> Self {
+        let has_body = reply.content_type().is_some();
+        let body = if is_to_head { &[] } else { reply.body() };
+        let allow = reply.fields().find(|(name, _)| *name == "Allow");
         Self {
-            status: reply.status.code(),
-            allow: reply.allow.map(str::to_owned),
-            content_type: has_body.then(|| reply.content_type.to_owned()),
-            content_length: has_body.then_some(reply.body.len()),
-            body: body.to_owned(),
+            status: reply.status().code(),
+            allow: allow.map(|(_, methods)| methods.to_owned()),
+            content_type: reply.content_type().map(str::to_owned),
+            content_length: has_body.then_some(reply.body().len()),
+            body: String::from_utf8_lossy(body).into_owned(),
             closes: false,
         }
     }

@@ -3,9 +3,10 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tiny_probe::app::{App, Request};
+use bounded_http::{Request, Service};
+use tiny_probe::app::App;
 use tiny_probe::config::{Command, Config, ConfigError, FLAGS};
 
 /// The input is words with a NUL between them, as env(1) has them: variables, then arguments.
@@ -49,8 +50,8 @@ fn check_settings(config: &Config) {
 
     let mut app = App::new(config);
     let mut ask = |target| {
-        app.answer(&Request::new("GET", target), Instant::now())
-            .body
+        let reply = app.answer(&Request::new("GET", target));
+        String::from_utf8(reply.body().to_vec()).expect("bodies are text")
     };
     for _ in 0..4 {
         ask("/probe");

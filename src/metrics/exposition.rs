@@ -7,6 +7,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use prometheus::proto::{Bucket, Metric, MetricFamily, MetricType};
+
 use super::Format;
 use crate::trace_context::TraceContext;
 
@@ -159,6 +161,53 @@ impl Page {
         }
         self.sample(&heads.sum, sum);
         self.sample(&heads.count, count);
+    }
+
+    /// Writes metrics of the client library: counters, gauges and histograms.
+    pub fn collected(&mut self, families: &[MetricFamily]) {
+        for family in families {
+            let name = family.name();
+            // In OpenMetrics the samples of a counter have a suffix that their family does not have.
+            let family_name = match self.format {
+                Format::OpenMetrics => name.strip_suffix("_total").unwrap_or(name),
+                Format::Text => name,
+            };
+            let kind = match family.get_field_type() {
+                MetricType::COUNTER => "counter",
+                MetricType::HISTOGRAM => "histogram",
+                _ => "gauge",
+            };
+            let help = family.help().replace('\\', "\\\\").replace('\n', "\\n");
+            // A String takes every write.
+            let _ = writeln!(self.text, "# HELP {family_name} {help}");
+            let _ = writeln!(self.text, "# TYPE {family_name} {kind}");
+            for metric in family.get_metric() {
+                self.collected_metric(name, family.get_field_type(), metric);
+            }
+        }
+    }
+
+    fn collected_metric(&mut self, name: &str, kind: MetricType, metric: &Metric) {
+        let labels = metric.get_label().iter();
+        let labels: Vec<_> = labels.map(|pair| (pair.name(), pair.value())).collect();
+        match kind {
+            MetricType::COUNTER => {
+                self.sample(&head(name, &labels), metric.get_counter().get_value());
+            }
+            MetricType::HISTOGRAM => {
+                let histogram = metric.get_histogram();
+                let bounds = histogram.get_bucket().iter().map(Bucket::upper_bound);
+                // With a fraction, as `le="1.0"`.
+                let bounds = bounds.map(|bound| format!("{bound:?}"));
+                let bounds: Vec<String> = bounds.chain(["+Inf".to_owned()]).collect();
+                let heads = HistogramHeads::new(name, &labels, bounds.iter().map(String::as_str));
+                let count = histogram.get_sample_count();
+                let counts = histogram.get_bucket().iter().map(Bucket::cumulative_count);
+                let buckets = counts.chain([count]).map(|count| (count, None));
+                self.histogram(&heads, buckets, histogram.get_sample_sum(), count);
+            }
+            _ => self.sample(&head(name, &labels), metric.get_gauge().get_value()),
+        }
     }
 
     /// The whole page.

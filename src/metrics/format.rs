@@ -1,6 +1,6 @@
 //! The formats of the page, and which of them a scraper is given: the one that its `Accept` prefers.
 
-use crate::http::is_token_byte;
+use bounded_http::is_token_byte;
 
 /// A format of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

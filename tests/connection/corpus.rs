@@ -13,8 +13,6 @@ mod faults;
 mod fields;
 #[path = "../../fuzz/src/flags.rs"]
 mod flags;
-#[path = "../../fuzz/src/schedule.rs"]
-mod schedule;
 
 fn replay(target: &str, check: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
@@ -32,11 +30,6 @@ fn replay(target: &str, check: fn(&[u8])) {
 #[test]
 fn of_the_connection() {
     replay("connection", connection::check);
-}
-
-#[test]
-fn of_the_schedule() {
-    replay("schedule", |input| drop(schedule::check(input)));
 }
 
 #[test]

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use tiny_probe::app::{App, Reply};
+use bounded_http::connection::{Connection, MAX_UNSENT};
+use bounded_http::request_head::{MAX_HEAD, field_space};
+use bounded_http::{Reply, Service, Status};
+use tiny_probe::app::App;
 use tiny_probe::config::Config;
-use tiny_probe::http::Status;
-use tiny_probe::server::event_loop::connection::{Connection, MAX_UNSENT};
-use tiny_probe::server::event_loop::request_head::MAX_HEAD;
 
-use crate::drive::DATE;
+use crate::drive::{DATE, request};
 
 const REQUEST: &[u8] = b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -36,9 +36,9 @@ impl Driver {
 
     fn receive(&mut self, bytes: &[u8]) {
         self.connection.receive(bytes, self.now);
-        while let Some(request) = self.connection.next_request() {
-            let reply = match request {
-                Ok(request) => self.app.answer(&request, self.now),
+        while let Some(head) = self.connection.next_request(&mut field_space()) {
+            let reply = match head {
+                Ok(head) => self.app.answer(&request(&head, self.now)).split().0,
                 Err(rejection) => rejection.reply(),
             };
             self.connection.answer(&reply, DATE, false, self.now);
@@ -156,7 +156,8 @@ fn sending_more_is_no_progress_while_answers_go_untaken() {
 fn a_client_that_waits_for_its_answer_has_no_deadline() {
     let mut driver = Driver::new();
     driver.connection.receive(REQUEST, driver.now);
-    assert!(driver.connection.next_request().is_some());
+    let mut space = field_space();
+    assert!(driver.connection.next_request(&mut space).is_some());
     assert_eq!(driver.deadline(), None);
     assert!(!driver.connection.is_idle());
     assert!(!driver.connection.wants_bytes(), "one request at a time");
@@ -205,10 +206,11 @@ fn no_more_requests_are_given_out_while_64_kib_of_answers_wait() {
 fn with_unsent(bytes: usize) -> Driver {
     let mut driver = Driver::new();
     driver.receive(REQUEST);
-    let reply = |body: String| Reply::error(Status::NotFound, body);
+    let reply = |body: String| Reply::text(Status::NotFound, body);
     let request = |driver: &mut Driver| {
         driver.connection.receive(REQUEST, driver.now);
-        assert!(driver.connection.next_request().is_some());
+        let mut space = field_space();
+        assert!(driver.connection.next_request(&mut space).is_some());
     };
     // The head's length, with a Content-Length of as many digits.
     driver.send();
@@ -246,7 +248,8 @@ fn a_head_is_looked_at_when_a_line_is_complete_or_it_is_too_long() {
     };
     assert!(!receive(b"GET /probe HTTP/1.1"));
     assert!(receive(b"\r\n"));
-    assert!(driver.connection.next_request().is_none());
+    let mut space = field_space();
+    assert!(driver.connection.next_request(&mut space).is_none());
     assert!(!driver.connection.can_answer());
     let mut driver = Driver::new();
     let mut receive = |bytes: &[u8]| {
@@ -334,7 +337,7 @@ fn silence_is_tolerated_for_a_moment_once_the_service_has_been_told_to_stop() {
 
 #[test]
 fn sent_bytes_take_no_memory_however_slowly_the_client_reads() {
-    use tiny_probe::server::event_loop::connection::Buffers;
+    use bounded_http::connection::Buffers;
 
     let mut driver = Driver::new();
     let mut spare = Buffers::default();

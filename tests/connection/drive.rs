@@ -3,9 +3,10 @@
 
 use std::time::Instant;
 
+use bounded_http::connection::{Buffers, Connection, MAX_UNSENT};
+use bounded_http::request_head::{Rejection, RequestHead, field_space};
+use bounded_http::{Request, Service};
 use tiny_probe::app::App;
-use tiny_probe::server::event_loop::connection::{Buffers, Connection, MAX_UNSENT};
-use tiny_probe::server::event_loop::request_head::Rejection;
 
 pub const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 
@@ -63,17 +64,26 @@ fn answer_received(
     outcome: &mut Outcome,
     now: Instant,
 ) {
-    while let Some(request) = connection.next_request() {
-        let (method, target, reply) = match request {
-            Ok(request) => {
-                let reply = app.answer(&request, now);
-                (request.method.to_owned(), request.target.to_owned(), reply)
+    while let Some(head) = connection.next_request(&mut field_space()) {
+        let (method, target, reply) = match head {
+            Ok(head) => {
+                let reply = app.answer(&request(&head, now)).split().0;
+                (head.method.to_owned(), head.target.to_owned(), reply)
             }
             Err(rejection) => (rejected_method(rejection), String::new(), rejection.reply()),
         };
-        outcome.requests.push((method, target, reply.status.code()));
+        outcome
+            .requests
+            .push((method, target, reply.status().code()));
         connection.answer(&reply, DATE, false, now);
     }
+}
+
+/// The request with a head that was received at `now`.
+pub fn request<'a>(head: &RequestHead<'a>, now: Instant) -> Request<'a> {
+    Request::new(head.method, head.target)
+        .with_fields(head.fields)
+        .with_received_at(now)
 }
 
 /// The method of what is rejected, as far as it matters to who reads the answer.

@@ -1,14 +1,15 @@
-//! A request head, read and judged as RFC 9112 has it for a server that takes no bodies.
+//! A request head, parsed and judged as RFC 9112 requires of a server that takes no bodies.
 //!
-//! Whatever could be read in two ways is rejected: what this server takes for one request and a
-//! proxy in front of it for two is how requests are smuggled.
+//! Heads that can be read in two ways are rejected: if this server sees one request where a proxy in
+//! front of it sees two, requests can be smuggled.
 
 use std::mem::MaybeUninit;
 
-use httparse::{Error, Header, Request as Parser};
+use httparse::{Error, Request as Parser};
 
-use crate::app::{Reply, Request};
 use crate::http::{Status, after_authority, is_authority_form, is_host, is_token_byte};
+use crate::reply::Reply;
+use crate::request::Field;
 
 /// The longest request head, in bytes. A browser sends the cookies of every port of localhost, which
 /// can take more than 8 KiB.
@@ -19,51 +20,45 @@ pub const MAX_FIELDS: usize = 100;
 /// The longest body that is discarded, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
 
-/// What a complete head says, as far as it matters here.
+/// A complete head.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RequestHead<'a> {
     /// The method, a token.
     pub method: &'a str,
     /// The request target, in any of its forms.
     pub target: &'a str,
-    /// `Accept`, if it is there once.
-    pub accept: Option<&'a [u8]>,
-    /// `traceparent`, if it is there once.
-    pub traceparent: Option<&'a [u8]>,
+    /// The header fields.
+    pub fields: &'a [Field<'a>],
     /// The bytes that the head takes, its final empty line included.
     pub length: usize,
     /// The bytes of body that follow it.
     pub body_length: usize,
-    /// HTTP/1.0, where a connection that is kept alive is to be told so.
+    /// HTTP/1.0, where the response must say that the connection is kept alive.
     pub is_http_1_0: bool,
-    /// Whether the connection stays open after the answer.
+    /// Whether the connection stays open after the response.
     pub keep_alive: bool,
-    /// Whether the client waits for an answer before it sends the body.
+    /// Whether the client waits for a response before it sends the body.
     pub expects_continue: bool,
 }
 
-impl<'a> RequestHead<'a> {
-    /// The part of the head that the service looks at.
-    pub fn request(&self) -> Request<'a> {
-        Request {
-            method: self.method,
-            target: self.target,
-            accept: self.accept,
-            traceparent: self.traceparent,
-        }
-    }
+/// Room for the header fields of one head.
+pub type FieldSpace<'a> = [MaybeUninit<Field<'a>>; MAX_FIELDS];
+
+/// Makes room for the header fields of one head.
+pub fn field_space<'a>() -> FieldSpace<'a> {
+    [const { MaybeUninit::uninit() }; MAX_FIELDS]
 }
 
-/// Why a request is rejected. The connection is closed after the answer: where the next request
-/// would start is anybody's guess.
+/// Why a request is rejected. The connection is closed after the response, since nobody knows where
+/// the next request would start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    /// The status of the answer.
+    /// The status of the response.
     pub status: Status,
     /// What was wrong, for the client to read.
     pub reason: &'static str,
-    /// Whether it is a HEAD that is rejected: nothing but a head answers it, whatever the status
-    /// (RFC 9110, section 9.3.2).
+    /// Whether a HEAD is rejected, whose response is a head alone, whatever the status (RFC 9110,
+    /// section 9.3.2).
     pub is_head: bool,
 }
 
@@ -80,7 +75,7 @@ impl Rejection {
         Self::new(Status::BadRequest, reason)
     }
 
-    /// The same, of what was received so far.
+    /// The same for the head of which this was received.
     fn of(self, received: &[u8]) -> Self {
         Self {
             is_head: received.starts_with(b"HEAD "),
@@ -88,16 +83,13 @@ impl Rejection {
         }
     }
 
-    /// The answer that says so.
+    /// The response that tells the client.
     pub fn reply(self) -> Reply {
-        Reply {
-            is_to_head: self.is_head,
-            ..Reply::error(self.status, self.reason)
-        }
+        Reply::text(self.status, self.reason)
     }
 }
 
-/// Why a head is rejected of which only this much was received in time.
+/// The rejection of a head of which only this was received in time.
 pub fn timed_out(received: &[u8]) -> Rejection {
     Rejection::new(
         Status::RequestTimeout,
@@ -106,21 +98,31 @@ pub fn timed_out(received: &[u8]) -> Rejection {
     .of(received)
 }
 
-/// Reads the head that `received` starts with; `None` if more is to come. The result is the same
-/// however the bytes arrive: it depends on whole lines only.
-pub fn parse(received: &[u8]) -> Result<Option<RequestHead<'_>>, Rejection> {
-    parse_lines(received).map_err(|rejection| rejection.of(received))
+/// Parses the head that `received` starts with; `None` if it is incomplete. The result is the same
+/// however the bytes arrive, since only whole lines are parsed.
+pub fn parse<'a>(
+    received: &'a [u8],
+    space: &'a mut FieldSpace<'a>,
+) -> Result<Option<RequestHead<'a>>, Rejection> {
+    parse_lines(received, space).map_err(|rejection| rejection.of(received))
 }
 
-fn parse_lines(received: &[u8]) -> Result<Option<RequestHead<'_>>, Rejection> {
+fn parse_lines<'a>(
+    received: &'a [u8],
+    space: &'a mut FieldSpace<'a>,
+) -> Result<Option<RequestHead<'a>>, Rejection> {
     let within_bound = &received[..received.len().min(MAX_HEAD)];
     let lines = within_bound.iter().rposition(|byte| *byte == b'\n');
     let lines = &within_bound[..lines.map_or(0, |last| last + 1)];
 
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut head = Parser::new(&mut []);
-    match head.parse_with_uninit_headers(lines, &mut fields) {
-        Ok(httparse::Status::Complete(length)) => judge(&head, length).map(Some),
+    match head.parse_with_uninit_headers(lines, space) {
+        Ok(httparse::Status::Complete(length)) => {
+            // All are there when the head is complete.
+            let (method, target) = (head.method, head.path);
+            let request_line = (method.unwrap_or_default(), target.unwrap_or_default());
+            judge(request_line, head.version == Some(0), head.headers, length).map(Some)
+        }
         Ok(httparse::Status::Partial) if received.len() < MAX_HEAD => Ok(None),
         Ok(httparse::Status::Partial) if lines.is_empty() => Err(too_long(within_bound)),
         Ok(httparse::Status::Partial) => Err(Rejection::new(
@@ -173,19 +175,18 @@ fn names_another_version(lines: &[u8]) -> bool {
 }
 
 /// Judges a complete head.
-fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Rejection> {
-    // Both are there when the head is complete.
-    let (method, target) = (
-        head.method.unwrap_or_default(),
-        head.path.unwrap_or_default(),
-    );
-    let is_http_1_0 = head.version == Some(0);
-    let fields = Fields::read(head.headers)?;
+fn judge<'a>(
+    (method, target): (&'a str, &'a str),
+    is_http_1_0: bool,
+    fields: &'a [Field<'a>],
+    length: usize,
+) -> Result<RequestHead<'a>, Rejection> {
+    let framing = Framing::read(fields)?;
     if !is_target(method, target) {
         return Err(Rejection::bad_request("The request target is malformed.\n"));
     }
     // RFC 9112, section 3.2.
-    if fields.hosts > 1 || (fields.hosts == 0 && !is_http_1_0) {
+    if framing.hosts > 1 || (framing.hosts == 0 && !is_http_1_0) {
         return Err(Rejection::bad_request(
             "A request needs one Host, and one only.\n",
         ));
@@ -193,79 +194,55 @@ fn judge<'a>(head: &Parser<'_, 'a>, length: usize) -> Result<RequestHead<'a>, Re
     Ok(RequestHead {
         method,
         target,
-        accept: fields.accept.value(),
-        traceparent: fields.traceparent.value(),
+        fields,
         length,
-        body_length: fields.body_length(is_http_1_0)?,
+        body_length: framing.body_length(is_http_1_0)?,
         is_http_1_0,
-        keep_alive: !fields.close && (fields.keep_alive || !is_http_1_0),
-        expects_continue: fields.expects_continue && !is_http_1_0,
+        keep_alive: !framing.close && (framing.keep_alive || !is_http_1_0),
+        expects_continue: framing.expects_continue && !is_http_1_0,
     })
 }
 
-/// The fields that matter. All others are ignored.
+/// What the header fields say about where the request ends and what follows it.
 #[derive(Default)]
-struct Fields<'a> {
+struct Framing {
     hosts: u32,
     content_length: Option<usize>,
     transfer_encoding: Option<TransferEncoding>,
     close: bool,
     keep_alive: bool,
     expects_continue: bool,
-    accept: Once<'a>,
-    traceparent: Once<'a>,
 }
 
-/// A field whose value counts if it is there once.
-#[derive(Default)]
-struct Once<'a> {
-    last: Option<&'a [u8]>,
-    is_repeated: bool,
-}
-
-impl<'a> Once<'a> {
-    fn note(&mut self, value: &'a [u8]) {
-        self.is_repeated |= self.last.replace(value).is_some();
-    }
-
-    fn value(&self) -> Option<&'a [u8]> {
-        self.last.filter(|_| !self.is_repeated)
-    }
-}
-
-impl<'a> Fields<'a> {
-    fn read(headers: &[Header<'a>]) -> Result<Self, Rejection> {
-        let mut fields = Self::default();
-        for Header { name, value } in headers {
+impl Framing {
+    fn read(fields: &[Field<'_>]) -> Result<Self, Rejection> {
+        let mut framing = Self::default();
+        for Field { name, value } in fields {
             if name.eq_ignore_ascii_case("Host") {
-                fields.hosts += 1;
+                framing.hosts += 1;
                 if !is_host(value) {
                     return Err(Rejection::bad_request("Host is malformed.\n"));
                 }
             } else if name.eq_ignore_ascii_case("Content-Length") {
                 let number = read_length(value)
                     .ok_or(Rejection::bad_request("Content-Length is no number.\n"))?;
-                if fields.content_length.replace(number).is_some() {
+                if framing.content_length.replace(number).is_some() {
                     return Err(Rejection::bad_request("Content-Length is there twice.\n"));
                 }
             } else if name.eq_ignore_ascii_case("Transfer-Encoding") {
-                let codings = &mut fields.transfer_encoding;
+                let codings = &mut framing.transfer_encoding;
                 codings.get_or_insert_default().add(value);
             } else if name.eq_ignore_ascii_case("Connection") {
-                fields.close |= lists(value, b"close");
-                fields.keep_alive |= lists(value, b"keep-alive");
+                framing.close |= lists(value, b"close");
+                framing.keep_alive |= lists(value, b"keep-alive");
             } else if name.eq_ignore_ascii_case("Expect") {
-                fields.expects_continue |= lists(value, b"100-continue");
-            } else if name.eq_ignore_ascii_case("Accept") {
-                fields.accept.note(value);
-            } else if name.eq_ignore_ascii_case("traceparent") {
-                fields.traceparent.note(value);
+                framing.expects_continue |= lists(value, b"100-continue");
             }
         }
-        Ok(fields)
+        Ok(framing)
     }
 
-    /// How long the body is that is to be discarded (RFC 9112, sections 6.1 to 6.3).
+    /// The length of the body that must be discarded (RFC 9112, sections 6.1 to 6.3).
     fn body_length(&self, is_http_1_0: bool) -> Result<usize, Rejection> {
         if let Some(transfer_encoding) = &self.transfer_encoding {
             if self.content_length.is_some() || is_http_1_0 {

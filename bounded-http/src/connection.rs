@@ -18,8 +18,9 @@
 use std::mem;
 use std::time::{Duration, Instant};
 
-use super::request_head::{self, MAX_HEAD, Rejection};
-use crate::app::{Reply, Request};
+use crate::http::Method;
+use crate::reply::{Ending, Reply};
+use crate::request_head::{self, FieldSpace, MAX_HEAD, Rejection, RequestHead, field_space};
 
 /// Bytes of unsent responses from which on no more requests are read.
 pub const MAX_UNSENT: usize = 64 * 1024;
@@ -35,6 +36,8 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 pub const KEEP_ALIVE_TIMEOUT_WHILE_STOPPING: Duration = Duration::from_millis(200);
 /// How long a client may read nothing of its responses.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a response that is incomplete on purpose keeps its connection open.
+pub const STALL_TIME: Duration = Duration::from_secs(60);
 /// How long a client may be silent after the last response before its connection is closed.
 pub const LINGERING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a client may go on sending after the last response. Many clients send the whole of a
@@ -75,24 +78,40 @@ enum State {
     Answering(Answering),
     /// The request is answered, and so many bytes of its body have not arrived.
     DiscardingBody(usize),
-    /// The last response is given. When it is sent, the sending side is closed.
-    Closing,
+    /// The last response is given. When it is sent, this happens.
+    Closing(Closing),
     /// The sending side is closed since then. What the client still sends is discarded.
     Lingering(Instant),
 }
 
+/// What happens after the last response.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// The sending side is closed.
+    HalfClose,
+    /// Nothing for a while: the response is incomplete on purpose.
+    Stall,
+    /// The connection is reset.
+    Reset,
+}
+
 impl State {
-    const REJECTED: Self = Self::Answering(Answering {
-        body_length: 0,
-        is_http_1_0: false,
-        keep_alive: false,
-    });
+    fn rejected(rejection: Rejection) -> Self {
+        Self::Answering(Answering {
+            body_length: 0,
+            is_head: rejection.is_head,
+            is_http_1_0: false,
+            keep_alive: false,
+        })
+    }
 }
 
 /// What must be known of a request while it is being answered.
 #[derive(Clone, Copy)]
 struct Answering {
     body_length: usize,
+    /// The response has no body.
+    is_head: bool,
     is_http_1_0: bool,
     keep_alive: bool,
 }
@@ -115,7 +134,7 @@ impl Connection {
     /// Accepts bytes that the client sent.
     pub fn receive(&mut self, bytes: &[u8], now: Instant) {
         match self.state {
-            State::Closing => return,
+            State::Closing(_) => return,
             State::Lingering(_) => return self.since = now,
             _ => {}
         }
@@ -149,12 +168,15 @@ impl Connection {
 
     /// The next complete request, or why it is rejected. Either must be [answered](Self::answer)
     /// before the next is given out. `None` if bytes must come or go first.
-    pub fn next_request(&mut self) -> Option<Result<Request<'_>, Rejection>> {
+    pub fn next_request<'a>(
+        &'a mut self,
+        space: &'a mut FieldSpace<'a>,
+    ) -> Option<Result<RequestHead<'a>, Rejection>> {
         if !self.can_answer() {
             return None;
         }
         self.skip_empty_lines();
-        let head = match request_head::parse(&self.buffers.received[self.start..]) {
+        let head = match request_head::parse(&self.buffers.received[self.start..], space) {
             Ok(Some(head)) => head,
             Ok(None) => {
                 self.needs_bytes = true;
@@ -162,7 +184,7 @@ impl Connection {
             }
             Err(rejection) => {
                 self.start = self.buffers.received.len();
-                self.state = State::REJECTED;
+                self.state = State::rejected(rejection);
                 return Some(Err(rejection));
             }
         };
@@ -173,28 +195,38 @@ impl Connection {
         let body_is_here = self.buffers.received.len() - self.start >= head.body_length;
         self.state = State::Answering(Answering {
             body_length: head.body_length,
+            is_head: Method::parse(head.method) == Method::Head,
             is_http_1_0: head.is_http_1_0,
             keep_alive: head.keep_alive && (body_is_here || !head.expects_continue),
         });
-        Some(Ok(head.request()))
+        Some(Ok(head))
     }
 
     /// The next complete request, which stays where it is. `None` if there is none, or if it would be
     /// rejected.
-    pub fn peek_request(&mut self) -> Option<Request<'_>> {
+    pub fn peek_request<'a>(
+        &'a mut self,
+        space: &'a mut FieldSpace<'a>,
+    ) -> Option<RequestHead<'a>> {
         if !self.can_answer() {
             return None;
         }
         self.skip_empty_lines();
-        let head = request_head::parse(&self.buffers.received[self.start..]);
-        Some(head.ok()??.request())
+        request_head::parse(&self.buffers.received[self.start..], space).ok()?
     }
 
     /// Appends the response to the request that was given out. `date` is the value of its `Date`
     /// field. With `is_last` the connection is closed after it, unless more requests are here already.
-    pub fn answer(&mut self, reply: &Reply, date: &str, is_last: bool, now: Instant) {
+    /// Returns how many bytes of body it has.
+    pub fn answer<M>(
+        &mut self,
+        reply: &Reply<M>,
+        date: &str,
+        is_last: bool,
+        now: Instant,
+    ) -> usize {
         let State::Answering(answering) = self.state else {
-            return;
+            return 0;
         };
         if self.unsent().is_empty() {
             self.since = now;
@@ -202,17 +234,31 @@ impl Connection {
         self.state = State::DiscardingBody(answering.body_length);
         self.discard_body(now);
         let close = !answering.keep_alive || (is_last && !self.has_next_request());
-        if close {
-            self.state = State::Closing;
-            self.buffers.received.clear();
-            self.start = 0;
-        }
         let connection = match (close, answering.is_http_1_0) {
             (true, _) => "\r\nConnection: close",
             (false, true) => "\r\nConnection: keep-alive",
             (false, false) => "",
         };
-        write_answer(&mut self.buffers.to_send, reply, date, connection);
+        let body = if answering.is_head { &[] } else { reply.body() };
+        let half = &body[..body.len() / 2];
+        let (body, closing) = match reply.how() {
+            Ending::Whole => (body, close.then_some(Closing::HalfClose)),
+            Ending::Cut => (half, Some(Closing::HalfClose)),
+            Ending::Stall => (half, Some(Closing::Stall)),
+            Ending::Close => (&[][..], Some(Closing::HalfClose)),
+            Ending::Hang => (&[][..], Some(Closing::Stall)),
+            Ending::Reset => (&[][..], Some(Closing::Reset)),
+        };
+        if !reply.how().is_silent() {
+            write_response(&mut self.buffers.to_send, reply, body, date, connection);
+        }
+        if let Some(closing) = closing {
+            self.state = State::Closing(closing);
+            self.since = now;
+            self.buffers.received.clear();
+            self.start = 0;
+        }
+        body.len()
     }
 
     /// The bytes of responses that are not sent yet.
@@ -253,15 +299,23 @@ impl Connection {
     pub fn wants_bytes(&self) -> bool {
         let wants = match self.state {
             State::Reading => self.needs_bytes && self.unsent().len() < MAX_UNSENT,
-            State::DiscardingBody(_) | State::Lingering(_) => true,
-            State::Answering(_) | State::Closing => false,
+            // What the client sends is discarded.
+            State::DiscardingBody(_) | State::Lingering(_) | State::Closing(Closing::Stall) => true,
+            State::Answering(_) | State::Closing(_) => false,
         };
         wants && !self.is_half_closed
     }
 
     /// Whether the sending side must be closed now, and [`linger`](Self::linger) called.
     pub fn wants_half_close(&self) -> bool {
-        matches!(self.state, State::Closing) && !self.is_half_closed && self.unsent().is_empty()
+        matches!(self.state, State::Closing(Closing::HalfClose))
+            && !self.is_half_closed
+            && self.unsent().is_empty()
+    }
+
+    /// Whether the connection must be reset now.
+    pub fn wants_reset(&self) -> bool {
+        matches!(self.state, State::Closing(Closing::Reset)) && self.unsent().is_empty()
     }
 
     /// Notes that the sending side is closed.
@@ -274,7 +328,7 @@ impl Connection {
     pub fn is_finished(&self) -> bool {
         let is_over = match self.state {
             State::Reading => self.needs_bytes,
-            State::DiscardingBody(_) | State::Closing | State::Lingering(_) => true,
+            State::DiscardingBody(_) | State::Closing(_) | State::Lingering(_) => true,
             State::Answering(_) => false,
         };
         is_over && self.is_half_closed && self.unsent().is_empty()
@@ -286,7 +340,7 @@ impl Connection {
         let is_idle = match self.state {
             State::Reading => self.needs_bytes,
             State::DiscardingBody(_) => true,
-            State::Answering(_) | State::Closing | State::Lingering(_) => false,
+            State::Answering(_) | State::Closing(_) | State::Lingering(_) => false,
         };
         is_idle && self.unsent().is_empty()
     }
@@ -319,14 +373,18 @@ impl Connection {
             State::Reading if self.buffers.received.is_empty() => KEEP_ALIVE_TIMEOUT,
             State::Reading => HEADER_READ_TIMEOUT,
             State::DiscardingBody(_) => BODY_READ_TIMEOUT,
-            State::Closing => WRITE_TIMEOUT,
+            State::Closing(Closing::Stall) => STALL_TIME,
+            State::Closing(_) => WRITE_TIMEOUT,
         };
         Some(self.since + timeout)
     }
 
     /// Whether the deadline holds even while bytes wait to be read.
     pub fn is_deadline_final(&self) -> bool {
-        matches!(self.state, State::Lingering(_))
+        matches!(
+            self.state,
+            State::Lingering(_) | State::Closing(Closing::Stall)
+        )
     }
 
     /// Ends the wait whose deadline has passed. A head that takes too long is rejected, and the
@@ -341,7 +399,7 @@ impl Connection {
         }
         let rejection = request_head::timed_out(&self.buffers.received[self.start..]);
         self.start = self.buffers.received.len();
-        self.state = State::REJECTED;
+        self.state = State::rejected(rejection);
         Some(rejection)
     }
 
@@ -384,7 +442,8 @@ impl Connection {
             return false;
         }
         self.skip_empty_lines();
-        let next = request_head::parse(&self.buffers.received[self.start..]);
+        let mut space = field_space();
+        let next = request_head::parse(&self.buffers.received[self.start..], &mut space);
         !matches!(next, Ok(None))
     }
 
@@ -428,45 +487,50 @@ impl Connection {
     }
 }
 
-fn write_answer(to_send: &mut Vec<u8>, reply: &Reply, date: &str, connection: &str) {
+fn write_response<M>(
+    to_send: &mut Vec<u8>,
+    reply: &Reply<M>,
+    body: &[u8],
+    date: &str,
+    connection: &str,
+) {
     let mut write = |part: &str| to_send.extend_from_slice(part.as_bytes());
     write("HTTP/1.1 ");
-    write(reply.status.line());
+    write(reply.status().line());
     write("\r\nDate: ");
     write(date);
     write(connection);
-    if let Some(methods) = reply.allow {
-        write("\r\nAllow: ");
-        write(methods);
-    }
-    if reply.has_body() {
+    if let Some(content_type) = reply.content_type() {
         write("\r\nContent-Type: ");
-        write(reply.content_type);
+        write(content_type);
         write("\r\nContent-Length: ");
-        write(itoa::Buffer::new().format(reply.body.len()));
+        write(itoa::Buffer::new().format(reply.body().len()));
     }
-    if reply.varies_by_accept() {
-        write("\r\nVary: Accept");
-    }
-    if reply.is_retryable {
-        write("\r\nRetry-After: 1");
-    }
+    write(&reply.fields);
     write("\r\n\r\n");
-    if !reply.is_to_head {
-        write(&reply.body);
-    }
+    to_send.extend_from_slice(body);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::App;
-    use crate::config::Config;
+    use crate::http::Status;
+
+    const REQUEST: &str = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    /// Answers what is here, and has everything sent.
+    fn answer_all(connection: &mut Connection, now: Instant) {
+        let reply = Reply::text(Status::Ok, "I'm ok!");
+        while let Some(request) = connection.next_request(&mut field_space()) {
+            assert!(request.is_ok(), "it is well-formed");
+            connection.answer(&reply, "now", false, now);
+        }
+        connection.sent(connection.unsent().len(), now);
+    }
 
     #[test]
     fn a_request_allocates_nothing_once_the_spare_buffers_have_grown() {
         let now = Instant::now();
-        let mut app = App::new(&Config::default());
         let mut connection = Connection::new(now);
         let mut spare = Buffers {
             received: Vec::with_capacity(10_000),
@@ -477,16 +541,13 @@ mod tests {
         for _ in 0..3 {
             connection.take_spare(&mut spare);
             assert_eq!(capacities(&connection.buffers), (10_000, 20_000));
-            connection.receive(b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n", now);
-            let request = connection.next_request().expect("a whole one");
-            let reply = app.answer(&request.expect("a good one"), now);
-            connection.answer(&reply, "now", false, now);
-            connection.sent(connection.unsent().len(), now);
+            connection.receive(REQUEST.as_bytes(), now);
+            answer_all(&mut connection, now);
             connection.put_back(&mut spare);
             assert_eq!(capacities(&connection.buffers), (0, 0));
             assert_eq!(capacities(&spare), (10_000, 20_000));
         }
-        // What has something in it keeps its own, and what has grown less is not worth keeping.
+        // A buffer with something in it stays, and a smaller one is not worth keeping.
         connection.receive(b"GET", now);
         connection.take_spare(&mut spare);
         assert_eq!(capacities(&spare).0, 10_000);
@@ -497,29 +558,21 @@ mod tests {
 
     #[test]
     fn an_idle_connection_holds_the_head_that_has_begun_and_nothing_else() {
-        let request = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
         let with_body = "GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n";
         for (begun, before) in [
-            ("", request.repeat(100)),
-            ("GET /", request.repeat(100)),
+            ("", REQUEST.repeat(100)),
+            ("GET /", REQUEST.repeat(100)),
             ("GET /", with_body.to_owned() + &"x".repeat(900)),
         ] {
             let now = Instant::now();
-            let mut app = App::new(&Config::default());
             let mut connection = Connection::new(now);
             let mut spare = Buffers::default();
             connection.take_spare(&mut spare);
             connection.receive((before + begun).as_bytes(), now);
-            while let Some(request) = connection.next_request() {
-                let request = request.expect("it is well-formed");
-                let reply = app.answer(&request, now);
-                connection.answer(&reply, "now", false, now);
-            }
-            connection.sent(connection.unsent().len(), now);
+            answer_all(&mut connection, now);
             connection.put_back(&mut spare);
             assert!(connection.is_idle());
-            assert_eq!(connection.buffers.received.capacity(), begun.len());
-            assert_eq!(connection.buffers.to_send.capacity(), 0);
+            assert_eq!(connection.held_bytes(), begun.len());
         }
     }
 }

@@ -1,9 +1,13 @@
 //! The value of the `Date` field (RFC 9110, section 6.6.1), made once a second.
 
 use std::fmt::Write;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use httpdate::HttpDate;
+
+/// The last second of the year 9999, counted from the epoch. The format has four digits for the year,
+/// and httpdate panics outside of 1970 to 9999. A clock may be wrong.
+const LATEST: Duration = Duration::from_secs(253_402_300_799);
 
 /// The date of the current wake-up.
 #[derive(Default)]
@@ -13,10 +17,16 @@ pub struct Date {
 }
 
 impl Date {
-    /// Takes what time it is.
-    pub fn set(&mut self, now: SystemTime) {
+    /// Reads the wall clock.
+    pub fn update(&mut self) {
+        self.set(SystemTime::now());
+    }
+
+    fn set(&mut self, now: SystemTime) {
+        let epoch = SystemTime::UNIX_EPOCH;
+        let now = now.clamp(epoch, epoch + LATEST);
         let second = now
-            .duration_since(SystemTime::UNIX_EPOCH)
+            .duration_since(epoch)
             .map_or(0, |age| age.as_secs());
         if second != self.second || self.text.is_empty() {
             self.second = second;
@@ -34,8 +44,6 @@ impl Date {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -49,5 +57,15 @@ mod tests {
         assert_eq!(at(784_111_777_000), "Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(at(784_111_777_999), "Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(at(784_111_778_000), "Sun, 06 Nov 1994 08:49:38 GMT");
+    }
+
+    #[test]
+    fn a_clock_before_1970_or_after_9999_reads_as_the_nearest_time_in_between() {
+        let mut date = Date::default();
+        let years = Duration::from_secs(10_000 * 365 * 86_400);
+        date.set(SystemTime::UNIX_EPOCH - years);
+        assert_eq!(date.as_str(), "Thu, 01 Jan 1970 00:00:00 GMT");
+        date.set(SystemTime::UNIX_EPOCH + years);
+        assert_eq!(date.as_str(), "Fri, 31 Dec 9999 23:59:59 GMT");
     }
 }

@@ -12,9 +12,9 @@
 //!      -> told to stop           -> responses close their connections; end when all are closed
 //! ```
 //!
-//! What a turn does is in [`client`], what the bytes mean and what is too much in [`connection`],
-//! what a request may look like in [`request_head`], whose turn is next in `fair_queue`, and which
-//! connections make room for others in `room`.
+//! What a turn does is in `client`, what the bytes mean and what is too much in `connection`, what a
+//! request may look like in `request_head`, whose turn is next in `fair_queue`, and which connections
+//! make room for others in `room`.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -25,41 +25,22 @@ use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use slab::Slab;
 
-use self::client::{Admission, Client, Next, Shared};
-use self::connection::{Buffers, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
-use self::date::Date;
-use self::fair_queue::FairQueue;
-use self::room::{MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, RESERVE, Room, SEARCH_INTERVAL};
-use self::socket::Readiness;
-use self::timer_queue::TimerQueue;
-use crate::access_log::AccessLog;
-use crate::app::App;
-use crate::diagnostics::{self, report, report_panics};
-use crate::line_writer;
-use crate::server::BACKLOG;
-use crate::shutdown::GRACE;
-use crate::wall_clock;
-
-pub mod client;
-pub mod connection;
-mod date;
-mod fair_queue;
-pub mod request_head;
-mod room;
-pub mod socket;
-mod timer_queue;
+use crate::client::{Admission, Client, Next, Shared};
+use crate::connection::{Buffers, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
+use crate::date::Date;
+use crate::fair_queue::FairQueue;
+use crate::listener::BACKLOG;
+use crate::room::{MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, RESERVE, Room, SEARCH_INTERVAL};
+use crate::server::Limits;
+use crate::service::Service;
+use crate::socket::Readiness;
+use crate::timer_queue::TimerQueue;
 
 const LISTENER: Token = Token(usize::MAX - 1);
 const STOP: Token = Token(usize::MAX - 2);
 
-/// Descriptors that are not for ordinary connections: the reserve's, the standard streams, the
-/// listener, the poll, the signals, and what a scrape reads in /proc.
-const RESERVED_DESCRIPTORS: usize = 16 + RESERVE;
-/// The limit on descriptors that macOS allows where the hard limit is infinite.
-const OPEN_MAX: u64 = 10_240;
 /// The most bytes that one read takes.
 const READ_SIZE: usize = 16 * 1024;
 /// The most events that one poll takes. When it takes fewer, it has taken all that there are.
@@ -86,31 +67,18 @@ const MIN_HELD_BYTES: usize = 1024 * 1024;
 /// How long the 503s for delayed replies that came too late may take to be sent.
 const LAST_RESPONSES_TIME: Duration = Duration::from_millis(500);
 
-/// Serves until `stop_signal` becomes readable and the requests received by then are answered, or
-/// the grace period is over.
-///
-/// # Errors
-/// When the kernel refuses to poll. An error of a connection ends that connection only.
-pub fn run(
-    listener: std::net::TcpListener,
-    stop_signal: UnixStream,
-    app: App,
-    access_log: &AccessLog,
-    max_connections: usize,
-) -> io::Result<()> {
-    report_panics();
-    EventLoop::new(listener, stop_signal, app, access_log, max_connections)?.run()
-}
-
-struct EventLoop {
+/// The state of a running server.
+pub struct EventLoop<V: Service> {
     poll: Poll,
     /// `None` once no more connections are accepted, some time after the first signal.
     listener: Option<TcpListener>,
     /// Kept so that the signal handler has somewhere to write.
     _stop_signal: mio::net::UnixStream,
-    clients: Slab<Client<TcpStream>>,
+    clients: Slab<Client<TcpStream, V::Memo>>,
     max_clients: usize,
-    shared: Shared,
+    /// How long delayed replies may go on waiting after the first signal.
+    grace: Duration,
+    shared: Shared<V>,
     /// The clients that want a turn.
     queue: FairQueue,
     /// The connections above the limit, oldest first.
@@ -131,8 +99,8 @@ struct EventLoop {
     accept_paused_until: Option<Instant>,
     /// When deadlines are looked at next.
     next_sweep: Option<Instant>,
-    /// When log lines that found no room are tried again.
-    next_flush: Option<Instant>,
+    /// When the service wants to be called again.
+    next_call: Option<Instant>,
     /// How the end proceeds. `None` until the first signal.
     stop: Option<Stop>,
 }
@@ -156,24 +124,25 @@ struct Stop {
     last_responses_end: Option<Instant>,
 }
 
-impl EventLoop {
-    fn new(
+impl<V: Service> EventLoop<V> {
+    /// A server that accepts connections from `listener` until `stop_signal` becomes readable.
+    ///
+    /// # Errors
+    /// When the kernel refuses to poll.
+    pub fn new(
         listener: std::net::TcpListener,
         stop_signal: UnixStream,
-        app: App,
-        access_log: &AccessLog,
-        max_connections: usize,
+        service: V,
+        limits: &Limits,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         stop_signal.set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
         let mut stop_signal = mio::net::UnixStream::from_std(stop_signal);
-        let max_clients = max_clients(max_connections);
+        let max_clients = limits.connections;
         let max_held_bytes = max_clients
             .saturating_mul(HELD_BYTES_PER_CONNECTION)
             .max(MIN_HELD_BYTES);
-        let gauge = app.metrics().connections_max();
-        gauge.set(i64::try_from(max_clients).unwrap_or(i64::MAX));
         let poll = Poll::new()?;
         let registry = poll.registry();
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
@@ -185,11 +154,10 @@ impl EventLoop {
             _stop_signal: stop_signal,
             clients: Slab::new(),
             max_clients,
+            grace: limits.grace,
             shared: Shared {
-                app,
-                access_log: access_log.clone(),
+                service,
                 now,
-                time: wall_clock::now(),
                 date: Date::default(),
                 timers: TimerQueue::default(),
                 work_queue: VecDeque::new(),
@@ -212,12 +180,16 @@ impl EventLoop {
             work_deferrals: 0,
             accept_paused_until: None,
             next_sweep: None,
-            next_flush: None,
+            next_call: None,
             stop: None,
         })
     }
 
-    fn run(&mut self) -> io::Result<()> {
+    /// Serves until the end.
+    ///
+    /// # Errors
+    /// When the kernel refuses to poll. An error of a connection ends that connection only.
+    pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(MAX_EVENTS);
         while !self.has_ended() {
             match self.poll.poll(&mut events, self.timeout()) {
@@ -226,8 +198,7 @@ impl EventLoop {
                 result => result?,
             }
             self.shared.now = Instant::now();
-            self.shared.time = wall_clock::now();
-            self.shared.date.set(self.shared.time);
+            self.shared.date.update();
             let mut count = 0;
             for event in &events {
                 count += 1;
@@ -247,13 +218,14 @@ impl EventLoop {
             self.run_turns();
             self.limit_held_bytes();
             self.advance_stop();
-            self.flush_logs();
             self.work();
+            self.finish_wake_up();
         }
         let keys: Vec<usize> = self.clients.iter().map(|(key, _)| key).collect();
         for key in keys {
             self.close(key, false);
         }
+        self.finish_wake_up();
         Ok(())
     }
 
@@ -273,7 +245,7 @@ impl EventLoop {
             self.accept_paused_until,
             next_look_at_reserve,
             self.stop.as_ref().map(|stop| self.next_step(stop)),
-            self.next_flush,
+            self.next_call,
         ]
         .into_iter()
         .flatten()
@@ -340,7 +312,7 @@ impl EventLoop {
         };
         client.is_queued = false;
         let turn = AssertUnwindSafe(|| client.take_turn(&mut self.shared));
-        // A panic is reported where it happens. An error means that the client has disconnected.
+        // The panic hook has reported a panic. An error means that the client has disconnected.
         let next = match catch_unwind(turn) {
             Ok(Ok(next)) => next,
             Ok(Err(_)) => {
@@ -448,7 +420,8 @@ impl EventLoop {
                     // The client has disconnected already, or a signal came.
                     ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
                     _ => {
-                        report(format_args!("cannot accept connections for now: {error}"));
+                        let message = format!("cannot accept connections for now: {error}");
+                        self.shared.service.report(&message);
                         self.accept_paused_until = Some(now + ACCEPT_PAUSE);
                         return;
                     }
@@ -470,7 +443,8 @@ impl EventLoop {
         let key = entry.key();
         let registry = self.poll.registry();
         if let Err(error) = registry.register(&mut stream, Token(key), CLIENT_INTEREST) {
-            return report(format_args!("cannot watch a connection: {error}"));
+            let message = format!("cannot watch a connection: {error}");
+            return self.shared.service.report(&message);
         }
         self.has_accepted = true;
         let client = entry.insert(Client::new(key, stream, peer, admission, now));
@@ -486,7 +460,7 @@ impl EventLoop {
                 looks: 0,
             });
         }
-        self.shared.app.metrics().connections_open().inc();
+        self.shared.service.connections_changed(self.clients.len());
     }
 
     /// Whether fewer connections are open than the limit allows, the reserve apart.
@@ -605,11 +579,12 @@ impl EventLoop {
             self.close(key, true);
             count += 1;
         }
-        report(format_args!(
-            "reset {count} connections of clients that do not read their responses: all together \
-             may hold {} bytes",
+        let message = format!(
+            "reset {count} connections of clients that do not read their responses: all buffers \
+             together may hold {} bytes",
             self.max_held_bytes
-        ));
+        );
+        self.shared.service.report(&message);
     }
 
     /// Closes a connection. `is_lost` says that it has failed, and responses on their way with it.
@@ -626,7 +601,7 @@ impl EventLoop {
             self.reserve.retain(|reserved| reserved.key != key);
         }
         client.leave(is_lost, &mut self.shared);
-        self.shared.app.metrics().connections_open().dec();
+        self.shared.service.connections_changed(self.clients.len());
         self.accept_paused_until = None;
         self.shrink();
     }
@@ -641,17 +616,17 @@ impl EventLoop {
             self.shared.work_queue.shrink_to_fit();
         }
         self.queue.shrink(count);
-        if self.shared.timers.len() > 2 * count + 64 {
+        if self.shared.timers.count() > 2 * count + 64 {
             let reply_due = |key| self.clients.get(key).and_then(Client::reply_due);
             let timers = &mut self.shared.timers;
             timers.retain(|due, key| reply_due(key) == Some(due));
         }
     }
 
-    /// Writes the log lines of this wake-up, and plans another attempt for those that find no room.
-    fn flush_logs(&mut self) {
-        let is_full = self.shared.access_log.flush() | diagnostics::flush();
-        self.next_flush = is_full.then(|| self.shared.now + line_writer::PAUSE);
+    /// Lets the service do what it does before the server waits.
+    fn finish_wake_up(&mut self) {
+        let again = self.shared.service.before_wait();
+        self.next_call = again.map(|time| self.shared.now + time);
     }
 
     /// Begins the end: every client gets the responses to what it has sent, and then its connection is
@@ -663,7 +638,7 @@ impl EventLoop {
         let now = self.shared.now;
         self.stop = Some(Stop {
             listener_closes: now + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING,
-            grace_ends: now + GRACE,
+            grace_ends: now + self.grace,
             last_responses_end: None,
         });
         self.shared.is_stopping = true;
@@ -733,35 +708,6 @@ const CLIENT_INTEREST: Interest = Interest::READABLE
     .add(Interest::PRIORITY);
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const CLIENT_INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
-
-/// The effective limit on connections: as many as configured, or as the descriptor limit leaves room
-/// for.
-fn max_clients(max_connections: usize) -> usize {
-    let descriptors = raise_descriptor_limit();
-    let room = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(1);
-    if room < max_connections {
-        report(format_args!(
-            "the descriptor limit, {descriptors}, leaves room for {room} connections; raise it \
-             (ulimit -n) or lower --max-connections"
-        ));
-    }
-    room.min(max_connections)
-}
-
-/// Raises the soft limit on descriptors to the hard one, and returns it.
-fn raise_descriptor_limit() -> usize {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raise_to = |current| setrlimit(Resource::Nofile, Rlimit { current, maximum });
-    // Where it is not allowed, the soft limit is what there is. macOS, whose hard limit is none and
-    // whose soft one is 256, allows no more than OPEN_MAX (setrlimit(2)).
-    if raise_to(maximum).is_err() && current.is_some_and(|limit| limit < OPEN_MAX) {
-        let _ = raise_to(Some(OPEN_MAX));
-    }
-    getrlimit(Resource::Nofile)
-        .current
-        .map_or(usize::MAX, |limit| limit as usize)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -772,8 +718,46 @@ mod tests {
     use rustix::net::sockopt;
 
     use super::*;
-    use crate::config::Config;
-    use crate::metrics::Format;
+    use crate::client::TURN_TIME;
+    use crate::http::Status;
+    use crate::reply::Reply;
+    use crate::request::Request;
+    use crate::service::Ended;
+
+    /// Answers /probe, panics at /panic, and counts what has ended.
+    #[derive(Default)]
+    struct Probe {
+        work: Duration,
+        ended: usize,
+        open: usize,
+    }
+
+    impl Service for Probe {
+        type Memo = ();
+
+        fn answer(&mut self, request: &Request<'_>) -> Reply {
+            match request.path() {
+                "/probe" => Reply::text(Status::Ok, "I'm ok!").work(self.work),
+                "/open" => Reply::text(Status::Ok, format!("{} open", self.open)),
+                path => panic!("{path}"),
+            }
+        }
+
+        fn ended(&mut self, _: Ended<()>) {
+            self.ended += 1;
+        }
+
+        fn connections_changed(&mut self, open: usize) {
+            self.open = open;
+        }
+    }
+
+    fn limits(connections: usize) -> Limits {
+        Limits {
+            connections,
+            ..Limits::default()
+        }
+    }
 
     fn ask(mut stream: &TcpStream, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -785,12 +769,13 @@ mod tests {
 
     #[test]
     fn a_panic_closes_its_connection_and_harms_no_other() {
-        let listener = crate::server::listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = crate::listener::listen("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop_signal, mut stop) = UnixStream::pair().unwrap();
         let event_loop = thread::spawn(move || {
-            let app = App::new(&Config::default());
-            run(listener, stop_signal, app, &AccessLog::new(false), 10)
+            EventLoop::new(listener, stop_signal, Probe::default(), &limits(10))
+                .unwrap()
+                .run()
         });
         let connect = || {
             let stream = TcpStream::connect(address).unwrap();
@@ -805,8 +790,8 @@ mod tests {
             assert_eq!(ask(&connect(), "/panic"), "", "closed without an answer");
             assert!(ask(&other, "/probe").ends_with("I'm ok!"));
         }
-        let page = ask(&other, "/metrics");
-        assert!(page.contains("app_connections_open 1\n"), "{page}");
+        let page = ask(&other, "/open");
+        assert!(page.ends_with("1 open"), "{page}");
 
         stop.write_all(&[0]).unwrap();
         event_loop.join().unwrap().unwrap();
@@ -818,17 +803,20 @@ mod tests {
     }
 
     /// An event loop that does what it is told and no more, its address, and what would stop it.
-    fn driven(config: &Config) -> (EventLoop, SocketAddr, UnixStream) {
-        let listener = crate::server::listen(([127, 0, 0, 1], 0).into()).unwrap();
+    fn driven(service: Probe) -> (EventLoop<Probe>, SocketAddr, UnixStream) {
+        let listener = crate::listener::listen("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop_signal, stop) = UnixStream::pair().unwrap();
-        let log = AccessLog::new(false);
-        let event_loop = EventLoop::new(listener, stop_signal, App::new(config), &log, 10);
+        let event_loop = EventLoop::new(listener, stop_signal, service, &limits(10));
         (event_loop.unwrap(), address, stop)
     }
 
     /// The other ends of so many clients, whose keys count from 0.
-    fn accepted(event_loop: &mut EventLoop, address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    fn accepted(
+        event_loop: &mut EventLoop<Probe>,
+        address: SocketAddr,
+        count: usize,
+    ) -> Vec<TcpStream> {
         let connect = |_| TcpStream::connect(address).unwrap();
         let streams = (0..count).map(connect).collect();
         while event_loop.clients.len() < count {
@@ -840,7 +828,7 @@ mod tests {
     }
 
     /// Waits until the poll says this about a socket: what was sent may take a while to arrive.
-    fn wait_for(event_loop: &mut EventLoop, token: Token, condition: fn(&Event) -> bool) {
+    fn wait_for(event_loop: &mut EventLoop<Probe>, token: Token, condition: fn(&Event) -> bool) {
         let mut events = Events::with_capacity(16);
         let is_it = |event: &Event| event.token() == token && condition(event);
         while !events.iter().any(is_it) {
@@ -857,19 +845,17 @@ mod tests {
         is_urgent: false,
         is_error: false,
     };
-    const PROBE_COUNT: &str =
-        "app_request_count_total{endpoint=\"/probe\",http_status=\"200\",method=\"GET\"}";
     const PROBE: &str = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
 
     /// Has a client send something in one piece, and queues it for a turn.
-    fn send(event_loop: &mut EventLoop, key: usize, mut stream: &TcpStream, bytes: &str) {
+    fn send(event_loop: &mut EventLoop<Probe>, key: usize, mut stream: &TcpStream, bytes: &str) {
         stream.write_all(bytes.as_bytes()).unwrap();
         wait_for(event_loop, Token(key), Event::is_readable);
         event_loop.handle_event(key, READABLE);
     }
 
     /// Gives one turn to the client that is next. Gives whether there was one.
-    fn take_turn(event_loop: &mut EventLoop) -> bool {
+    fn take_turn(event_loop: &mut EventLoop<Probe>) -> bool {
         let Some(key) = event_loop.queue.pop() else {
             return false;
         };
@@ -881,7 +867,7 @@ mod tests {
 
     #[test]
     fn a_client_that_fills_a_read_is_read_from_again() {
-        let (mut event_loop, address, _stop) = driven(&Config::default());
+        let (mut event_loop, address, _stop) = driven(Probe::default());
         let streams = accepted(&mut event_loop, address, 1);
         event_loop.shared.read_buffer = vec![0; PROBE.len()].into_boxed_slice();
         send(&mut event_loop, 0, &streams[0], &PROBE.repeat(2));
@@ -894,7 +880,7 @@ mod tests {
 
     #[test]
     fn a_client_that_has_been_read_from_is_not_asked_again() {
-        let (mut event_loop, address, _stop) = driven(&Config::default());
+        let (mut event_loop, address, _stop) = driven(Probe::default());
         let streams = accepted(&mut event_loop, address, 1);
         send(&mut event_loop, 0, &streams[0], PROBE);
         assert!(take_turn(&mut event_loop));
@@ -905,7 +891,7 @@ mod tests {
     #[test]
     fn a_client_that_is_found_to_have_disconnected_is_closed() {
         for sent in ["", PROBE] {
-            let (mut event_loop, address, _stop) = driven(&Config::default());
+            let (mut event_loop, address, _stop) = driven(Probe::default());
             let stream = accepted(&mut event_loop, address, 1).remove(0);
             (&stream).write_all(sent.as_bytes()).unwrap();
             sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
@@ -919,34 +905,29 @@ mod tests {
 
     #[test]
     fn a_turn_ends_in_time_and_the_remaining_requests_wait_for_the_next() {
-        let (mut event_loop, address, _stop) = driven(&Config::default());
+        let (mut event_loop, address, _stop) = driven(Probe::default());
         let streams = accepted(&mut event_loop, address, 1);
-        send(&mut event_loop, 0, &streams[0], &PROBE.repeat(80));
+        send(&mut event_loop, 0, &streams[0], &PROBE.repeat(40));
         let mut turns = 0;
         let mut answered = 0;
         while event_loop.queue.pop().is_some() {
             // The time is over from the beginning, so that one request is answered, and no more.
-            event_loop.shared.now -= 2 * client::TURN_TIME;
+            event_loop.shared.now -= 2 * TURN_TIME;
             let next = event_loop.give_turn(0);
             turns += 1;
-            let metrics = event_loop.shared.app.metrics();
-            let page = metrics.exposition(Format::Text, &Config::default());
-            answered = page
-                .lines()
-                .find_map(|line| line.strip_prefix(PROBE_COUNT))
-                .map_or(0, |count| count.trim().parse().unwrap());
+            answered = event_loop.shared.service.ended;
             assert!(answered >= turns, "each turn answers something");
             if next == Next::AnotherTurn {
                 event_loop.queue_turn(0);
             }
         }
-        assert_eq!(answered, 80);
+        assert_eq!(answered, 40);
         assert!(turns >= 2);
     }
 
     #[test]
     fn work_waits_for_new_clients_but_not_forever() {
-        let (mut event_loop, _, _stop) = driven(&Config::default());
+        let (mut event_loop, _, _stop) = driven(Probe::default());
         event_loop.shared.work_queue.push_back(0);
         for _ in 0..64 {
             event_loop.has_accepted = true;
@@ -961,9 +942,9 @@ mod tests {
     #[test]
     fn no_work_is_done_for_clients_that_disconnected_and_that_of_half_closed_ones_comes_last() {
         let work = Duration::from_millis(1);
-        let (mut event_loop, address, _stop) = driven(&Config {
+        let (mut event_loop, address, _stop) = driven(Probe {
             work,
-            ..Config::default()
+            ..Probe::default()
         });
         let streams = accepted(&mut event_loop, address, 4);
         for (key, stream) in streams.iter().enumerate() {

@@ -11,19 +11,18 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use super::connection::{Buffers, Connection};
-use super::date::Date;
-use super::request_head::Rejection;
-use super::socket::{Readiness, Received, Socket, Stream};
-use super::timer_queue::TimerQueue;
-use crate::access_log::{AccessLog, Entry};
-use crate::app::{App, Reply};
-use crate::diagnostics::announce_change;
-use crate::http::Status;
-use crate::probe;
-use crate::server::{RECEIVE_BUFFER, SEND_BUFFER};
+use crate::connection::{Buffers, Connection};
+use crate::date::Date;
+use crate::listener::{RECEIVE_BUFFER, SEND_BUFFER};
+use crate::reply::{Reply, unavailable};
+use crate::request::Request;
+use crate::request_head::{Rejection, field_space};
+use crate::service::{Ended, Outcome, Service};
+use crate::socket::{Readiness, Received, Socket, Stream};
+use crate::timer_queue::TimerQueue;
+use crate::work::work;
 
 /// How long a turn lasts: no request is started after that. The most expensive ordinary request is
 /// HEAD /metrics, some 25 µs.
@@ -32,17 +31,18 @@ pub const TURN_TIME: Duration = Duration::from_micros(50);
 /// side: a round trip. Only then is it known whether the client had left or waits for the response.
 const CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 
+/// The body of the 503 when every connection is taken.
+const TOO_BUSY: &str = "Every connection is taken. Try again later.\n";
+/// The body of the 503 for delayed responses that an orderly end does not wait for.
+const STOPPING: &str = "The service is stopping. Try again later, or elsewhere.\n";
+
 /// What the turns of all clients share.
-pub struct Shared {
+pub struct Shared<V> {
     /// The service.
-    pub app: App,
-    /// Where requests are logged.
-    pub access_log: AccessLog,
+    pub service: V,
     /// The time, as of the last turn or request.
     pub now: Instant,
-    /// The wall clock's time, as of the last wake-up.
-    pub time: SystemTime,
-    /// The same as the value of the `Date` field.
+    /// The wall clock's time, as the value of the `Date` field.
     pub date: Date,
     /// When delayed replies are due.
     pub timers: TimerQueue,
@@ -65,15 +65,15 @@ pub struct Shared {
 }
 
 /// A client of the event loop.
-pub struct Client<S> {
+pub struct Client<S, M> {
     key: usize,
     peer: SocketAddr,
     socket: Socket<S>,
     connection: Connection,
     /// The reply that is not due yet or takes work. The requests behind it wait.
-    pending: Option<Box<PendingReply>>,
+    pending: Option<Box<PendingReply<M>>>,
     /// A response that is sent to a client that had closed its sending side before.
-    unconfirmed: Option<Box<UnconfirmedReply>>,
+    unconfirmed: Option<Box<UnconfirmedReply<M>>>,
     /// Whether the connection has a place among `--max-connections`.
     admission: Admission,
     /// The requests that were answered in this turn, or are pending.
@@ -90,31 +90,27 @@ pub struct Client<S> {
 }
 
 /// A reply that is not due yet or takes work.
-struct PendingReply {
+struct PendingReply<M> {
     due: Instant,
     /// The reply is due, and the client is in the work queue.
     waits_for_work: bool,
     /// When the client closed its sending side, if it has. It may have left, or still read.
     half_closed_at: Option<Instant>,
     /// Its `work` is what remains to be done.
-    reply: Reply,
-    exchange: Exchange,
+    reply: Reply<M>,
+    /// When the request was received.
+    started: Instant,
 }
 
 /// A response that may not arrive.
-struct UnconfirmedReply {
-    reply: Reply,
-    exchange: Exchange,
+struct UnconfirmedReply<M> {
+    ended: Ended<M>,
+    /// When the request was received.
+    started: Instant,
     /// When the client closed its sending side.
     half_closed_at: Instant,
     /// When the response was given.
     answered_at: Instant,
-}
-
-/// A request that has been received and not recorded yet.
-struct Exchange {
-    started: Instant,
-    log_entry: Option<Entry>,
 }
 
 /// Whether a connection has a place among `--max-connections`, or is one of the few above them.
@@ -157,7 +153,7 @@ impl Evictable {
     }
 }
 
-impl<S: Stream> Client<S> {
+impl<S: Stream, M> Client<S, M> {
     /// A client that was accepted at `now`. `key` is its key among the clients.
     pub fn new(
         key: usize,
@@ -224,7 +220,7 @@ impl<S: Stream> Client<S> {
     }
 
     /// Whether the client has sent bytes that are unread. It reads them if so; the next turn answers.
-    pub fn has_unread(&mut self, shared: &mut Shared) -> bool {
+    pub fn has_unread<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> bool {
         self.socket.assume_readable();
         self.connection.take_spare(&mut shared.spare_buffers);
         let has_read = self.can_read()
@@ -260,7 +256,7 @@ impl<S: Stream> Client<S> {
     pub fn work(&mut self) {
         if let Some(pending) = &mut self.pending {
             pending.waits_for_work = false;
-            probe::work(mem::take(&mut pending.reply.work));
+            work(mem::take(&mut pending.reply.work));
         }
     }
 
@@ -275,19 +271,23 @@ impl<S: Stream> Client<S> {
     }
 
     /// Whether a request is here that waits for a place.
-    pub fn waits_for_admission(&mut self, shared: &Shared) -> bool {
-        self.admission == Admission::Waiting
-            && self
-                .connection
-                .peek_request()
-                .is_some_and(|request| !shared.app.is_urgent(&request))
+    pub fn waits_for_admission<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
+        if self.admission != Admission::Waiting {
+            return false;
+        }
+        let mut space = field_space();
+        let head = self.connection.peek_request(&mut space);
+        head.is_some_and(|head| {
+            let request = Request::new(head.method, head.target).with_fields(head.fields);
+            !shared.service.is_urgent(&request)
+        })
     }
 
     /// Does what can be done without waiting, within the time of a turn.
     ///
     /// # Errors
     /// When the socket fails: the client has disconnected.
-    pub fn take_turn(&mut self, shared: &mut Shared) -> io::Result<Next> {
+    pub fn take_turn<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Next> {
         self.connection.take_spare(&mut shared.spare_buffers);
         let next = self.serve(shared);
         self.return_buffers(shared);
@@ -301,19 +301,21 @@ impl<S: Stream> Client<S> {
 
     /// Ends the client. Requests that got no response are recorded as such. `is_lost` says that the
     /// connection has failed, and with it responses on their way.
-    pub fn leave(mut self, is_lost: bool, shared: &mut Shared) {
+    pub fn leave<V: Service<Memo = M>>(mut self, is_lost: bool, shared: &mut Shared<V>) {
         shared.held_bytes -= self.held_bytes;
         if !self.connection.unsent().is_empty() {
             self.socket.reset_on_close();
         }
-        if let Some(mut pending) = self.pending.take() {
+        if let Some(pending) = self.pending.take() {
             let left_at = pending.half_closed_at.unwrap_or(shared.now);
-            shared.record_disconnect(&mut pending.reply, &pending.exchange, left_at);
+            let PendingReply { reply, started, .. } = *pending;
+            let ended = self.ended(reply, Outcome::Disconnected, 0, started, left_at);
+            shared.service.ended(ended);
         }
         self.confirm(is_lost, shared);
     }
 
-    fn serve(&mut self, shared: &mut Shared) -> io::Result<Next> {
+    fn serve<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Next> {
         self.requests_in_turn = 0;
         let turn_ends = shared.now + TURN_TIME;
         if shared.is_stopping && self.is_reply_due(shared) && self.socket.is_readable() {
@@ -337,8 +339,12 @@ impl<S: Stream> Client<S> {
             let Some(rejection) = self.connection.expire() else {
                 return Ok(Next::Close);
             };
-            self.reject(rejection, shared);
+            self.reject(rejection, shared.now, shared);
             self.write(shared.now)?;
+        }
+        if self.connection.wants_reset() {
+            self.socket.reset_on_close();
+            return Ok(Next::Close);
         }
         if self.connection.wants_half_close() {
             self.socket.close_sending_side()?;
@@ -348,7 +354,7 @@ impl<S: Stream> Client<S> {
     }
 
     /// Whether a wait has ended without progress.
-    fn is_expired(&mut self, shared: &Shared) -> bool {
+    fn is_expired<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         let deadline = self.connection.deadline();
         self.is_overdue &= deadline.is_some_and(|end| end <= shared.now);
         self.is_overdue
@@ -356,7 +362,7 @@ impl<S: Stream> Client<S> {
                 || !(self.can_read() || self.can_answer(shared)))
     }
 
-    fn next(&self, shared: &Shared) -> Next {
+    fn next<V: Service<Memo = M>>(&self, shared: &Shared<V>) -> Next {
         if self.connection.is_finished() && self.unconfirmed.is_none() {
             Next::Close
         } else if self.can_read() || self.can_answer(shared) {
@@ -372,14 +378,14 @@ impl<S: Stream> Client<S> {
 
     /// Whether a request may be here that can be answered now. While memory is scarce, a client
     /// must have read its last response first.
-    fn can_answer(&self, shared: &Shared) -> bool {
+    fn can_answer<V: Service<Memo = M>>(&self, shared: &Shared<V>) -> bool {
         let is_scarce = shared.held_bytes >= shared.scarce_from;
         self.connection.can_answer()
             && self.admission != Admission::Waiting
             && (!is_scarce || self.connection.unsent().is_empty())
     }
 
-    fn read(&mut self, shared: &mut Shared) -> io::Result<Received> {
+    fn read<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Received> {
         let received = self.socket.read(&mut shared.read_buffer)?;
         match received {
             Received::Nothing => {}
@@ -401,7 +407,7 @@ impl<S: Stream> Client<S> {
         Ok(())
     }
 
-    fn return_buffers(&mut self, shared: &mut Shared) {
+    fn return_buffers<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) {
         self.connection.put_back(&mut shared.spare_buffers);
         // The kernel's part is the most that it may be: what it really is, it does not tell.
         let is_read_blocked = self.socket.is_readable() && !self.connection.wants_bytes();
@@ -412,39 +418,43 @@ impl<S: Stream> Client<S> {
         self.held_bytes = held_bytes;
     }
 
-    fn is_reply_due(&self, shared: &Shared) -> bool {
+    fn is_reply_due<V: Service<Memo = M>>(&self, shared: &Shared<V>) -> bool {
         self.pending.as_ref().is_some_and(|pending| {
             shared.is_grace_over || (pending.due <= shared.now && !pending.waits_for_work)
         })
     }
 
     /// Answers with the pending reply if it is due, or queues its work if it takes some.
-    fn advance_pending(&mut self, shared: &mut Shared) {
+    fn advance_pending<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) {
         if !self.is_reply_due(shared) {
             return;
         }
         let Some(mut pending) = self.pending.take() else {
             return;
         };
-        if shared.is_grace_over {
-            pending.reply = pending.reply.unavailable();
-        } else if !pending.reply.work.is_zero() {
+        if !shared.is_grace_over && !pending.reply.work.is_zero() {
             shared.work_queue.push_back(self.key);
             pending.waits_for_work = true;
             self.pending = Some(pending);
             return;
         }
         let PendingReply {
-            reply, exchange, ..
+            mut reply,
+            started,
+            half_closed_at,
+            ..
         } = *pending;
-        let Some(half_closed_at) = pending.half_closed_at else {
-            return self.answer(&reply, &exchange, shared);
+        if shared.is_grace_over {
+            reply = reply.replaced(STOPPING);
+        }
+        let Some(half_closed_at) = half_closed_at else {
+            return self.answer(reply, started, shared);
         };
         self.confirm(false, shared);
-        self.respond(&reply, shared);
+        let ended = self.respond(reply, started, shared);
         self.unconfirmed = Some(Box::new(UnconfirmedReply {
-            reply,
-            exchange,
+            ended,
+            started,
             half_closed_at,
             answered_at: shared.now,
         }));
@@ -457,27 +467,27 @@ impl<S: Stream> Client<S> {
     }
 
     /// Records the response to a half-closed client, now that its fate is known.
-    fn confirm(&mut self, is_lost: bool, shared: &mut Shared) {
+    fn confirm<V: Service<Memo = M>>(&mut self, is_lost: bool, shared: &mut Shared<V>) {
         let Some(unconfirmed) = self.unconfirmed.take() else {
             return;
         };
         let UnconfirmedReply {
-            mut reply,
-            exchange,
+            mut ended,
+            started,
             half_closed_at,
-            answered_at,
+            ..
         } = *unconfirmed;
         if is_lost {
-            shared.record_disconnect(&mut reply, &exchange, half_closed_at);
-        } else {
-            let latency = answered_at.saturating_duration_since(exchange.started);
-            shared.record(&reply, &exchange, latency);
+            ended.outcome = Outcome::Disconnected;
+            ended.body_length = 0;
+            ended.duration = half_closed_at.saturating_duration_since(started);
         }
+        shared.service.ended(ended);
     }
 
     /// Answers the complete requests that are here until the turn ends, up to one whose reply is
     /// pending.
-    fn answer_received(&mut self, turn_ends: Instant, shared: &mut Shared) {
+    fn answer_received<V: Service<Memo = M>>(&mut self, turn_ends: Instant, shared: &mut Shared<V>) {
         loop {
             if self.admission == Admission::Waiting {
                 if self.waits_for_admission(shared) {
@@ -486,38 +496,38 @@ impl<S: Stream> Client<S> {
             } else if !self.can_answer(shared) {
                 return;
             }
-            let Some(request) = self.connection.next_request() else {
+            let mut space = field_space();
+            let Some(head) = self.connection.next_request(&mut space) else {
                 return;
             };
-            let request = match request {
-                Ok(request) => request,
-                Err(rejection) => return self.reject(rejection, shared),
+            let started = Instant::now();
+            let head = match head {
+                Ok(head) => head,
+                Err(rejection) => return self.reject(rejection, started, shared),
             };
-            let exchange = shared.start(self.peer, request.method, request.target);
+            let request = Request::new(head.method, head.target)
+                .with_fields(head.fields)
+                .with_peer(Some(self.peer))
+                .with_received_at(started);
             let is_refused =
-                self.admission == Admission::Refused && !shared.app.is_urgent(&request);
-            let reply = if is_refused {
-                shared.app.refuse(&request)
-            } else {
-                shared.app.answer(&request, exchange.started)
-            };
-            if reply.is_change {
-                announce_change(self.peer, &reply.body);
+                self.admission == Admission::Refused && !shared.service.is_urgent(&request);
+            if is_refused {
+                let memo = shared.service.refuse(&request);
+                self.refuse(memo, started, shared);
+                return;
             }
-            #[cfg(test)]
-            assert_ne!(request.target, "/panic", "a panic on purpose");
+            let reply = shared.service.answer(&request);
             if reply.delay.is_zero() && reply.work.is_zero() {
-                self.answer(&reply, &exchange, shared);
-                shared.app.put_back(reply);
+                self.answer(reply, started, shared);
             } else {
-                let due = exchange.started + reply.delay;
+                let due = started + reply.delay;
                 shared.timers.push(due, self.key);
                 self.pending = Some(Box::new(PendingReply {
                     due,
                     waits_for_work: false,
-                    half_closed_at: self.socket.is_read_closed().then_some(exchange.started),
+                    half_closed_at: self.socket.is_read_closed().then_some(started),
                     reply,
-                    exchange,
+                    started,
                 }));
             }
             if turn_ends <= shared.now {
@@ -526,17 +536,64 @@ impl<S: Stream> Client<S> {
         }
     }
 
-    /// Responds to an invalid request.
-    fn reject(&mut self, rejection: Rejection, shared: &mut Shared) {
-        let exchange = shared.start(self.peer, "", "");
-        self.answer(&rejection.reply(), &exchange, shared);
+    /// Responds to a request that is not well-formed.
+    fn reject<V: Service<Memo = M>>(
+        &mut self,
+        rejection: Rejection,
+        started: Instant,
+        shared: &mut Shared<V>,
+    ) {
+        let ended = self.respond(rejection.reply(), started, shared);
+        shared.service.ended(Ended {
+            memo: None,
+            outcome: Outcome::Rejected,
+            ..without_memo(ended)
+        });
     }
 
-    fn answer(&mut self, reply: &Reply, exchange: &Exchange, shared: &mut Shared) {
-        let latency = exchange.started.elapsed();
-        shared.now = exchange.started + latency;
-        shared.record(reply, exchange, latency);
-        self.respond(reply, shared);
+    /// Responds to a request for which there is no room.
+    fn refuse<V: Service<Memo = M>>(
+        &mut self,
+        memo: Option<M>,
+        started: Instant,
+        shared: &mut Shared<V>,
+    ) {
+        let ended = self.respond(unavailable(TOO_BUSY), started, shared);
+        shared.service.ended(Ended {
+            memo,
+            ..without_memo(ended)
+        });
+    }
+
+    fn answer<V: Service<Memo = M>>(
+        &mut self,
+        reply: Reply<M>,
+        started: Instant,
+        shared: &mut Shared<V>,
+    ) {
+        let ended = self.respond(reply, started, shared);
+        shared.service.ended(ended);
+    }
+
+    fn ended<N>(
+        &self,
+        reply: Reply<N>,
+        outcome: Outcome,
+        body_length: usize,
+        started: Instant,
+        end: Instant,
+    ) -> Ended<N> {
+        let status = reply.status();
+        let (reply, memo) = reply.split();
+        Ended {
+            memo: Some(memo),
+            outcome,
+            status,
+            body_length,
+            duration: end.saturating_duration_since(started),
+            peer: Some(self.peer),
+            body: reply.into_body(),
+        }
     }
 
     /// Whether the client may have sent more requests. They get their responses, too, so this response
@@ -545,42 +602,45 @@ impl<S: Stream> Client<S> {
         self.requests_in_turn > 1 || self.socket.is_readable() || self.connection.has_bytes_left()
     }
 
-    fn respond(&mut self, reply: &Reply, shared: &mut Shared) {
+    /// Has a response sent, or what is to happen in its place. Returns how the exchange has ended.
+    fn respond<V, N>(
+        &mut self,
+        reply: Reply<N>,
+        started: Instant,
+        shared: &mut Shared<V>,
+    ) -> Ended<N> {
+        let now = Instant::now();
+        shared.now = now;
         self.requests_in_turn += 1;
         let is_last = !self.is_pipelining()
             && (shared.is_stopping
                 || self.admission != Admission::Admitted
                 || shared.take_turnover());
         let date = shared.date.as_str();
-        self.connection.answer(reply, date, is_last, shared.now);
+        let body_length = self.connection.answer(&reply, date, is_last, now);
+        let outcome = if reply.how().is_silent() {
+            Outcome::Dropped
+        } else {
+            Outcome::Responded
+        };
+        self.ended(reply, outcome, body_length, started, now)
     }
 }
 
-impl Shared {
-    /// Starts an exchange. From here on until [`record`](Self::record) it is in flight.
-    fn start(&self, peer: SocketAddr, method: &str, target: &str) -> Exchange {
-        self.app.metrics().requests_in_flight().inc();
-        let log_entry = self.access_log.note(Some(peer), method, target);
-        let started = Instant::now();
-        Exchange { started, log_entry }
+/// The same for a service whose memos are of another type.
+fn without_memo<M>(ended: Ended<()>) -> Ended<M> {
+    Ended {
+        memo: None,
+        outcome: ended.outcome,
+        status: ended.status,
+        body_length: ended.body_length,
+        duration: ended.duration,
+        peer: ended.peer,
+        body: ended.body,
     }
+}
 
-    fn record(&self, reply: &Reply, exchange: &Exchange, latency: Duration) {
-        self.app.metrics().requests_in_flight().dec();
-        self.app.record(reply, latency);
-        if let Some(entry) = &exchange.log_entry {
-            self.access_log.push(entry, reply, latency, self.time);
-        }
-    }
-
-    /// Records that the client disconnected before its response was sent.
-    fn record_disconnect(&self, reply: &mut Reply, exchange: &Exchange, left_at: Instant) {
-        reply.status = Status::ClientClosedRequest;
-        reply.body = "".into();
-        let latency = left_at.saturating_duration_since(exchange.started);
-        self.record(reply, exchange, latency);
-    }
-
+impl<V> Shared<V> {
     /// Whether this response may close its connection to make room for a client that waits.
     fn take_turnover(&mut self) -> bool {
         let may_close = self.turnovers > 0;

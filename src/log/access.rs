@@ -7,8 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::app::Reply;
-use crate::line_writer::LineWriter;
+use super::line_writer::LineWriter;
 use crate::peer::canonical;
 
 /// Writes a line per request, or nothing. Clones are of one log.
@@ -27,19 +26,28 @@ impl AccessLog {
         Self(enabled.then(|| Arc::new(Mutex::new(lines()))))
     }
 
-    /// Notes a request before it is answered. `method` and `target` are as the client sent them,
-    /// empty if they could not be read.
-    pub fn note(&self, peer: Option<SocketAddr>, method: &str, target: &str) -> Option<Entry> {
+    /// The beginning of a request's line, if lines are written. `method` and `target` are as the
+    /// client sent them, empty if they could not be parsed.
+    pub fn begin(&self, peer: Option<SocketAddr>, method: &str, target: &str) -> Option<Entry> {
         self.0.is_some().then(|| Entry::new(peer, method, target))
     }
 
-    /// Takes the line of a request that was answered at `time`, to be written by the next flush.
-    pub fn push(&self, entry: &Entry, reply: &Reply, latency: Duration, time: SystemTime) {
+    /// Adds the line of a request, to be written by the next flush. `status` is what it is recorded
+    /// as, and `body_length` the bytes of body that were sent.
+    pub fn push(
+        &self,
+        entry: &Entry,
+        status: &'static str,
+        body_length: usize,
+        latency: Duration,
+        time: SystemTime,
+    ) {
         if let Some(mut lines) = self.lines() {
             lines.push(Line {
                 time,
                 entry,
-                reply,
+                status,
+                body_length,
                 latency,
             });
         }
@@ -97,7 +105,8 @@ pub fn push_printable(text: &mut String, sent: &str) {
 struct Line<'a> {
     time: SystemTime,
     entry: &'a Entry,
-    reply: &'a Reply,
+    status: &'static str,
+    body_length: usize,
     latency: Duration,
 }
 
@@ -108,12 +117,8 @@ impl Display for Line<'_> {
             "{} {} {} {} {:.6}",
             humantime::format_rfc3339_millis(self.time),
             self.entry.0,
-            self.reply.status.label(),
-            if self.reply.is_to_head {
-                0
-            } else {
-                self.reply.body.len()
-            },
+            self.status,
+            self.body_length,
             self.latency.as_secs_f64(),
         )
     }
@@ -122,15 +127,13 @@ impl Display for Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::Status;
-
     fn line_of(method: &str, target: &str) -> String {
         let entry = Entry::new(Some(([127, 0, 0, 1], 4242).into()), method, target);
-        let reply = Reply::error(Status::NotFound, "gone");
         let line = Line {
             time: SystemTime::UNIX_EPOCH,
             entry: &entry,
-            reply: &reply,
+            status: "404",
+            body_length: 4,
             latency: Duration::from_micros(1500),
         };
         line.to_string()

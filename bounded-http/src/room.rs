@@ -9,8 +9,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::client::{Client, Evictable};
-use super::socket::Stream;
+use crate::client::{Client, Evictable};
+use crate::socket::Stream;
 
 /// Connections above the limit.
 pub const RESERVE: usize = 16;
@@ -61,9 +61,9 @@ impl Room {
 
     /// Searches for connections that can go, unless that has just been done. The cost is spread over
     /// all connections that a search finds, so that it does not grow with their number.
-    pub fn search<'a, S: Stream + 'a>(
+    pub fn search<'a, S: Stream + 'a, M: 'a>(
         &mut self,
-        clients: impl Iterator<Item = (usize, &'a Client<S>)>,
+        clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
         now: Instant,
     ) {
         if now < self.next_search {

@@ -28,7 +28,7 @@ impl TimerQueue {
     }
 
     /// How many timers there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 
@@ -54,13 +54,13 @@ mod tests {
         timers.push(at(2), 7);
         timers.push(at(1), 8);
         timers.push(at(3), 9);
-        assert_eq!(timers.len(), 3);
+        assert_eq!(timers.count(), 3);
         assert_eq!(timers.next_due(), Some(at(1)));
         assert_eq!(timers.pop_due(start), None);
         assert_eq!(timers.pop_due(at(2)), Some(8));
         assert_eq!(timers.pop_due(at(2)), Some(7));
         assert_eq!(timers.pop_due(at(2)), None);
-        assert_eq!(timers.len(), 1);
+        assert_eq!(timers.count(), 1);
     }
 
     #[test]
@@ -71,7 +71,7 @@ mod tests {
             timers.push(start, key);
         }
         timers.retain(|due, key| due == start && key == 500);
-        assert_eq!(timers.len(), 1);
+        assert_eq!(timers.count(), 1);
         assert!(timers.0.capacity() < 100);
         assert_eq!(timers.pop_due(start), Some(500));
     }

@@ -13,14 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use std::{fs, process, thread};
 
+use bounded_http::{Ended, Field, Method, Outcome, Reply, Request, Service, work};
 use httpdate::fmt_http_date;
 use tiny_http::{Header, Response, Server, StatusCode};
 
-use crate::access_log::AccessLog;
-use crate::app::{App, Reply, Request};
-use crate::diagnostics::{self, announce_change};
-use crate::line_writer;
-use crate::probe;
+use crate::app::App;
+use crate::log::access::AccessLog;
 use crate::shutdown::{GRACE, write_last_lines};
 use crate::wall_clock;
 
@@ -28,12 +26,7 @@ use crate::wall_clock;
 ///
 /// # Errors
 /// When accepting a connection fails: `tiny_http` stops accepting then, for good.
-pub fn run(
-    listener: TcpListener,
-    stop_signal: UnixStream,
-    mut app: App,
-    access_log: &AccessLog,
-) -> io::Result<()> {
+pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::Result<()> {
     let own_sockets = open_sockets();
     let server = Arc::new(Server::from_listener(listener, None).map_err(io::Error::other)?);
     let is_stopping = Arc::new(AtomicBool::new(false));
@@ -41,34 +34,33 @@ pub fn run(
         stop_signal,
         Arc::clone(&is_stopping),
         Arc::clone(&server),
-        access_log.clone(),
+        app.access_log().clone(),
     );
-    while let Some(request) = next_request(&server, &is_stopping, access_log)? {
+    while let Some(request) = next_request(&server, &is_stopping, &app)? {
         if request.url().starts_with("/metrics") {
             let connections = open_sockets().saturating_sub(own_sockets);
             let connections = i64::try_from(connections).unwrap_or(i64::MAX);
             app.metrics().connections_open().set(connections);
         }
-        serve(request, &mut app, access_log);
+        serve(request, &mut app);
     }
     Ok(())
 }
 
-/// Waits for the next request, and tries again meanwhile to write what the logs could not take.
+/// Waits for the next request, and tries again meanwhile to write the log lines that found no room.
 /// `None` when the service has been told to stop and every request is given out.
 fn next_request(
     server: &Server,
     is_stopping: &AtomicBool,
-    access_log: &AccessLog,
+    app: &App,
 ) -> io::Result<Option<tiny_http::Request>> {
     loop {
         if is_stopping.load(Ordering::Relaxed) {
             return server.try_recv();
         }
-        let received = if access_log.flush() | diagnostics::flush() {
-            server.recv_timeout(line_writer::PAUSE)
-        } else {
-            server.recv().map(Some)
+        let received = match app.flush_logs() {
+            Some(pause) => server.recv_timeout(pause),
+            None => server.recv().map(Some),
         };
         match received {
             // Nothing came in time; or `unblock` was called, which looks the same there.
@@ -81,34 +73,38 @@ fn next_request(
 }
 
 /// Answers a request: an `Instant` before it, a record after it.
-fn serve(request: tiny_http::Request, app: &mut App, access_log: &AccessLog) {
+fn serve(request: tiny_http::Request, app: &mut App) {
     let peer = request.remote_addr().copied();
-    let asked = Request {
-        method: request.method().as_str(),
-        target: request.url(),
-        accept: only(&request, "Accept"),
-        traceparent: only(&request, "traceparent"),
-    };
-    let entry = access_log.note(peer, asked.method, asked.target);
+    let fields: Vec<Field<'_>> = request.headers().iter().map(field).collect();
 
-    app.metrics().requests_in_flight().inc();
     let started = Instant::now();
-    let reply = app.answer(&asked, started);
-    if let (true, Some(peer)) = (reply.is_change, peer) {
-        announce_change(peer, &reply.body);
-    }
-    thread::sleep(reply.delay);
-    probe::work(reply.work);
-    let latency = started.elapsed();
-    // The client may be gone; the next one is not.
+    let asked = Request::new(request.method().as_str(), request.url())
+        .with_fields(&fields)
+        .with_peer(peer)
+        .with_received_at(started);
+    let is_head = asked.method() == Method::Head;
+    let (reply, exchange) = app.answer(&asked).split();
+    thread::sleep(reply.delay());
+    work(reply.work_time());
+    let duration = started.elapsed();
+    // An error means that the client has disconnected, which concerns no other.
     let _ = request.respond(response(&reply));
-    app.metrics().requests_in_flight().dec();
-    app.record(&reply, latency);
+    app.ended(Ended {
+        memo: Some(exchange),
+        outcome: Outcome::Responded,
+        status: reply.status(),
+        body_length: if is_head { 0 } else { reply.body().len() },
+        duration,
+        peer,
+        body: reply.into_body(),
+    });
+}
 
-    if let Some(entry) = entry {
-        access_log.push(&entry, &reply, latency, wall_clock::now());
+fn field(header: &Header) -> Field<'_> {
+    Field {
+        name: header.field.as_str().as_str(),
+        value: header.value.as_bytes(),
     }
-    app.put_back(reply);
 }
 
 /// On the first signal, has `recv` give out what is queued and then fail; ends the process itself
@@ -130,36 +126,18 @@ fn stop_when_told(
     });
 }
 
-/// The value of a field that is there once.
-fn only<'a>(request: &'a tiny_http::Request, name: &'static str) -> Option<&'a [u8]> {
-    let fields = request.headers().iter();
-    let mut values = fields
-        .filter(|header| header.field.equiv(name))
-        .map(|header| header.value.as_bytes());
-    values.next().xor(values.next())
-}
-
 fn response(reply: &Reply) -> Response<&[u8]> {
-    let header = |name: &str, value: &str| {
+    let header = |(name, value): (&str, &str)| {
         Header::from_bytes(name, value).expect("a name and a value of ours are ASCII")
     };
-    let content_type = reply.has_body().then_some(reply.content_type);
-    let vary = reply.varies_by_accept().then_some("Accept");
-    // Left to itself, the crate reads the clock and panics if it cannot express what it says.
+    // Without one of ours, the crate reads the clock, and panics if it is before 1970 or after 9999.
     let date = fmt_http_date(wall_clock::now());
-    let headers = [
-        ("Date", Some(&*date)),
-        ("Content-Type", content_type),
-        ("Allow", reply.allow),
-        ("Vary", vary),
-    ];
-    let headers = headers
-        .into_iter()
-        .filter_map(|(name, value)| Some(header(name, value?)))
-        .collect();
-    let body = reply.body.as_bytes();
+    let content_type = reply.content_type().map(|value| ("Content-Type", value));
+    let headers = [("Date", &*date)].into_iter().chain(content_type);
+    let headers = headers.chain(reply.fields()).map(header).collect();
+    let body = reply.body();
     Response::new(
-        StatusCode(reply.status.code()),
+        StatusCode(reply.status().code()),
         headers,
         body,
         Some(body.len()),

@@ -10,7 +10,7 @@ use std::panic;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::line_writer::LineWriter;
+use super::line_writer::LineWriter;
 use crate::peer::canonical;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -255,7 +255,7 @@ mod tests {
     /// In a process of its own: it is the hook of the whole process, and standard error.
     #[test]
     fn every_panic_is_reported_in_one_line() {
-        const NAME: &str = "diagnostics::tests::every_panic_is_reported_in_one_line";
+        const NAME: &str = "log::diagnostics::tests::every_panic_is_reported_in_one_line";
         if env::var_os("PANIC").is_some() {
             report_panics();
             report("something else");

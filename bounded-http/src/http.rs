@@ -1,9 +1,9 @@
-//! The words of HTTP that this service knows: methods, status codes, and what a token, a request
-//! target and a host look like.
+//! The vocabulary of HTTP: methods, status codes, and what a token, a request target and a host look
+//! like.
 
 use std::net::Ipv6Addr;
 
-/// A request method as it stands in the `method` label: one of RFC 9110's and PATCH, or `other`.
+/// A request method: one of RFC 9110's, PATCH, or another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are RFC 9110's")]
 pub enum Method {
@@ -20,7 +20,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// How many there are: the bound on the `method` label.
+    /// How many there are.
     pub const COUNT: usize = Self::Other as usize + 1;
 
     /// The method of a request line. Methods are case-sensitive (RFC 9110, section 9.1).
@@ -39,7 +39,8 @@ impl Method {
         }
     }
 
-    /// The value of the `method` label.
+    /// The method as it is sent, `other` for any other. The number of values is bounded whatever
+    /// clients send, as the label of a metric must be.
     pub fn label(self) -> &'static str {
         match self {
             Self::Get => "GET",
@@ -56,23 +57,44 @@ impl Method {
     }
 }
 
-/// Every status code that this service responds with, and nginx's 499 for clients that disconnected
-/// before their response was sent, which is recorded and never sent.
+/// The status codes that a response can have, except 1xx, which the server has no use for, and 206
+/// and 416, which belong to range requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are RFC 9110's and RFC 6585's")]
+#[expect(
+    missing_docs,
+    reason = "the names are those of RFC 9110, RFC 6585 and RFC 7725"
+)]
 pub enum Status {
     Ok,
+    Created,
+    Accepted,
     NoContent,
+    MovedPermanently,
+    Found,
+    SeeOther,
+    NotModified,
+    TemporaryRedirect,
+    PermanentRedirect,
     BadRequest,
+    Unauthorized,
+    Forbidden,
     NotFound,
     MethodNotAllowed,
+    NotAcceptable,
     RequestTimeout,
+    Conflict,
+    Gone,
     LengthRequired,
+    PreconditionFailed,
     ContentTooLarge,
     UriTooLong,
+    UnsupportedMediaType,
+    ExpectationFailed,
+    MisdirectedRequest,
+    UnprocessableContent,
     TooManyRequests,
     RequestHeaderFieldsTooLarge,
-    ClientClosedRequest,
+    UnavailableForLegalReasons,
     InternalServerError,
     NotImplemented,
     BadGateway,
@@ -82,24 +104,39 @@ pub enum Status {
 }
 
 impl Status {
-    /// How many there are: the bound on the `http_status` label.
-    pub const COUNT: usize = Self::HttpVersionNotSupported as usize + 1;
-
     /// The code and the reason phrase, as they stand in the status line.
     pub fn line(self) -> &'static str {
         match self {
             Self::Ok => "200 OK",
+            Self::Created => "201 Created",
+            Self::Accepted => "202 Accepted",
             Self::NoContent => "204 No Content",
+            Self::MovedPermanently => "301 Moved Permanently",
+            Self::Found => "302 Found",
+            Self::SeeOther => "303 See Other",
+            Self::NotModified => "304 Not Modified",
+            Self::TemporaryRedirect => "307 Temporary Redirect",
+            Self::PermanentRedirect => "308 Permanent Redirect",
             Self::BadRequest => "400 Bad Request",
+            Self::Unauthorized => "401 Unauthorized",
+            Self::Forbidden => "403 Forbidden",
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
+            Self::NotAcceptable => "406 Not Acceptable",
             Self::RequestTimeout => "408 Request Timeout",
+            Self::Conflict => "409 Conflict",
+            Self::Gone => "410 Gone",
             Self::LengthRequired => "411 Length Required",
+            Self::PreconditionFailed => "412 Precondition Failed",
             Self::ContentTooLarge => "413 Content Too Large",
             Self::UriTooLong => "414 URI Too Long",
+            Self::UnsupportedMediaType => "415 Unsupported Media Type",
+            Self::ExpectationFailed => "417 Expectation Failed",
+            Self::MisdirectedRequest => "421 Misdirected Request",
+            Self::UnprocessableContent => "422 Unprocessable Content",
             Self::TooManyRequests => "429 Too Many Requests",
             Self::RequestHeaderFieldsTooLarge => "431 Request Header Fields Too Large",
-            Self::ClientClosedRequest => "499 Client Closed Request",
+            Self::UnavailableForLegalReasons => "451 Unavailable For Legal Reasons",
             Self::InternalServerError => "500 Internal Server Error",
             Self::NotImplemented => "501 Not Implemented",
             Self::BadGateway => "502 Bad Gateway",
@@ -109,7 +146,7 @@ impl Status {
         }
     }
 
-    /// The value of the `http_status` label: the three digits of the code.
+    /// The three digits of the code.
     pub fn label(self) -> &'static str {
         &self.line()[..3]
     }

@@ -1,18 +1,14 @@
-//! The request loops. Each takes a listener, serves until it is told to stop, and returns.
+//! The listening socket, and the options that connections inherit from it.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpListener, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{self, AddressFamily, SocketType, sockopt};
 
-pub mod event_loop;
-#[cfg(feature = "tiny-http")]
-pub mod tiny_http;
-
 /// Connections that the kernel may complete before they are accepted; it has a bound of its own.
-const BACKLOG: u16 = 4096;
+pub const BACKLOG: u16 = 4096;
 /// What the kernel may hold of one connection in either direction, in bytes; it doubles both. A
 /// thousand connections must fit in 16 MiB, whatever their clients do. A response of up to some 45 KB
 /// is still one write: the kernel looks at the limit before it takes more, not at what it takes.
@@ -25,17 +21,15 @@ pub const RECEIVE_BUFFER: usize = 2304;
 #[cfg(target_os = "linux")]
 const UNREAD_TIMEOUT_MILLIS: u32 = 30_000;
 
-/// Listens on an address, for either request loop.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on an address.
+pub fn listen(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
     set_up(TcpListener::bind(address)?)
 }
 
 /// Listens on a port of every address, IPv6 and IPv4; on IPv4 alone where there is no IPv6.
 pub fn listen_on_every_address(port: u16) -> io::Result<TcpListener> {
     match bind_both(port) {
-        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
-            listen((Ipv4Addr::UNSPECIFIED, port).into())
-        }
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => listen((Ipv4Addr::UNSPECIFIED, port)),
         bound => set_up(bound?.into()),
     }
 }
@@ -54,7 +48,8 @@ fn bind_both(port: u16) -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn set_up(listener: TcpListener) -> io::Result<TcpListener> {
+/// Sets the options of a listening socket.
+pub fn set_up(listener: TcpListener) -> io::Result<TcpListener> {
     // Accepted connections inherit all of these. Without the first, the second write of an answer
     // waits for the client's delayed ACK to the first write, 40 ms.
     sockopt::set_tcp_nodelay(&listener, true)?;
@@ -80,7 +75,7 @@ mod tests {
     #[test]
     fn what_the_kernel_holds_of_a_connection_is_bounded() {
         for listener in [
-            listen(([127, 0, 0, 1], 0).into()).unwrap(),
+            listen("127.0.0.1:0").unwrap(),
             listen_on_every_address(0).unwrap(),
         ] {
             // Linux doubles what it is told, for its own bookkeeping (socket(7)).

@@ -1,0 +1,89 @@
+//! An HTTP/1.1 server on one thread, in which everything that a client can take is bounded.
+//!
+//! It is for services that respond from memory, at once or after a delay, take no request bodies, and
+//! must not be held up: metrics endpoints, health checks, probes, small APIs.
+//!
+//! ```no_run
+//! use bounded_http::{Reply, Request, Server, Status};
+//!
+//! # fn main() -> std::io::Result<()> {
+//! Server::bind("127.0.0.1:8080")?.run(|request: &Request<'_>| match request.path() {
+//!     "/" => Reply::text(Status::Ok, "Hello.\n"),
+//!     _ => Reply::text(Status::NotFound, "Try /.\n"),
+//! })
+//! # }
+//! ```
+//!
+//! [`Server::spawn`] serves on a thread of its own, beside the rest of a program. A service that
+//! counts or logs its requests implements [`Service`].
+//!
+//! # Four rules
+//!
+//! 1. **Turns are bounded in time.** A client's turn ends after 50 µs, and all turns together after a
+//!    millisecond; then the server looks at the sockets and the listener again. A fair queue serves
+//!    clients that have used little first. So a new client waits a few milliseconds, however many
+//!    others never stop asking.
+//! 2. **Received means that the kernel has it.** What reached the kernel before a timeout, a stop or a
+//!    close is read before anything is decided. No connection is closed while bytes are unread
+//!    without lingering first, because that would reset it and destroy sent responses.
+//! 3. **Clients that wait do not displace clients that ask.** At the connection limit, connections
+//!    turn over: responses say `Connection: close`, and connections that have been idle for 100 ms are
+//!    closed. A reserve of sixteen connections above the limit serves [urgent](Service::is_urgent)
+//!    requests, and any other with a 503 when nothing has made room within a moment.
+//! 4. **Memory is bounded in total**, the kernel's buffers included: with a thousand connections to
+//!    16 MiB, whatever their clients send and do not read.
+//!
+//! # Limits
+//!
+//! | what a client can do | limit | then |
+//! | --- | --- | --- |
+//! | a request head | 16 KiB, 100 fields | 431 (414 for the request line), close |
+//! | take long to send a head, or a body | 10 s | 408, close |
+//! | be silent between requests | 75 s | close |
+//! | not read its responses | no more is read while 64 KiB wait unsent; 10 s without progress | close |
+//! | send a body | up to 64 KiB is discarded | beyond: 413, close; the client may go on sending for 30 s |
+//! | a `Transfer-Encoding`; `Content-Length` twice or unreadable; `Host` missing, twice or malformed; an invalid target or head | – | 400 (411 for `chunked` alone, 501 for another coding), close |
+//! | `Expect: 100-continue` | – | the final response at once, close unless the body is here |
+//! | an HTTP version other than 1.0 and 1.1 | – | 505, close |
+//! | open connections | [`Limits::connections`] | rule 3 |
+//! | cause a panic in the service | one connection | it is closed |
+//!
+//! # What it does not do
+//!
+//! TLS, HTTP/2, request bodies, compression, authentication. It runs on Unix. It sets no panic hook,
+//! no resource limit and no signal handler, and prints nothing.
+
+#![warn(clippy::unwrap_used)]
+
+/// Declares a module that is private, except to the tests of this repository.
+macro_rules! internal {
+    ($($module:ident)*) => {$(
+        #[cfg(feature = "internals")]
+        #[doc(hidden)]
+        pub mod $module;
+        #[cfg(not(feature = "internals"))]
+        mod $module;
+    )*};
+}
+
+internal!(client connection date request_head socket timer_queue);
+
+mod descriptors;
+mod event_loop;
+mod fair_queue;
+mod http;
+mod listener;
+mod reply;
+mod request;
+mod room;
+mod server;
+mod service;
+mod work;
+
+pub use self::descriptors::raise_descriptor_limit;
+pub use self::http::{Method, Status, is_token_byte};
+pub use self::reply::{Ending, Reply};
+pub use self::request::{Field, Request};
+pub use self::server::{Handle, Limits, Server};
+pub use self::service::{Ended, Outcome, Service};
+pub use self::work::work;

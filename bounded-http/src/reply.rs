@@ -1,0 +1,259 @@
+//! A response as the service gives it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use crate::http::{Status, is_token_byte};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// What to respond, and how.
+///
+/// The server adds `Date`, `Content-Length` and, where it is needed, `Connection`. It leaves the body
+/// out of the response to a HEAD request.
+///
+/// `M` is what the service wants to remember of the request until its exchange has
+/// [ended](crate::Service::ended). Nothing, in most cases.
+#[derive(Debug)]
+pub struct Reply<M = ()> {
+    pub(crate) status: Status,
+    pub(crate) content_type: &'static str,
+    /// More field lines, each with a line break before it.
+    pub(crate) fields: String,
+    pub(crate) body: Cow<'static, [u8]>,
+    pub(crate) delay: Duration,
+    pub(crate) work: Duration,
+    pub(crate) ending: Ending,
+    pub(crate) memo: M,
+}
+
+/// How a response is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// As HTTP has it.
+    #[default]
+    Whole,
+    /// Not at all: the connection is reset.
+    Reset,
+    /// Not at all: the connection is closed.
+    Close,
+    /// The head and half of the body, and then the connection is closed.
+    Cut,
+    /// The head and half of the body, and then nothing for 60 seconds, or until the client
+    /// disconnects.
+    Stall,
+    /// Not at all, for 60 seconds or until the client disconnects.
+    Hang,
+}
+
+impl Ending {
+    /// Whether no byte of the response is sent.
+    pub fn is_silent(self) -> bool {
+        matches!(self, Self::Reset | Self::Close | Self::Hang)
+    }
+}
+
+impl Reply {
+    /// A response with a body of this media type.
+    pub fn new(
+        status: Status,
+        content_type: &'static str,
+        body: impl Into<Cow<'static, [u8]>>,
+    ) -> Self {
+        Self {
+            status,
+            content_type,
+            fields: String::new(),
+            body: body.into(),
+            delay: Duration::ZERO,
+            work: Duration::ZERO,
+            ending: Ending::Whole,
+            memo: (),
+        }
+    }
+
+    /// A response with a plain text.
+    pub fn text(status: Status, text: impl Into<Cow<'static, str>>) -> Self {
+        let body = match text.into() {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        };
+        Self::new(status, TEXT, body)
+    }
+
+    /// A 405 that names the methods which are allowed, such as `"GET, HEAD"`.
+    pub fn method_not_allowed(methods: &str) -> Self {
+        let text = format!("Method not allowed. Allowed here: {methods}.\n");
+        Self::text(Status::MethodNotAllowed, text).field("Allow", methods)
+    }
+
+    /// A 204 that names the methods which are allowed, the response to OPTIONS.
+    pub fn options(methods: &str) -> Self {
+        Self::text(Status::NoContent, "").field("Allow", methods)
+    }
+}
+
+impl<M> Reply<M> {
+    /// The same with one more header field.
+    ///
+    /// # Panics
+    /// If the name is not a token, or the value has a character that could end the line: CR, LF or
+    /// NUL (RFC 9110, section 5.5). Values that come from outside must be checked before.
+    #[must_use]
+    pub fn field(mut self, name: &str, value: &str) -> Self {
+        assert!(
+            !name.is_empty() && name.bytes().all(is_token_byte),
+            "{name:?} is not the name of a header field"
+        );
+        assert!(
+            !value.contains(['\r', '\n', '\0']),
+            "{value:?} is not the value of a header field"
+        );
+        for part in ["\r\n", name, ": ", value] {
+            self.fields.push_str(part);
+        }
+        self
+    }
+
+    /// The same, sent so much later. Other clients are served meanwhile, and other requests on the
+    /// same connection wait, since responses are in order.
+    #[must_use]
+    pub fn after(self, delay: Duration) -> Self {
+        Self { delay, ..self }
+    }
+
+    /// The same after the server's thread has used so much CPU time for it. One response at a time
+    /// is worked for, and other clients wait for that long.
+    #[must_use]
+    pub fn work(self, work: Duration) -> Self {
+        Self { work, ..self }
+    }
+
+    /// The same, sent in another way than HTTP has it: for tests of what clients make of that.
+    #[must_use]
+    pub fn ending(self, ending: Ending) -> Self {
+        Self { ending, ..self }
+    }
+
+    /// The same, with something to remember until the exchange has ended.
+    pub fn remember<N>(self, memo: N) -> Reply<N> {
+        self.split().0.with_memo(memo)
+    }
+
+    /// The response, and what is remembered with it.
+    pub fn split(self) -> (Reply, M) {
+        let reply = Reply {
+            status: self.status,
+            content_type: self.content_type,
+            fields: self.fields,
+            body: self.body,
+            delay: self.delay,
+            work: self.work,
+            ending: self.ending,
+            memo: (),
+        };
+        (reply, self.memo)
+    }
+
+    fn with_memo<N>(self, memo: N) -> Reply<N> {
+        Reply {
+            status: self.status,
+            content_type: self.content_type,
+            fields: self.fields,
+            body: self.body,
+            delay: self.delay,
+            work: self.work,
+            ending: self.ending,
+            memo,
+        }
+    }
+
+    /// The status.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// The media type of the body, if the response has one: a 204 ends with its head (RFC 9110,
+    /// section 15.3.5), and so does a 304.
+    pub fn content_type(&self) -> Option<&'static str> {
+        let has_body = !matches!(self.status, Status::NoContent | Status::NotModified);
+        has_body.then_some(self.content_type)
+    }
+
+    /// The further header fields, a name and a value each.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        let lines = self.fields.split("\r\n");
+        lines.filter_map(|line| line.split_once(": "))
+    }
+
+    /// The body.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// How long the response waits.
+    pub fn delay(&self) -> Duration {
+        self.delay
+    }
+
+    /// How much CPU time it takes then.
+    pub fn work_time(&self) -> Duration {
+        self.work
+    }
+
+    /// How it is sent.
+    pub fn how(&self) -> Ending {
+        self.ending
+    }
+
+    /// The body alone, for its memory to be used again.
+    pub fn into_body(self) -> Cow<'static, [u8]> {
+        self.body
+    }
+
+    /// A 503 in place of this response, for the same request.
+    pub(crate) fn replaced(self, text: &'static str) -> Self {
+        unavailable(text).with_memo(self.memo)
+    }
+}
+
+/// A 503 that asks the client to try again.
+pub(crate) fn unavailable(text: &'static str) -> Reply {
+    Reply::text(Status::ServiceUnavailable, text).field("Retry-After", "1")
+}
+
+impl<M> fmt::Display for Reply<M> {
+    /// The status and the body, for messages of failed tests.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body = String::from_utf8_lossy(&self.body);
+        write!(f, "{} {body}", self.status.line())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_field_can_end_its_line() {
+        for (name, value) in [
+            ("X", "1\r\nY: 2"),
+            ("X", "1\n"),
+            ("X", "\0"),
+            ("X: 1\r\nY", "2"),
+            ("", "1"),
+            ("X ", "1"),
+        ] {
+            let result = catch_unwind(|| Reply::text(Status::Ok, "").field(name, value));
+            assert!(result.is_err(), "{name:?}: {value:?}");
+        }
+        let reply = Reply::text(Status::Ok, "")
+            .field("X", "a: b, é")
+            .field("Y", "");
+        let fields: Vec<_> = reply.fields().collect();
+        assert_eq!(fields, [("X", "a: b, é"), ("Y", "")]);
+    }
+}

@@ -1,0 +1,160 @@
+//! A request as the service sees it.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::http::{Method, after_authority};
+
+/// A header field: a name and a value, as they were sent. The type is httparse's.
+pub type Field<'a> = httparse::Header<'a>;
+
+/// A well-formed request. Its body, if it has one, is discarded.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    method: &'a str,
+    target: &'a str,
+    fields: &'a [Field<'a>],
+    peer: Option<SocketAddr>,
+    received_at: Instant,
+}
+
+impl<'a> Request<'a> {
+    /// A request that was received now, without fields. Services are tested with it; other servers
+    /// can make requests of their own with it.
+    pub fn new(method: &'a str, target: &'a str) -> Self {
+        Self {
+            method,
+            target,
+            fields: &[],
+            peer: None,
+            received_at: Instant::now(),
+        }
+    }
+
+    /// The same with these header fields.
+    #[must_use]
+    pub fn with_fields(self, fields: &'a [Field<'a>]) -> Self {
+        Self { fields, ..self }
+    }
+
+    /// The same from this client.
+    #[must_use]
+    pub fn with_peer(self, peer: Option<SocketAddr>) -> Self {
+        Self { peer, ..self }
+    }
+
+    /// The same, received at this time.
+    #[must_use]
+    pub fn with_received_at(self, received_at: Instant) -> Self {
+        Self {
+            received_at,
+            ..self
+        }
+    }
+
+    /// The method, [`Other`](Method::Other) if it is not one of RFC 9110's or PATCH.
+    pub fn method(&self) -> Method {
+        Method::parse(self.method)
+    }
+
+    /// The method as it was sent: a token.
+    pub fn method_text(&self) -> &'a str {
+        self.method
+    }
+
+    /// The request target as it was sent, in any of its forms (RFC 9112, section 3.2).
+    pub fn target(&self) -> &'a str {
+        self.target
+    }
+
+    /// The path of the target, not decoded: `/` if the target names a host alone, and the target
+    /// itself if it is neither in origin-form nor in absolute-form.
+    pub fn path(&self) -> &'a str {
+        self.path_and_query().0
+    }
+
+    /// What follows the first `?` of the target, not decoded; empty if there is none.
+    pub fn query(&self) -> &'a str {
+        self.path_and_query().1
+    }
+
+    /// The value of a header field that was sent once; `None` if it was sent not at all or several
+    /// times. The case of the name does not matter.
+    pub fn field(&self, name: &str) -> Option<&'a [u8]> {
+        let mut values = self
+            .fields
+            .iter()
+            .filter(|field| field.name.eq_ignore_ascii_case(name))
+            .map(|field| field.value);
+        values.next().filter(|_| values.next().is_none())
+    }
+
+    /// All header fields in the order in which they were sent.
+    pub fn fields(&self) -> &'a [Field<'a>] {
+        self.fields
+    }
+
+    /// The client's address, if it is known.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    /// When the service got the request: the time from which its duration counts.
+    pub fn received_at(&self) -> Instant {
+        self.received_at
+    }
+
+    fn path_and_query(&self) -> (&'a str, &'a str) {
+        if self.target.starts_with('/') {
+            return split_query(self.target);
+        }
+        match after_authority(self.target).map(split_query) {
+            Some(("", query)) => ("/", query),
+            Some(path_and_query) => path_and_query,
+            None => (self.target, ""),
+        }
+    }
+}
+
+fn split_query(target: &str) -> (&str, &str) {
+    match target.bytes().position(|byte| byte == b'?') {
+        Some(mark) => (&target[..mark], &target[mark + 1..]),
+        None => (target, ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_ends_at_the_query_and_begins_after_the_authority() {
+        for (target, path, query) in [
+            ("/", "/", ""),
+            ("/probe?", "/probe", ""),
+            ("/probe?x=1&y=/metrics", "/probe", "x=1&y=/metrics"),
+            ("/probe?u=http://a/?", "/probe", "u=http://a/?"),
+            ("http://a", "/", ""),
+            ("http://a?x", "/", "x"),
+            ("HTTP://a:80/probe?x", "/probe", "x"),
+            ("*", "*", ""),
+            ("a:443", "a:443", ""),
+        ] {
+            let request = Request::new("GET", target);
+            assert_eq!((request.path(), request.query()), (path, query), "{target}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_was_sent_several_times_has_no_value() {
+        let field = |name, value: &'static str| Field {
+            name,
+            value: value.as_bytes(),
+        };
+        let fields = [field("Accept", "a"), field("X", "1"), field("x", "2")];
+        let request = Request::new("GET", "/").with_fields(&fields);
+        assert_eq!(request.field("accept"), Some(&b"a"[..]));
+        assert_eq!(request.field("X"), None);
+        assert_eq!(request.field("Host"), None);
+    }
+}
