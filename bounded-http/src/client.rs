@@ -13,7 +13,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::connection::{Buffers, Connection};
+use crate::connection::{Buffers, Connection, MAX_LINGERING};
 use crate::date::Date;
 use crate::listener::{RECEIVE_BUFFER, SEND_BUFFER};
 use crate::reply::{Reply, unavailable};
@@ -85,6 +85,9 @@ pub struct Client<S, M> {
     pub is_queued: bool,
     /// Where its use of the event loop's time ends, for the fair queue.
     pub finish_tag: u64,
+    /// The length of the last write, if it was longer than the kernel's buffer. The kernel may hold all
+    /// of it until the next write succeeds.
+    last_write: usize,
     /// The bytes that its buffers held after the last turn.
     held_bytes: usize,
 }
@@ -174,6 +177,7 @@ impl<S: Stream, M> Client<S, M> {
             is_overdue: false,
             is_queued: false,
             finish_tag: 0,
+            last_write: 0,
             held_bytes: 0,
         }
     }
@@ -299,11 +303,22 @@ impl<S: Stream, M> Client<S, M> {
         self.held_bytes
     }
 
+    /// Looks whether the kernel still holds the last write, and corrects what the client holds.
+    pub fn check_last_write<V>(&mut self, shared: &mut Shared<V>) {
+        if self.last_write > 0 && self.socket.has_delivered() {
+            self.held_bytes -= self.last_write;
+            shared.held_bytes -= self.last_write;
+            self.last_write = 0;
+        }
+    }
+
     /// Ends the client. Requests that got no response are recorded as such. `is_lost` says that the
     /// connection has failed, and with it responses on their way.
     pub fn leave<V: Service<Memo = M>>(mut self, is_lost: bool, shared: &mut Shared<V>) {
         shared.held_bytes -= self.held_bytes;
-        if !self.connection.unsent().is_empty() {
+        // What a client does not read must not stay in the kernel's memory. At the end it may.
+        let is_read = self.connection.unsent().is_empty() && self.socket.has_delivered();
+        if !is_read && !shared.is_stopping {
             self.socket.reset_on_close();
         }
         if let Some(pending) = self.pending.take() {
@@ -335,7 +350,7 @@ impl<S: Stream, M> Client<S, M> {
         {
             self.confirm(false, shared);
         }
-        if self.is_expired(shared) {
+        if self.is_expired(shared) && !self.lingers_on(shared) {
             let Some(rejection) = self.connection.expire() else {
                 return Ok(Next::Close);
             };
@@ -362,9 +377,28 @@ impl<S: Stream, M> Client<S, M> {
                 || !(self.can_read() || self.can_answer(shared)))
     }
 
+    /// Whether an expired client that lingers goes on lingering, because it still reads its last
+    /// response. To close its connection would leave the rest to the kernel, in memory that nobody
+    /// counts.
+    fn lingers_on<V>(&mut self, shared: &Shared<V>) -> bool {
+        let lingers = self.connection.lingers_since();
+        let goes_on = lingers.is_some_and(|since| shared.now < since + MAX_LINGERING)
+            && !shared.is_stopping
+            && !self.socket.has_delivered();
+        if goes_on {
+            self.connection.linger_on(shared.now);
+        }
+        goes_on
+    }
+
     fn next<V: Service<Memo = M>>(&self, shared: &Shared<V>) -> Next {
         if self.connection.is_finished() && self.unconfirmed.is_none() {
-            Next::Close
+            // An event comes when the client has read more. If it does not, the deadline does.
+            if shared.is_stopping || self.socket.has_delivered() {
+                Next::Close
+            } else {
+                Next::Wait
+            }
         } else if self.can_read() || self.can_answer(shared) {
             Next::AnotherTurn
         } else {
@@ -403,6 +437,7 @@ impl<S: Stream, M> Client<S, M> {
             && let Some(count) = self.socket.write(self.connection.unsent())?
         {
             self.connection.sent(count, now);
+            self.last_write = if count > 2 * SEND_BUFFER { count } else { 0 };
         }
         Ok(())
     }
@@ -412,6 +447,7 @@ impl<S: Stream, M> Client<S, M> {
         // The kernel's part is the most that it may be: what it really is, it does not tell.
         let is_read_blocked = self.socket.is_readable() && !self.connection.wants_bytes();
         let held_bytes = self.connection.held_bytes()
+            + self.last_write
             + usize::from(!self.connection.unsent().is_empty()) * 2 * SEND_BUFFER
             + usize::from(is_read_blocked) * 2 * RECEIVE_BUFFER;
         shared.held_bytes = shared.held_bytes - self.held_bytes + held_bytes;

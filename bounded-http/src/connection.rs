@@ -358,6 +358,11 @@ impl Connection {
         }
     }
 
+    /// Begins to linger anew, for as long as lingering may take in all: the client still reads.
+    pub fn linger_on(&mut self, now: Instant) {
+        self.since = now;
+    }
+
     /// When the current wait ends with [`expire`](Self::expire); `None` while the client waits for
     /// the service.
     pub fn deadline(&self) -> Option<Instant> {
@@ -365,7 +370,8 @@ impl Connection {
             State::Lingering(since) => {
                 return Some((self.since + LINGERING_TIMEOUT).min(since + MAX_LINGERING));
             }
-            _ if !self.unsent().is_empty() => WRITE_TIMEOUT,
+            // It remains for the client to read what was sent.
+            _ if !self.unsent().is_empty() || self.is_finished() => WRITE_TIMEOUT,
             State::Answering(_) => return None,
             State::Reading | State::DiscardingBody(_) if self.is_stopping => {
                 KEEP_ALIVE_TIMEOUT_WHILE_STOPPING

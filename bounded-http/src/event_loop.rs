@@ -564,6 +564,12 @@ impl<V: Service> EventLoop<V> {
         if self.shared.held_bytes <= self.max_held_bytes {
             return;
         }
+        for (_, client) in &mut self.clients {
+            client.check_last_write(&mut self.shared);
+        }
+        if self.shared.held_bytes <= self.max_held_bytes {
+            return;
+        }
         let holding = self
             .clients
             .iter()

@@ -19,7 +19,7 @@ pub const RECEIVE_BUFFER: usize = 2304;
 /// How long the kernel tries to deliver what a client does not read, in milliseconds. It is longer
 /// than what the event loop waits for, so that the kernel alone closes no connection that is open.
 #[cfg(target_os = "linux")]
-const UNREAD_TIMEOUT_MILLIS: u32 = 30_000;
+const UNREAD_TIMEOUT_MILLIS: u32 = 15_000;
 
 /// Listens on an address.
 pub fn listen(address: impl ToSocketAddrs) -> io::Result<TcpListener> {

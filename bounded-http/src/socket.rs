@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mio::event::Event;
 use mio::net::TcpStream;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 
 /// A byte stream of which a poll tells when it is ready. The event loop uses TCP; tests and fuzz
@@ -20,6 +21,10 @@ pub trait Stream: Read + Write {
     /// Whether an error has ended the connection.
     fn has_failed(&self) -> bool;
 
+    /// Whether the kernel has delivered most of what was written. It may take a whole response at
+    /// once, however small its buffer, and keep it for a client that does not read.
+    fn has_delivered(&self) -> bool;
+
     /// Has the connection be reset when it is closed. The kernel then drops the bytes that the client
     /// has not read; otherwise it keeps them, and their memory, for minutes.
     fn reset_on_close(&mut self);
@@ -32,6 +37,13 @@ impl Stream for TcpStream {
 
     fn has_failed(&self) -> bool {
         !matches!(self.take_error(), Ok(None))
+    }
+
+    fn has_delivered(&self) -> bool {
+        // A socket counts as writable when a third of its buffer is free (tcp(7), sk_stream_is_writeable).
+        let mut socket = [PollFd::new(self, PollFlags::OUT)];
+        let polled = poll(&mut socket, Some(&Timespec::default()));
+        polled.is_err() || !socket[0].revents().is_empty()
     }
 
     fn reset_on_close(&mut self) {
@@ -148,6 +160,11 @@ impl<S: Stream> Socket<S> {
     /// When the client has disconnected.
     pub fn close_sending_side(&mut self) -> io::Result<()> {
         self.stream.close_sending_side()
+    }
+
+    /// Whether the kernel has delivered most of what was written.
+    pub fn has_delivered(&self) -> bool {
+        self.stream.has_delivered()
     }
 
     /// Has the connection be reset when it is closed.
