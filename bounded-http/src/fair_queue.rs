@@ -5,7 +5,8 @@
 //! the virtual time at which its use so far would have ended if all clients had an equal share.
 //! A client with a light use goes first; of all others, the one with the least finish tag does. A
 //! client that was idle, or has just connected, has used nothing lately, so it is served before any
-//! number of clients that never stop asking.
+//! number of clients that never stop asking. These get one turn in five even if new clients never stop
+//! connecting.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -19,6 +20,10 @@ const LIGHT_USE: u64 = 25_000;
 /// as there are busy clients.
 const MAX_CHARGE: u64 = 200_000;
 
+/// After how many turns of clients with a light use one of the others gets a turn. Without it, new
+/// connections that keep coming would make every client that reuses its connection wait.
+const MAX_LIGHT_TURNS: u32 = 4;
+
 /// Clients that want a turn, by their keys.
 #[derive(Default)]
 pub struct FairQueue {
@@ -26,6 +31,8 @@ pub struct FairQueue {
     light: VecDeque<usize>,
     /// All others, by finish tag.
     heavy: BinaryHeap<Reverse<(u64, usize)>>,
+    /// The turns of clients with a light use since the last turn of another one.
+    light_turns: u32,
     /// The greatest finish tag with which a turn has begun, in nanoseconds.
     virtual_time: u64,
 }
@@ -42,11 +49,15 @@ impl FairQueue {
 
     /// Removes the client whose turn is next.
     pub fn pop(&mut self) -> Option<usize> {
-        self.light.pop_front().or_else(|| {
-            let Reverse((finish_tag, key)) = self.heavy.pop()?;
-            self.virtual_time = self.virtual_time.max(finish_tag);
-            Some(key)
-        })
+        let may_be_light = self.light_turns < MAX_LIGHT_TURNS || self.heavy.is_empty();
+        if may_be_light && let Some(key) = self.light.pop_front() {
+            self.light_turns = self.light_turns.saturating_add(1);
+            return Some(key);
+        }
+        let Reverse((finish_tag, key)) = self.heavy.pop()?;
+        self.virtual_time = self.virtual_time.max(finish_tag);
+        self.light_turns = 0;
+        Some(key)
     }
 
     /// The finish tag of a client after a turn that took so long. Time that it did not use earlier is
@@ -119,6 +130,24 @@ mod tests {
             queue.push(1000, 0);
             assert_eq!(queue.pop(), Some(1000));
         }
+    }
+
+    #[test]
+    fn a_busy_client_gets_its_share_while_new_clients_never_stop_connecting() {
+        let mut queue = FairQueue::default();
+        let mut finish_tag = 0;
+        let mut turns = 0;
+        queue.push(0, finish_tag);
+        for key in 1..=1000 {
+            // A new client has a turn and leaves, and the next one is here already.
+            queue.push(key, 0);
+            if queue.pop() == Some(0) {
+                turns += 1;
+                finish_tag = queue.charge(finish_tag, TURN);
+                queue.push(0, finish_tag);
+            }
+        }
+        assert!((190..=201).contains(&turns), "{turns} of 1000");
     }
 
     #[test]
