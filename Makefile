@@ -164,8 +164,9 @@ demo-down: ## end the demo and remove its data
 	$(COMPOSE_DEMO) down --volumes
 
 .PHONY: check-deploy
-check-deploy: ## check Prometheus' configuration, test its rules, check the compose file
+check-deploy: ## check Prometheus' configuration, test its rules, check docs/alerts.md and the compose file
 	promtool check config deploy/prometheus/prometheus.yml
+	scripts/check-alerts-doc.sh
 	promtool test rules deploy/prometheus/*_test.yml
 	$(COMPOSE_DEMO) config >/dev/null
 

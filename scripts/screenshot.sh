@@ -40,7 +40,7 @@ url="$PROMETHEUS_URL/classic/graph?"
 number=0
 for expression in \
     'instance_endpoint:app_request_errors:ratio_rate1m{endpoint="/probe"} or app_configured_fail_ratio' \
-    'instance_endpoint:app_request_latency_seconds:quantile1m{endpoint="/probe", quantile="0.9"} or app_configured_latency_seconds'; do
+    'instance_endpoint:app_request_latency_seconds:quantile_rate1m{endpoint="/probe", quantile="0.9"} or app_configured_latency_seconds'; do
     url+="g$number.tab=0&g$number.range_input=4m&g$number.step_input=1&g$number.expr="
     url+="$(jq --null-input --raw-output --arg text "$expression" '$text | @uri')&"
     number=$((number + 1))

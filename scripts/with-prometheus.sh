@@ -2,8 +2,9 @@
 # Starts Prometheus with deploy/prometheus, runs a command with its URL in PROMETHEUS_URL, stops it again.
 # Usage: BASE_URL=http://ADDRESS:PORT scripts/with-prometheus.sh COMMAND [ARGUMENT...]
 # It listens on a free port of 127.0.0.1, or where LISTEN says.
-# Three things differ from deploy/prometheus, the last two so that a minute shows something: the
-# service's address, an interval of 1 s instead of 5 s, and alerts that wait for 10 s instead of 1 m.
+# Four things differ from deploy/prometheus. One is the service's address. The others make changes visible
+# within a minute: an interval of 1 s instead of 5 s, rates over 1 m instead of 5 m (and their names, such
+# as ratio_rate1m), and alerts that wait for 10 s instead of 1 m.
 set -eu
 # shellcheck source=/dev/null
 . "$(dirname "$0")/waits.sh"
@@ -11,8 +12,9 @@ set -eu
 folder=$(mktemp -d)
 sed -e "s|tiny-probe:8080|${BASE_URL#http://}|" -e 's/_interval: 5s/_interval: 1s/' \
     deploy/prometheus/prometheus.yml >"$folder/prometheus.yml"
-sed 's/for: 1m/for: 10s/' deploy/prometheus/alerting_rules.yml >"$folder/alerting_rules.yml"
-cp deploy/prometheus/recording_rules.yml "$folder"
+for file in recording_rules.yml alerting_rules.yml slo_rules.yml; do
+    sed -e 's/\[5m\]/[1m]/g' -e 's/rate5m/rate1m/g' -e 's/for: 1m/for: 10s/' "deploy/prometheus/$file" >"$folder/$file"
+done
 
 prometheus --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/data" \
     --enable-feature=exemplar-storage --web.listen-address="${LISTEN:-127.0.0.1:0}" 2>"$folder/log" &

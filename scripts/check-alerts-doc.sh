@@ -1,0 +1,37 @@
+#!/bin/sh
+# Checks that docs/alerts.md has a section for every alert and no other, that each runbook_url leads
+# there, and that each alert has a unit test in which it fires.
+# Usage: scripts/check-alerts-doc.sh
+set -eu
+cd "$(dirname "$0")/.."
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+# same NAME FILE FILE: the two lists are equal.
+same() {
+    if ! diff "$2" "$3" >"$folder/difference"; then
+        printf 'FAILED  %s (< expected, > found):\n' "$1" >&2
+        cat "$folder/difference" >&2
+        exit 1
+    fi
+    printf 'ok      %s\n' "$1"
+}
+
+rules='deploy/prometheus/alerting_rules.yml deploy/prometheus/slo_rules.yml'
+# shellcheck disable=SC2086 # two files
+sed -n 's/^ *- alert: //p' $rules | uniq >"$folder/alerts"
+[ -s "$folder/alerts" ] || { echo "FAILED  no alert in $rules" >&2 && exit 1; }
+sed -n 's/^### //p' docs/alerts.md >"$folder/sections"
+same "docs/alerts.md has the alerts of the rules, in their order" "$folder/alerts" "$folder/sections"
+
+# GitHub makes the anchor of a heading from its letters in lower case.
+# shellcheck disable=SC2086
+sed -n 's/^ *- alert: //p' $rules | tr '[:upper:]' '[:lower:]' >"$folder/anchors"
+# shellcheck disable=SC2086
+sed -n 's|^ *runbook_url: https://github.com/OWNER/tiny-probe/blob/main/docs/alerts.md#||p' $rules >"$folder/runbooks"
+same "every alert has a runbook_url that leads to its section" "$folder/anchors" "$folder/runbooks"
+
+sort "$folder/alerts" >"$folder/expected"
+cat deploy/prometheus/*_rules_test.yml | sed -n 's/^ *- alertname: //p' | sort -u >"$folder/fired"
+same "every alert fires in a unit test" "$folder/expected" "$folder/fired"
