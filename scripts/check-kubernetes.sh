@@ -1,6 +1,6 @@
 #!/bin/sh
-# Renders deploy/kubernetes, with and without autoscaling, and checks it: against the schemas of Kubernetes and of the Prometheus
-# Operator, against the restricted Pod Security Standard, and that its parts fit together.
+# Renders deploy/kubernetes and each of its overlays, and checks them: against the schemas of Kubernetes
+# and of the Prometheus Operator, against the restricted Pod Security Standard, and that their parts fit together.
 # Usage: scripts/check-kubernetes.sh
 # Needs kubectl, jq, python3 with venv, and npm; the validators come from PyPI and npm into target/.
 # shellcheck disable=SC2016 # $pod and its kin are variables of jq
@@ -19,41 +19,70 @@ if [ ! -e "$tools/complete" ]; then
     touch "$tools/complete"
 fi
 
-# As it is, and with the line for the Prometheus Operator made effective.
-cp -r deploy/kubernetes "$rendered/sources"
-sed -i 's/^  # - servicemonitor.yaml/  - servicemonitor.yaml/' "$rendered/sources/base/kustomization.yaml"
-for overlay in . autoscaling; do
-    kubectl kustomize "deploy/kubernetes/$overlay" >"$rendered/plain.yaml"
-    "$tools/bin/kubernetes-validate" --strict --no-warn "$rendered/plain.yaml"
-    kubectl kustomize "$rendered/sources/$overlay" |
-        "$tools/bin/python" -c 'import json, sys, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)' \
-            >"$rendered/sources/$overlay/rendered.json"
+# json FILE: a YAML file with several documents, as a JSON array.
+json() {
+    "$tools/bin/python" -c 'import json, sys, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)' <"$1"
+}
+
+for overlay in . autoscaling canary faults monitoring; do
+    mkdir -p "$rendered/$overlay"
+    kubectl kustomize "deploy/kubernetes/$overlay" >"$rendered/$overlay/rendered.yaml"
+    json "$rendered/$overlay/rendered.yaml" >"$rendered/$overlay/rendered.json"
 done
-cat >"$tools/service-monitor.mjs" <<'JS'
+for overlay in . autoscaling canary faults; do
+    "$tools/bin/kubernetes-validate" --strict --no-warn "$rendered/$overlay/rendered.yaml"
+done
+kubectl kustomize deploy/grafana >"$rendered/dashboard.yaml"
+"$tools/bin/kubernetes-validate" --strict --no-warn "$rendered/dashboard.yaml"
+scripts/prometheus-rule.sh >"$rendered/rule.yaml"
+json "$rendered/rule.yaml" >"$rendered/rule.json"
+
+cat >"$tools/operator.mjs" <<'JS'
+import { PrometheusRule } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/PrometheusRule";
 import { ServiceMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/ServiceMonitor";
 import { readFileSync } from "node:fs";
-const monitors = JSON.parse(readFileSync(0)).filter((one) => one.kind === "ServiceMonitor");
-if (monitors.length !== 1) throw new Error(`${monitors.length} ServiceMonitors, 1 expected`);
-new ServiceMonitor(monitors[0]).validate();
+const types = { PrometheusRule, ServiceMonitor };
+const [file, kind] = process.argv.slice(2);
+const found = JSON.parse(readFileSync(file)).filter((one) => one.kind === kind);
+if (found.length !== 1) throw new Error(`${found.length} of ${kind} in ${file}, 1 expected`);
+new types[kind](found[0]).validate();
+console.log(`ok      ${kind} fits the Prometheus Operator's schema`);
 JS
-node "$tools/service-monitor.mjs" <"$rendered/sources/rendered.json"
-echo "ok      ServiceMonitor fits the Prometheus Operator's schema"
+node "$tools/operator.mjs" "$rendered/monitoring/rendered.json" ServiceMonitor
+node "$tools/operator.mjs" "$rendered/rule.json" PrometheusRule
 
-# check NAME CONDITION: a jq expression over $deployment, $pod, $container, $service and $monitor, that
-# holds of all $overlays
-overlays=". autoscaling"
+# equal NAME FILE FILE: the two JSON documents have the same value.
+equal() {
+    if [ "$(jq --sort-keys . "$2")" != "$(jq --sort-keys . "$3")" ]; then
+        printf 'FAILED  %s\n' "$1" >&2
+        exit 1
+    fi
+    printf 'ok      %s\n' "$1"
+}
+for file in recording alerting slo; do json "deploy/prometheus/${file}_rules.yml"; done |
+    jq --slurp 'map(.[].groups) | add' >"$rendered/groups.json"
+jq '.[].spec.groups' "$rendered/rule.json" >"$rendered/rule-groups.json"
+equal "the PrometheusRule has the groups of deploy/prometheus" "$rendered/groups.json" "$rendered/rule-groups.json"
+jq '.[] | select(.kind == "ConfigMap").data["tiny-probe.json"] | fromjson' \
+    "$rendered/monitoring/rendered.json" >"$rendered/dashboard.json"
+equal "the ConfigMap has the dashboard" deploy/grafana/tiny-probe.json "$rendered/dashboard.json"
+
+# check NAME CONDITION: a jq expression over $deployment, $pod, $container, $service and $monitor that holds for
+# each Deployment of all $overlays.
+overlays=". autoscaling canary faults"
 check() {
-    for overlay in $overlays; do check_one "$rendered/sources/$overlay/rendered.json" "$@"; done
+    for overlay in $overlays; do check_one "$rendered/$overlay/rendered.json" "$@"; done
     printf 'ok      %s\n' "$1"
 }
 
 check_one() {
-    jq --exit-status '
-        def one(kind): map(select(.kind == kind)) | if length == 1 then .[0] else error("\(length) of \(kind)") end;
-        one("Deployment") as $deployment | one("Service") as $service | one("ServiceMonitor") as $monitor
-        | $deployment.spec.template as $pod | $pod.spec.containers[0] as $container
-        | '"$3" "$1" >/dev/null || {
-        printf 'FAILED  %s, in %s\n' "$2" "${1#"$rendered/sources/"}" >&2
+    jq --exit-status --slurpfile monitoring "$rendered/monitoring/rendered.json" '
+        def all_of(kind): map(select(.kind == kind)) | if length > 0 then . else error("no \(kind)") end;
+        def one(kind): all_of(kind) | if length == 1 then .[0] else error("\(length) of \(kind)") end;
+        . as $all | one("Service") as $service | ($monitoring[0] | one("ServiceMonitor")) as $monitor
+        | [all_of("Deployment")[] as $deployment | $deployment.spec.template as $pod | $pod.spec.containers[0] as $container
+            | $all | '"$3"'] | all' "$1" >/dev/null || {
+        printf 'FAILED  %s, in %s\n' "$2" "${1#"$rendered/"}" >&2
         exit 1
     }
 }
@@ -70,17 +99,28 @@ check "restricted: no privilege, no capability, nothing writable" \
     '$container.securityContext == {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: ["ALL"]}}'
 check "no token of the cluster in the pod" '$pod.spec.automountServiceAccountToken == false'
 check "the Service selects the pods, and its port is one of theirs" \
-    '($pod.metadata.labels | contains($service.spec.selector)) and $deployment.spec.selector.matchLabels == $service.spec.selector
+    '($pod.metadata.labels | contains($service.spec.selector))
         and any($container.ports[].name; . == $service.spec.ports[0].targetPort)'
 check "the ServiceMonitor selects the Service, and its port is one of the Service's" \
     '($service.metadata.labels | contains($monitor.spec.selector.matchLabels))
         and any($service.spec.ports[].name; . == $monitor.spec.endpoints[0].port)'
+check "the Deployment selects its own pods, and their labels are those that Prometheus finds them by" \
+    '($pod.metadata.labels | contains($deployment.spec.selector.matchLabels))
+        and $pod.metadata.labels["app.kubernetes.io/name"] == "tiny-probe" and $service.metadata.labels["app.kubernetes.io/name"] == "tiny-probe"
+        and $monitor.spec.targetLabels == ["app.kubernetes.io/name"]'
+check "the ServiceMonitor drops the target label that would rename ours" \
+    'any($monitor.spec.endpoints[0].relabelings[]; . == {action: "labeldrop", regex: "endpoint"})'
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+grep -q 'image="ghcr.io/${GITHUB_REPOSITORY,,}"' .github/workflows/ci.yml ||
+    { echo "FAILED  the workflow publishes another image than the manifests name" >&2 && exit 1; }
+check "the image is the one that the workflow publishes for version ${version:-unknown}" \
+    '$container.image == "ghcr.io/OWNER/tiny-probe:'"$version"'"'
 check "the annotations say the port of the container" \
     '$pod.metadata.annotations["prometheus.io/port"] == ($container.ports[0].containerPort | tostring)'
 check "liveness and readiness ask /healthz" \
     '[$container.livenessProbe, $container.readinessProbe | .httpGet] | all(. == {path: "/healthz", port: "http"})'
 grace=$(sed -n 's/.*GRACE: Duration = Duration::from_secs(\([0-9]*\));/\1/p' src/shutdown.rs)
-check "the grace period covers preStop, the ${grace:-unknown} seconds for delayed answers, and a margin of 2" \
+check "the grace period covers preStop, the ${grace:-unknown} seconds for delayed responses, and a margin of 2" \
     '$container.lifecycle.preStop.sleep.seconds as $sleep | $sleep > 0
         and $pod.spec.terminationGracePeriodSeconds >= $sleep + '"$grace"' + 2'
 
@@ -89,10 +129,24 @@ check "the autoscaler has the Deployment, which leaves the number of pods to it:
     'one("HorizontalPodAutoscaler").spec | .scaleTargetRef.name == $deployment.metadata.name
         and $deployment.spec.replicas == null and [.minReplicas, .maxReplicas] == [1, 10]'
 check "the PodDisruptionBudget selects the pods, and lets one of them go" \
-    'one("PodDisruptionBudget").spec | .selector == $deployment.spec.selector and .maxUnavailable == 1'
+    'one("PodDisruptionBudget").spec | .selector as $selector | ($pod.metadata.labels | contains($selector.matchLabels))
+        and .maxUnavailable == 1'
 # The README says how much load makes how many pods.
 check "at half of the request, a pod works for five requests a second" \
     '($container.env[] | select(.name == "WORK").value | rtrimstr("ms") | tonumber) as $work
         | ($container.resources.requests.cpu | rtrimstr("m") | tonumber) as $request
         | one("HorizontalPodAutoscaler").spec.metrics[0].resource.target.averageUtilization as $target
         | $request * $target / 100 / $work == 5'
+
+overlays=faults
+check "fault injection is on, and the NetworkPolicy selects the pods and opens their port" \
+    '($container.env | any(. == {name: "FAULT_INJECTION", value: "on"}))
+        and (one("NetworkPolicy").spec | .podSelector.matchLabels as $labels | ($pod.metadata.labels | contains($labels))
+            and .ingress[0].ports[0].port == $container.ports[0].name)'
+overlays=". autoscaling canary"
+check "fault injection is off" '$container.env | all(.name != "FAULT_INJECTION")'
+
+overlays=canary
+check "two Deployments with selectors of their own, one of each version" \
+    'all_of("Deployment") | length == 2 and ([.[].spec.selector.matchLabels] | unique | length == 2)
+        and ([.[].spec.template.spec.containers[0].env[] | select(.name == "APP_VERSION").value] | sort == ["1", "2"])'
