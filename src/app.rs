@@ -18,17 +18,24 @@ use crate::probe::{self, Probe};
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 
-/// A route: its path, its methods as `Allow` names them, and the function that answers. HEAD is
-/// answered like GET, and OPTIONS from this table.
+/// A route: its path, its methods, and the function that answers. HEAD is answered like GET, and
+/// OPTIONS from this table.
 struct Route {
     path: &'static str,
-    methods: &'static str,
+    methods: Methods,
     answer: fn(&mut App, &Request<'_>) -> Reply,
+}
+
+/// The methods that the function of a route answers.
+struct Methods {
+    answered: &'static [Method],
+    /// The same and OPTIONS, as the value of `Allow`.
+    allow: &'static str,
 }
 
 /// All routes.
 #[rustfmt::skip]
-const ROUTES: [Route; 5] = [
+static ROUTES: [Route; 5] = [
     Route { path: "/",        methods: READ,   answer: App::landing_page },
     Route { path: "/probe",   methods: READ,   answer: App::probe },
     Route { path: METRICS,    methods: READ,   answer: App::metrics_page },
@@ -36,10 +43,16 @@ const ROUTES: [Route; 5] = [
     Route { path: FAULTS,     methods: CHANGE, answer: App::faults },
 ];
 
-const READ: &str = "GET, HEAD, OPTIONS";
+const READ: Methods = Methods {
+    answered: &[Method::Get, Method::Head],
+    allow: "GET, HEAD, OPTIONS",
+};
 /// A page in somebody's browser can send neither PUT nor DELETE to another origin without a preflight,
 /// and no response here grants one.
-const CHANGE: &str = "GET, HEAD, PUT, DELETE, OPTIONS";
+const CHANGE: Methods = Methods {
+    answered: &[Method::Get, Method::Head, Method::Put, Method::Delete],
+    allow: "GET, HEAD, PUT, DELETE, OPTIONS",
+};
 
 const METRICS: &str = "/metrics";
 const FAULTS: &str = "/faults";
@@ -90,12 +103,14 @@ impl Service for App {
     type Memo = Exchange;
 
     fn answer(&mut self, request: &Request<'_>) -> Reply<Exchange> {
-        let exchange = self.begin(request);
-        self.reply(request).remember(exchange)
+        let route = self.route(request.path());
+        let exchange = self.begin(request, route);
+        self.reply(request, route).remember(exchange)
     }
 
     fn refuse(&mut self, request: &Request<'_>) -> Option<Exchange> {
-        Some(self.begin(request))
+        let route = self.route(request.path());
+        Some(self.begin(request, route))
     }
 
     /// Records a request, by which a later scrape shows it.
@@ -136,7 +151,7 @@ impl Service for App {
 
     fn is_urgent(&self, request: &Request<'_>) -> bool {
         let route = self.route(request.path());
-        route.is_some_and(|(_, route)| URGENT.contains(&route.path))
+        route.is_some_and(|index| URGENT.contains(&ROUTES[index].path))
     }
 
     fn connections_changed(&mut self, open: usize) {
@@ -165,8 +180,8 @@ impl App {
             access_log: AccessLog::new(config.access_log),
             landing_page: landing_page(&config.app_version, &config.app_config),
         };
-        app.metrics
-            .expose(Method::Get, app.endpoint("/probe"), &["200", "500"]);
+        let probe = endpoint(app.route("/probe"));
+        app.metrics.expose(Method::Get, probe, &["200", "500"]);
         app
     }
 
@@ -187,52 +202,48 @@ impl App {
         is_full.then_some(line_writer::PAUSE)
     }
 
-    fn begin(&self, request: &Request<'_>) -> Exchange {
+    fn begin(&self, request: &Request<'_>, route: Option<usize>) -> Exchange {
         let traceparent = request.field("traceparent");
         let (method, target) = (request.method_text(), request.target());
         Exchange {
             method: request.method(),
-            endpoint: self.endpoint(request.path()),
+            endpoint: endpoint(route),
             trace: traceparent.and_then(TraceContext::sampled),
             log_entry: self.access_log.begin(request.peer(), method, target),
             _in_flight: InFlight::new(self.metrics.requests_in_flight()),
         }
     }
 
-    fn reply(&mut self, request: &Request<'_>) -> Reply {
+    fn reply(&mut self, request: &Request<'_>, route: Option<usize>) -> Reply {
         let method = request.method();
-        let Some((_, route)) = self.route(request.path()) else {
+        let Some(Route {
+            methods, answer, ..
+        }) = route.map(|index| &ROUTES[index])
+        else {
             return match method {
                 // Of the server as a whole (RFC 9110, section 9.3.7).
-                Method::Options if request.target() == "*" => Reply::options(READ),
+                Method::Options if request.target() == "*" => Reply::options(READ.allow),
                 // It names a host and no path (RFC 9112, section 3.2.3).
-                Method::Connect => Reply::method_not_allowed(READ),
+                Method::Connect => Reply::method_not_allowed(READ.allow),
                 _ => Reply::text(
                     Status::NotFound,
                     "Not found. Try /probe, /metrics or /healthz.\n",
                 ),
             };
         };
-        if method == Method::Options {
-            Reply::options(route.methods)
-        } else if route.methods.split(", ").any(|name| name == method.label()) {
-            (route.answer)(self, request)
+        if methods.answered.contains(&method) {
+            answer(self, request)
+        } else if method == Method::Options {
+            Reply::options(methods.allow)
         } else {
-            Reply::method_not_allowed(route.methods)
+            Reply::method_not_allowed(methods.allow)
         }
     }
 
-    /// The route of a path, and its index. Without fault injection, /faults is none.
-    fn route(&self, path: &str) -> Option<(usize, &'static Route)> {
-        let route = |(_, route): &(usize, &Route)| route.path == path;
-        let found = ROUTES.iter().enumerate().find(route);
-        found.filter(|(_, route)| self.fault_injection || route.path != FAULTS)
-    }
-
-    fn endpoint(&self, path: &str) -> Endpoint {
-        self.route(path).map_or(Endpoint::OTHER, |(index, route)| {
-            Endpoint::of_route(index, route.path)
-        })
+    /// The index of a path's route. Without fault injection, /faults has none.
+    fn route(&self, path: &str) -> Option<usize> {
+        let found = ROUTES.iter().position(|route| route.path == path);
+        found.filter(|index| self.fault_injection || ROUTES[*index].path != FAULTS)
     }
 
     fn landing_page(&mut self, _: &Request<'_>) -> Reply {
@@ -283,6 +294,12 @@ impl App {
         }
         Reply::text(Status::Ok, page)
     }
+}
+
+fn endpoint(route: Option<usize>) -> Endpoint {
+    route.map_or(Endpoint::OTHER, |index| {
+        Endpoint::of_route(index, ROUTES[index].path)
+    })
 }
 
 fn healthz(_: &mut App, _: &Request<'_>) -> Reply {

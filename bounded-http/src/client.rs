@@ -370,8 +370,11 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Whether a wait has ended without progress.
     fn is_expired<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
+        if !self.is_overdue {
+            return false;
+        }
         let deadline = self.connection.deadline();
-        self.is_overdue &= deadline.is_some_and(|end| end <= shared.now);
+        self.is_overdue = deadline.is_some_and(|end| end <= shared.now);
         self.is_overdue
             && (self.connection.is_deadline_final()
                 || !(self.can_read() || self.can_answer(shared)))

@@ -81,12 +81,16 @@ impl<'a> Request<'a> {
     /// The value of a header field that was sent once; `None` if it was sent not at all or several
     /// times. The case of the name does not matter.
     pub fn field(&self, name: &str) -> Option<&'a [u8]> {
-        let mut values = self
-            .fields
-            .iter()
-            .filter(|field| field.name.eq_ignore_ascii_case(name))
-            .map(|field| field.value);
-        values.next().filter(|_| values.next().is_none())
+        let mut found = None;
+        for field in self.fields {
+            if field.name.len() == name.len() && field.name.eq_ignore_ascii_case(name) {
+                if found.is_some() {
+                    return None;
+                }
+                found = Some(field.value);
+            }
+        }
+        found
     }
 
     /// All header fields in the order in which they were sent.
