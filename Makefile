@@ -66,6 +66,11 @@ check-metrics: build ## have promtool check the exposition
 	SERVER=event-loop scripts/with-service.sh scripts/check-metrics.sh
 	SERVER=tiny-http scripts/with-service.sh scripts/check-metrics.sh
 
+.PHONY: check-page
+check-page: build ## use the page at / in Chromium, and compare its arithmetic with Prometheus'
+	scripts/with-service.sh node --test tests/page
+	scripts/check-page.mjs
+
 .PHONY: check-syscalls
 check-syscalls: build ## have system calls fail under the built binary, and the wall clock be wrong; needs strace, libfaketime
 	scripts/check-syscalls.py
@@ -199,8 +204,12 @@ check-scrape: build ## have Prometheus, and VictoriaMetrics, scrape the service,
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/check-scrape.sh
 	scripts/with-service.sh scripts/check-victoria-metrics.sh
 
+.PHONY: screenshot-page
+screenshot-page: build ## take docs/page.webp again, in a minute; after `make check-page`
+	FAULT_INJECTION=on LATENCY=60ms scripts/with-service.sh scripts/screenshot-page.mjs docs/page.webp
+
 .PHONY: screenshot
-screenshot: build ## take docs/prometheus.png anew; needs Chromium, takes five minutes
+screenshot: screenshot-page ## take docs/page.webp and docs/prometheus.png anew; needs Chromium, takes five minutes
 	FAULT_INJECTION=on FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms \
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/screenshot.sh docs/prometheus.png
 

@@ -14,6 +14,7 @@ use crate::faults::{Faults, OwnFault};
 use crate::log::access::{AccessLog, Entry};
 use crate::log::{diagnostics, line_writer};
 use crate::metrics::{Endpoint, Format, Metrics};
+use crate::page::{self, Page};
 use crate::probe::{self, Probe};
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
@@ -36,7 +37,7 @@ struct Methods {
 /// All routes.
 #[rustfmt::skip]
 static ROUTES: [Route; 5] = [
-    Route { path: "/",        methods: READ,   answer: App::landing_page },
+    Route { path: "/",        methods: READ,   answer: App::page },
     Route { path: "/probe",   methods: READ,   answer: App::probe },
     Route { path: METRICS,    methods: READ,   answer: App::metrics_page },
     Route { path: "/healthz", methods: READ,   answer: healthz },
@@ -71,7 +72,7 @@ pub struct App {
     fault_injection: bool,
     metrics: Metrics,
     access_log: AccessLog,
-    landing_page: String,
+    page: Page,
 }
 
 /// What is remembered of a request until its exchange has ended: everything that is recorded.
@@ -172,13 +173,14 @@ impl App {
     /// A service that behaves as configured, with its metrics at zero.
     pub fn new(config: &Config) -> Self {
         let metrics = Metrics::new(ROUTES.len(), &config.app_version, &config.app_config);
+        let page = Page::new(config, &metrics);
         let app = Self {
             probe: Probe::new(config.random_seed),
             faults: Faults::new(config),
             fault_injection: config.fault_injection,
             metrics,
             access_log: AccessLog::new(config.access_log),
-            landing_page: landing_page(&config.app_version, &config.app_config),
+            page,
         };
         let probe = endpoint(app.route("/probe"));
         app.metrics.expose(Method::Get, probe, &["200", "500"]);
@@ -246,9 +248,12 @@ impl App {
         found.filter(|index| self.fault_injection || ROUTES[*index].path != FAULTS)
     }
 
-    fn landing_page(&mut self, _: &Request<'_>) -> Reply {
-        let page = self.landing_page.clone().into_bytes();
-        Reply::new(Status::Ok, HTML, page)
+    fn page(&mut self, request: &Request<'_>) -> Reply {
+        let settings = self.faults.page(request.received_at());
+        let html = self.page.html(&settings).into_bytes();
+        let reply = Reply::new(Status::Ok, HTML, html);
+        let fields = page::FIELDS.iter();
+        fields.fold(reply, |reply, (name, value)| reply.field(name, value))
     }
 
     fn metrics_page(&mut self, request: &Request<'_>) -> Reply {
@@ -313,23 +318,6 @@ fn own_fault(own: OwnFault) -> Reply {
         _ => "As the request asks.\n",
     };
     Reply::text(own.status, text).after(own.delay)
-}
-
-/// The page at `/`: name, version and links, as Prometheus exporters have it.
-fn landing_page(app_version: &str, app_config: &str) -> String {
-    format!(
-        include_str!("landing_page.html"),
-        version = env!("CARGO_PKG_VERSION"),
-        app_version = escape_html(app_version),
-        app_config = escape_html(app_config),
-    )
-}
-
-fn escape_html(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -580,7 +568,17 @@ mod tests {
         });
         let page = ask(&mut app, "GET", "/").body;
         assert!(page.contains("&lt;script&gt;&amp;&quot;"), "{page}");
-        assert!(!page.contains("<script>"), "{page}");
+        assert_eq!(page.matches("<script>").count(), 1, "{page}");
+    }
+
+    #[test]
+    fn the_page_shows_the_settings_in_force() {
+        let mut app = app_with_faults();
+        assert!(ask(&mut app, "GET", "/").body.contains("\nslow-rate=0\n"));
+        ask(&mut app, "PUT", "/faults?slow-rate=0.5");
+        let page = ask(&mut app, "GET", "/").body;
+        assert!(page.contains("\nslow-rate=0.5\n"), "{page}");
+        assert!(page.contains("data-faults=\"on\""), "{page}");
     }
 
     fn app_with_faults() -> App {

@@ -40,6 +40,7 @@ pub mod faults;
 pub mod healthcheck;
 pub mod log;
 pub mod metrics;
+pub mod page;
 mod peer;
 pub mod probe;
 pub mod shutdown;

@@ -215,6 +215,11 @@ impl Metrics {
         &self.requests_in_flight
     }
 
+    /// When this process started, in seconds since the epoch, where the kernel says it.
+    pub fn process_start_time(&self) -> Option<f64> {
+        self.process.start_time()
+    }
+
     /// The page that Prometheus scrapes, while /probe is told to do as `settings` say.
     pub fn exposition(&self, format: Format, settings: &Config) -> String {
         let mut page = Page::new(format, self.page.take());

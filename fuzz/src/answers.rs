@@ -2,6 +2,7 @@
 
 use bounded_http::Reply;
 use tiny_probe::metrics::Format;
+use tiny_probe::page::FIELDS;
 
 use crate::drive::DATE;
 
@@ -70,6 +71,11 @@ pub fn read(bytes: &mut &str, method: &str) -> Option<Answer> {
     let allow = take("Allow");
     assert_eq!(allow.is_some(), matches!(status, 204 | 405));
     assert_eq!(take("Vary"), is_page(content_type).then_some("Accept"));
+    if content_type.is_some_and(|found| found.starts_with("text/html")) {
+        for (name, value) in FIELDS {
+            assert_eq!(take(name), Some(*value));
+        }
+    }
     let connection = take("Connection");
     assert!(matches!(connection, None | Some("close" | "keep-alive")));
     assert!(fields.is_empty(), "fields too many: {fields:?}");

@@ -56,7 +56,8 @@ fn check_settings(config: &Config) {
     for _ in 0..4 {
         ask("/probe");
     }
-    assert!(!ask("/").contains("<script"));
+    // Its own, and none that came with the flags.
+    assert_eq!(ask("/").matches("<script").count(), 1);
     let page = ask("/metrics");
     for line in page.split_terminator('\n') {
         let value = line.rsplit_once(' ').map(|(_, value)| value.parse::<f64>());

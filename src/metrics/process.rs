@@ -57,6 +57,11 @@ impl Process {
         }
     }
 
+    /// When it started, in seconds since the epoch.
+    pub fn start_time(&self) -> Option<f64> {
+        self.start_time
+    }
+
     /// Writes the families, in the order of their names.
     pub fn write(&self, page: &mut Page) {
         let reading = self.read();

@@ -115,9 +115,22 @@ fn the_landing_page_links_to_the_others(server: &str) {
         "href=\"/metrics\"",
         "href=\"/probe\"",
         "href=\"/healthz\"",
+        "fail-rate=0\n",
     ] {
         assert!(page.body.contains(part), "{part}");
     }
+    assert_eq!(page.field("X-Content-Type-Options"), Some("nosniff"));
+    assert_eq!(page.field("Referrer-Policy"), Some("no-referrer"));
+    let policy = page.field("Content-Security-Policy").expect("a policy");
+    for directive in [
+        "default-src 'none'",
+        "connect-src 'self'",
+        "script-src 'sha256-",
+    ] {
+        assert!(policy.contains(directive), "{policy}");
+    }
+    let others = service.get("/probe");
+    assert_eq!(others.field("Content-Security-Policy"), None);
 }
 
 fn statuses(client: &mut Client, requests: usize) -> Vec<u16> {
