@@ -234,6 +234,16 @@ impl<S: Stream, M> Client<S, M> {
         has_read
     }
 
+    /// Whether a complete request, or an invalid one, is received and not answered.
+    pub fn has_request(&mut self) -> bool {
+        self.connection.has_next_request()
+    }
+
+    /// Since when the client has read nothing of its responses, if some are unsent.
+    pub fn stalled_since(&self) -> Option<Instant> {
+        self.connection.stalled_since()
+    }
+
     /// When its delayed reply is due, if it has one.
     pub fn reply_due(&self) -> Option<Instant> {
         self.pending.as_ref().map(|pending| pending.due)
@@ -298,9 +308,11 @@ impl<S: Stream, M> Client<S, M> {
         next
     }
 
-    /// The bytes that its buffers held after the last turn.
-    pub fn held_bytes(&self) -> usize {
-        self.held_bytes
+    /// The bytes that its buffers held after the last turn, times the microseconds since it last
+    /// received or sent any.
+    pub fn held_for(&self, now: Instant) -> u128 {
+        let age = now.saturating_duration_since(self.connection.active_at());
+        self.held_bytes as u128 * age.as_micros().max(1)
     }
 
     /// Looks whether the kernel still holds the last write, and corrects what the client holds.
@@ -377,7 +389,9 @@ impl<S: Stream, M> Client<S, M> {
         self.is_overdue = deadline.is_some_and(|end| end <= shared.now);
         self.is_overdue
             && (self.connection.is_deadline_final()
-                || !(self.can_read() || self.can_answer(shared)))
+                || !(self.can_read()
+                    || self.can_answer(shared)
+                    || self.waits_for_admission(shared)))
     }
 
     /// Whether an expired client that lingers goes on lingering, because it still reads its last
@@ -394,7 +408,7 @@ impl<S: Stream, M> Client<S, M> {
         goes_on
     }
 
-    fn next<V: Service<Memo = M>>(&self, shared: &Shared<V>) -> Next {
+    fn next<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> Next {
         if self.connection.is_finished() && self.unconfirmed.is_none() {
             // An event comes when the client has read more. If it does not, the deadline does.
             if shared.is_stopping || self.socket.has_delivered() {
@@ -415,11 +429,11 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Whether a request may be here that can be answered now. While memory is scarce, a client
     /// must have read its last response first.
-    fn can_answer<V: Service<Memo = M>>(&self, shared: &Shared<V>) -> bool {
+    fn can_answer<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         let is_scarce = shared.held_bytes >= shared.scarce_from;
         self.connection.can_answer()
-            && self.admission != Admission::Waiting
             && (!is_scarce || self.connection.unsent().is_empty())
+            && !self.waits_for_admission(shared)
     }
 
     fn read<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Received> {
@@ -528,11 +542,7 @@ impl<S: Stream, M> Client<S, M> {
     /// pending.
     fn answer_received<V: Service<Memo = M>>(&mut self, turn_ends: Instant, shared: &mut Shared<V>) {
         loop {
-            if self.admission == Admission::Waiting {
-                if self.waits_for_admission(shared) {
-                    return;
-                }
-            } else if !self.can_answer(shared) {
+            if !self.can_answer(shared) {
                 return;
             }
             let mut space = field_space();
@@ -568,6 +578,9 @@ impl<S: Stream, M> Client<S, M> {
                     reply,
                     started,
                 }));
+                if shared.is_grace_over {
+                    self.advance_pending(shared);
+                }
             }
             if turn_ends <= shared.now {
                 return;

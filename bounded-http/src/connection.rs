@@ -61,6 +61,8 @@ pub struct Connection {
     is_stopping: bool,
     /// When the wait began that the deadline limits: the last progress.
     since: Instant,
+    /// When bytes were last received or sent.
+    active_at: Instant,
 }
 
 /// The bytes of a connection that has work. An idle one holds none.
@@ -128,11 +130,13 @@ impl Connection {
             is_half_closed: false,
             is_stopping: false,
             since: now,
+            active_at: now,
         }
     }
 
     /// Accepts bytes that the client sent.
     pub fn receive(&mut self, bytes: &[u8], now: Instant) {
+        self.active_at = now;
         match self.state {
             State::Closing(_) => return,
             State::Lingering(_) => return self.since = now,
@@ -269,6 +273,7 @@ impl Connection {
     /// Notes that the first `count` of the unsent bytes are sent.
     pub fn sent(&mut self, count: usize, now: Instant) {
         self.since = now;
+        self.active_at = now;
         self.sent += count;
         if self.unsent().is_empty() {
             self.buffers.to_send.clear();
@@ -348,6 +353,16 @@ impl Connection {
     /// When the connection became idle, if it is.
     pub fn idle_since(&self) -> Option<Instant> {
         self.is_idle().then_some(self.since)
+    }
+
+    /// When bytes were last received or sent.
+    pub fn active_at(&self) -> Instant {
+        self.active_at
+    }
+
+    /// Since when nothing of the unsent bytes was sent, if there are some.
+    pub fn stalled_since(&self) -> Option<Instant> {
+        (!self.unsent().is_empty()).then_some(self.since)
     }
 
     /// When the sending side was closed, if it is.
@@ -443,7 +458,7 @@ impl Connection {
     }
 
     /// Whether the next request is here, or one that will be rejected.
-    fn has_next_request(&mut self) -> bool {
+    pub fn has_next_request(&mut self) -> bool {
         if !self.may_have_request() {
             return false;
         }

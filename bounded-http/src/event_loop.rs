@@ -27,12 +27,14 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use crate::client::{Admission, Client, Next, Shared};
+use crate::client::{Admission, Client, Evictable, Next, Shared};
 use crate::connection::{Buffers, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
 use crate::date::Date;
 use crate::fair_queue::FairQueue;
 use crate::listener::BACKLOG;
-use crate::room::{MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, RESERVE, Room, SEARCH_INTERVAL};
+use crate::room::{
+    LAST_LOOKS, MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, RESERVE, Room, SEARCH_INTERVAL,
+};
 use crate::server::Limits;
 use crate::service::Service;
 use crate::socket::Readiness;
@@ -59,8 +61,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 /// How long accepting pauses when there is no descriptor, or no room.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How many bytes all buffers may hold together, for each connection that there may be, the kernel's
-/// buffers of clients that do not read included. Beyond that, connections that hold the most are
-/// reset.
+/// buffers of clients that do not read included. Beyond that, connections that hold the most for the
+/// longest time are reset.
 const HELD_BYTES_PER_CONNECTION: usize = 2 * 1024;
 /// The least that is allowed for all connections together.
 const MIN_HELD_BYTES: usize = 1024 * 1024;
@@ -111,6 +113,8 @@ struct Reserved {
     accepted_at: Instant,
     /// At how many looks a request was seen to wait for a place.
     looks: u32,
+    /// The looks since its time was over, if it is.
+    last_looks: Option<u32>,
 }
 
 /// The times of an orderly end.
@@ -208,7 +212,8 @@ impl<V: Service> EventLoop<V> {
                     Token(key) => self.handle_event(key, event.into()),
                 }
             }
-            self.accept(ACCEPTS_PER_WAKE_UP);
+            let limit = self.max_clients.saturating_add(RESERVE);
+            self.accept(ACCEPTS_PER_WAKE_UP, limit);
             self.serve_reserve();
             self.queue_due();
             // Of a client with an event that is not known yet, nobody can say that it was too late.
@@ -392,9 +397,9 @@ impl<V: Service> EventLoop<V> {
         self.queue_turn(key);
     }
 
-    /// Accepts connections that the kernel has completed, up to so many. Those above the limit go to
-    /// the reserve.
-    fn accept(&mut self, count: usize) {
+    /// Accepts connections that the kernel has completed, up to so many, and as long as fewer than `limit`
+    /// are open. Those above `--max-connections` go to the reserve.
+    fn accept(&mut self, count: usize, limit: usize) {
         let now = self.shared.now;
         self.has_accepted = false;
         if self.accept_paused_until.is_some_and(|end| now < end) {
@@ -405,7 +410,7 @@ impl<V: Service> EventLoop<V> {
             if !self.may_accept {
                 return;
             }
-            let is_full = self.clients.len() >= self.max_clients.saturating_add(RESERVE);
+            let is_full = self.clients.len() >= limit;
             if is_full && !self.make_room_on_reserve() {
                 self.accept_paused_until = Some(now + SEARCH_INTERVAL);
                 return;
@@ -458,6 +463,7 @@ impl<V: Service> EventLoop<V> {
                 key,
                 accepted_at: now,
                 looks: 0,
+                last_looks: None,
             });
         }
         self.shared.service.connections_changed(self.clients.len());
@@ -487,14 +493,15 @@ impl<V: Service> EventLoop<V> {
                 self.queue_turn(key);
                 continue;
             }
-            if accepted_at + MAX_TIME_ON_RESERVE <= now {
+            let is_over = accepted_at + MAX_TIME_ON_RESERVE <= now;
+            if is_over && self.ends_on_reserve(index, waits, is_look) {
                 self.close(key, false);
                 continue;
             }
             if waits {
                 let looks = &mut self.reserve[index].looks;
                 *looks += u32::from(is_look);
-                if self.is_refusing || *looks > PATIENCE {
+                if self.is_refusing || *looks > PATIENCE || is_over {
                     self.is_refusing = true;
                     self.clients[key].admit(Admission::Refused);
                     self.queue_turn(key);
@@ -510,6 +517,24 @@ impl<V: Service> EventLoop<V> {
         } else {
             0
         };
+    }
+
+    /// Whether a connection whose time on the reserve is over can be closed: what was received by now
+    /// is answered first, within some looks.
+    fn ends_on_reserve(&mut self, index: usize, waits: bool, is_look: bool) -> bool {
+        let Reserved {
+            key, last_looks, ..
+        } = self.reserve[index];
+        let client = &mut self.clients[key];
+        if let Some(looks) = last_looks {
+            self.reserve[index].last_looks = Some(looks + u32::from(is_look));
+            return looks >= LAST_LOOKS || (client.evictable().is_some() && !client.is_queued);
+        }
+        let has_unread = client.has_unread(&mut self.shared);
+        let is_over = !(has_unread || waits || client.is_queued);
+        self.reserve[index].last_looks = Some(0);
+        self.queue_turn(key);
+        is_over
     }
 
     /// Closes the connection that has been idle longest, among those that can go. Gives whether there
@@ -539,27 +564,36 @@ impl<V: Service> EventLoop<V> {
         false
     }
 
-    /// Closes a connection on the reserve that has been idle for a moment. Gives whether there was
-    /// one.
+    /// Closes a connection on the reserve that has asked for nothing, or read nothing of its responses,
+    /// for a moment. Gives whether there was one. Neither bytes that are no request nor a part of one
+    /// keep a place there.
     fn make_room_on_reserve(&mut self) -> bool {
         let now = self.shared.now;
-        let clients = &self.clients;
-        let idle = self.reserve.iter().find(|reserved| {
-            let evictable = clients[reserved.key].evictable();
-            evictable.is_some_and(|evictable| evictable.since() + MOMENT <= now)
-        });
-        let Some(key) = idle.map(|reserved| reserved.key) else {
-            return false;
-        };
-        if self.clients[key].has_unread(&mut self.shared) {
-            self.queue_turn(key);
-            return false;
+        for index in 0..self.reserve.len() {
+            let Reserved {
+                key, accepted_at, ..
+            } = self.reserve[index];
+            let client = &mut self.clients[key];
+            let since = match client.evictable() {
+                Some(Evictable::Idle(_)) => Some(accepted_at),
+                Some(Evictable::HalfClosed(since)) => Some(since),
+                None => client.stalled_since(),
+            };
+            if since.is_none_or(|since| now < since + MOMENT) {
+                continue;
+            }
+            if client.has_unread(&mut self.shared) && client.has_request() {
+                self.queue_turn(key);
+                continue;
+            }
+            self.close(key, false);
+            return true;
         }
-        self.close(key, false);
-        true
+        false
     }
 
-    /// Resets the connections that hold the most if all of them hold too much.
+    /// Resets connections if all together hold too much: those that hold the most for the longest time. A
+    /// client that makes progress is spared, even if it holds more than each of many that do not.
     fn limit_held_bytes(&mut self) {
         if self.shared.held_bytes <= self.max_held_bytes {
             return;
@@ -570,11 +604,9 @@ impl<V: Service> EventLoop<V> {
         if self.shared.held_bytes <= self.max_held_bytes {
             return;
         }
-        let holding = self
-            .clients
-            .iter()
-            .map(|(key, client)| (client.held_bytes(), key));
-        let mut holding: Vec<(usize, usize)> = holding.filter(|(held, _)| *held > 0).collect();
+        let now = self.shared.now;
+        let holding = (self.clients.iter()).map(|(key, client)| (client.held_for(now), key));
+        let mut holding: Vec<(u128, usize)> = holding.filter(|(held, _)| *held > 0).collect();
         holding.sort_unstable();
         // Some more than necessary, so that the next look at all clients is not soon.
         let enough = self.max_held_bytes / 4 * 3;
@@ -586,8 +618,8 @@ impl<V: Service> EventLoop<V> {
             count += 1;
         }
         let message = format!(
-            "reset {count} connections of clients that do not read their responses: all buffers \
-             together may hold {} bytes",
+            "reset {count} connections of clients that do not read their responses, or send only \
+             parts of requests: all buffers together may hold {} bytes",
             self.max_held_bytes
         );
         self.shared.service.report(&message);
@@ -671,7 +703,7 @@ impl<V: Service> EventLoop<V> {
             // The last chance for connections that the kernel has completed, whatever the limit.
             self.may_accept = true;
             self.accept_paused_until = None;
-            self.accept(BACKLOG.into());
+            self.accept(BACKLOG.into(), usize::MAX);
             self.listener = None;
             self.may_accept = false;
         }
@@ -828,7 +860,7 @@ mod tests {
         while event_loop.clients.len() < count {
             wait_for(event_loop, LISTENER, Event::is_readable);
             event_loop.may_accept = true;
-            event_loop.accept(count);
+            event_loop.accept(count, usize::MAX);
         }
         streams
     }

@@ -17,6 +17,8 @@ pub const RESERVE: usize = 16;
 /// How long a connection must be idle before it is closed to make room. A busy client that reuses
 /// connections asks again within less, so that it is not closed between two requests.
 pub const MOMENT: Duration = Duration::from_millis(100);
+/// The same for a connection that is half-closed: most clients close their side within a round trip.
+const SHORT_MOMENT: Duration = Duration::from_millis(20);
 /// At how many looks, one every [`SEARCH_INTERVAL`], a request on the reserve waits for a place before
 /// it gets a 503. That is longer than it takes until a connection that has just become idle can be
 /// closed. Looks are counted, not time, since nobody has had a chance to make room while a busy machine
@@ -25,6 +27,9 @@ pub const PATIENCE: u32 = 20;
 /// How long a connection on the reserve may take in all. It would otherwise be held by clients that
 /// do not read.
 pub const MAX_TIME_ON_RESERVE: Duration = Duration::from_secs(2);
+/// At how many looks a connection whose time on the reserve is over is spared, so that the request that
+/// it sent before is answered.
+pub const LAST_LOOKS: u32 = 10;
 /// How often one response may close its connection to make room. Each costs some 40 µs of CPU time
 /// for the next connection, so this is a sixth of it at the most; 400 clients on 200 places wait
 /// for 50 ms.
@@ -72,7 +77,10 @@ impl Room {
         self.next_search = now + SEARCH_INTERVAL;
         let mut candidates: Vec<(Evictable, usize)> = clients
             .filter_map(|(key, client)| Some((client.evictable()?, key)))
-            .filter(|(evictable, _)| evictable.since() + MOMENT <= now)
+            .filter(|(evictable, _)| match evictable {
+                Evictable::HalfClosed(since) => *since + SHORT_MOMENT <= now,
+                Evictable::Idle(since) => *since + MOMENT <= now,
+            })
             .collect();
         candidates.sort_unstable();
         self.candidates = candidates.into();

@@ -27,6 +27,8 @@ mod received;
 #[path = "../support/request_heads.rs"]
 mod request_heads;
 #[cfg(target_os = "linux")]
+mod reserve;
+#[cfg(target_os = "linux")]
 mod shutdown_race;
 #[path = "../support/mod.rs"]
 mod support;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::clients::raise_descriptor_limit;
 use crate::crowd::{assert_served_promptly, connect_with_small_window};
-use crate::support::{Service, TIMEOUT, request};
+use crate::support::{Client, Service, TIMEOUT, request};
 
 const SERVER: &str = "event-loop";
 const CLIENTS: usize = 990;
@@ -158,4 +158,31 @@ fn clients_that_pipeline_behind_a_delayed_response_are_bounded_together() {
     let delayed = request("GET", "/probe?delay=30s");
     let requests = delayed + &request("GET", "/metrics").repeat(10_000);
     assert_memory_is_bounded(&["--fault-injection"], requests);
+}
+
+/// Clients that have begun a request, and do not go on, fill the memory of all together. One that sends
+/// a longer head in pieces is not reset for it.
+#[test]
+fn a_client_that_makes_progress_is_not_reset_when_others_hold_too_much() {
+    let service = Service::start(SERVER, &["--max-connections", "1000"]);
+    let begun = format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {}", "x".repeat(2150));
+    let send_part = || {
+        let mut client = service.connect();
+        client.send(&begun);
+        client
+    };
+    // 23 KB less than all together may hold.
+    let _holding: Vec<Client> = (0..930).map(|_| send_part()).collect();
+    let mut active = service.connect();
+    active.send("GET /probe HTTP/1.1\r\nHost: a\r\n");
+    let field = format!("Cookie: {}\r\n", "x".repeat(1000));
+    let mut others = Vec::new();
+    for _ in 0..12 {
+        active.send(&field);
+        others.push(send_part());
+        others.push(send_part());
+        thread::sleep(Duration::from_millis(20));
+    }
+    active.send("\r\n");
+    assert_eq!(active.answer().status, 200);
 }

@@ -60,8 +60,7 @@ fn requests_that_arrive_while_the_process_is_stopped_get_their_responses_after_s
     let mut client = service.connect();
     assert_eq!(client.ask("GET", "/healthz").status, 200);
     service.pause();
-    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(REQUESTS));
-
+    client.send(request("GET", "/healthz").repeat(REQUESTS));
     service.signal("TERM");
     service.resume();
     client.expect_responses_and_orderly_close(REQUESTS);

@@ -176,6 +176,21 @@ fn a_request_that_outlasts_the_grace_period_gets_503_and_its_line() {
 }
 
 #[test]
+fn requests_behind_one_that_outlasts_the_grace_period_get_their_responses() {
+    let mut service = Service::start(SERVER, &["--fault-injection"]);
+    let mut client = service.connect();
+    client.send_delayed("/probe?delay=20s");
+    client.send_request("GET", "/probe?delay=20s");
+    client.send_request("GET", "/healthz");
+    terminate(&service);
+    for status in [503, 503, 200] {
+        assert_eq!(client.answer().status, status);
+    }
+    client.expect_close();
+    assert_eq!(service.wait(), Some(0));
+}
+
+#[test]
 fn work_that_outlasts_the_grace_period_gets_503_and_its_line() {
     const CLIENTS: usize = 20;
     let mut service = Service::start(SERVER, &["--access-log", "--work", "1s"]);

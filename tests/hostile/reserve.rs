@@ -1,0 +1,115 @@
+//! The reserve above the connection limit: what was received on it is answered, and no client holds it.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::crowd::{assert_served_promptly, connect_with_small_window};
+use crate::support::{Client, Service, request, wait_until};
+
+const SERVER: &str = "event-loop";
+
+/// A service whose four connections are held by requests with a delay.
+fn full_service(delay: &str) -> (Service, Vec<Client>) {
+    let flags = ["--max-connections", "4", "--fault-injection"];
+    let service = Service::start(SERVER, &flags);
+    let delayed = (0..4).map(|_| {
+        let mut client = service.connect();
+        client.send_delayed(&format!("/probe?delay={delay}"));
+        client
+    });
+    let delayed = delayed.collect();
+    (service, delayed)
+}
+
+#[test]
+fn requests_pipelined_on_the_reserve_are_all_answered() {
+    let (service, _delayed) = full_service("30s");
+    let mut client = service.connect();
+    client.send(request("GET", "/metrics").repeat(40) + &request("GET", "/probe"));
+    for _ in 0..40 {
+        assert_eq!(client.answer().status, 200);
+    }
+    assert_eq!(client.answer().status, 503);
+    client.expect_close();
+}
+
+#[test]
+fn requests_that_arrive_on_the_reserve_while_the_process_is_stopped_are_answered() {
+    let (service, _delayed) = full_service("30s");
+    for (path, status) in [("/healthz", 200), ("/probe", 503)] {
+        let mut clients: Vec<Client> = (0..8).map(|_| service.connect()).collect();
+        wait_until("all connections are accepted", || {
+            service.scrape().count("app_connections_open") == 13
+        });
+        service.pause();
+        for client in &mut clients {
+            client.send_request("GET", path);
+        }
+        // Longer than a connection may be on the reserve.
+        thread::sleep(Duration::from_millis(2100));
+        service.resume();
+        for client in &mut clients {
+            assert_eq!(client.answer().status, status);
+            client.expect_close();
+        }
+    }
+}
+
+#[test]
+fn health_checks_are_served_while_clients_try_to_hold_the_reserve() {
+    let (service, _delayed) = full_service("30s");
+    let slow_readers: Vec<_> = (0..16)
+        .map(|_| {
+            let mut reader = connect_with_small_window(&service);
+            let requests = request("GET", "/metrics").repeat(40);
+            reader.write_all(requests.as_bytes()).unwrap();
+            reader
+        })
+        .collect();
+    assert_served_promptly(&service, "GET", "/healthz");
+    drop(slow_readers);
+
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let holding = scope.spawn(|| {
+            let mut clients: Vec<Client> = Vec::new();
+            while !is_over.load(Ordering::Relaxed) {
+                clients.resize_with(16, || service.connect());
+                // Empty lines are no request. One whose connection is closed connects again.
+                clients.retain_mut(|client| client.stream.write_all(b"\r\n").is_ok());
+                thread::park_timeout(Duration::from_millis(20));
+            }
+        });
+        let checks = scope.spawn(|| {
+            for _ in 0..5 {
+                assert_served_promptly(&service, "GET", "/healthz");
+            }
+        });
+        let result = checks.join();
+        is_over.store(true, Ordering::Relaxed);
+        holding.join().unwrap();
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+#[test]
+fn connections_in_the_backlog_are_answered_when_the_service_stops_at_the_limit() {
+    let (mut service, _delayed) = full_service("2s");
+    service.pause();
+    let mut clients: Vec<Client> = (0..100).map(|_| service.connect()).collect();
+    for client in &mut clients {
+        client.send_request("GET", "/probe");
+    }
+    service.signal("TERM");
+    service.resume();
+    for client in &mut clients {
+        assert_eq!(client.answer().status, 503);
+        client.expect_close();
+    }
+    drop(clients);
+    assert_eq!(service.wait(), Some(0));
+}
