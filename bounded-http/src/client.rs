@@ -667,7 +667,7 @@ impl<S: Stream, M> Client<S, M> {
         let is_last = !self.is_pipelining()
             && (shared.is_stopping
                 || self.admission != Admission::Admitted
-                || shared.take_turnover());
+                || (!self.connection.awaits_body() && shared.take_turnover()));
         let date = shared.date.as_str();
         let body_length = self.connection.answer(&reply, date, is_last, now);
         let outcome = if reply.how().is_silent() {

@@ -290,6 +290,17 @@ impl Connection {
         self.buffers.received.len() - self.start > body_length
     }
 
+    /// Whether a part of the body of the request that is being answered has not arrived. A client that
+    /// is sending it may not see a response after which its connection is closed.
+    pub fn awaits_body(&self) -> bool {
+        match self.state {
+            State::Answering(answering) => {
+                self.buffers.received.len() - self.start < answering.body_length
+            }
+            _ => false,
+        }
+    }
+
     /// How many bytes of memory the connection holds in its buffers, room for more included.
     pub fn held_bytes(&self) -> usize {
         self.buffers.received.capacity() + self.buffers.to_send.capacity()
@@ -352,7 +363,11 @@ impl Connection {
 
     /// When the connection became idle, if it is.
     pub fn idle_since(&self) -> Option<Instant> {
-        self.is_idle().then_some(self.since)
+        let since = match self.state {
+            State::DiscardingBody(_) => self.active_at,
+            _ => self.since,
+        };
+        self.is_idle().then_some(since)
     }
 
     /// When bytes were last received or sent.

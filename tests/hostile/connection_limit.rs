@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::crowd::{
     Loss, Outcome, ReusingClient, SHORT_SILENCE, assert_served_promptly, connect_with_small_window,
 };
-use crate::support::{Client, Service, request, run};
+use crate::support::{Client, Service, TIMEOUT, request, run, wait_until};
 
 const SERVER: &str = "event-loop";
 
@@ -240,5 +240,36 @@ fn twice_as_many_clients_as_connections_lose_nothing() {
         clients: 40,
         reuses_connections: true,
         pause_after_connecting: Duration::ZERO,
+    });
+}
+
+#[test]
+fn uploads_are_not_cut_off_at_the_connection_limit() {
+    let service = Service::start(SERVER, &["--max-connections", "4"]);
+    let is_over = AtomicBool::new(false);
+    let started = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) && started.elapsed() < TIMEOUT {
+                    service.get("/probe");
+                }
+            });
+        }
+        // All connections are in use.
+        wait_until("the limit is reached", || {
+            service.scrape().count("app_connections_open") > 4
+        });
+        let mut client = service.connect();
+        let head = "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 3000\r\n\r\n";
+        let mut result = client.stream.write_all(head.as_bytes());
+        // It takes longer than a connection must be idle before it makes room.
+        for _ in 0..10 {
+            thread::sleep(Duration::from_millis(30));
+            result = result.and_then(|()| client.stream.write_all(&[b'x'; 300]));
+        }
+        is_over.store(true, Ordering::Relaxed);
+        result.expect("the whole body is sent");
+        assert_eq!(client.answer().status, 405);
     });
 }

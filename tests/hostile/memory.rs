@@ -164,6 +164,7 @@ fn clients_that_pipeline_behind_a_delayed_response_are_bounded_together() {
 /// a longer head in pieces is not reset for it.
 #[test]
 fn a_client_that_makes_progress_is_not_reset_when_others_hold_too_much() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let service = Service::start(SERVER, &["--max-connections", "1000"]);
     let begun = format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {}", "x".repeat(2150));
     let send_part = || {
