@@ -117,7 +117,7 @@ impl Service for App {
     /// Records a request, by which a later scrape shows it.
     fn ended(&mut self, ended: Ended<Exchange>) {
         let status = match ended.outcome {
-            Outcome::Responded | Outcome::Rejected => ended.status.label(),
+            Outcome::Responded | Outcome::Rejected | Outcome::Panicked => ended.status.label(),
             Outcome::Disconnected => "499",
             Outcome::Dropped => "444",
         };

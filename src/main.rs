@@ -50,7 +50,7 @@ fn serve(config: &Config) -> Result<(), String> {
         connections: config.max_connections,
         grace: GRACE,
     });
-    let address = server.local_addr().map_err(cannot_listen)?;
+    let address = server.address();
     let app = App::new(config);
     let access_log = app.access_log().clone();
     print_start(config, address);

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use crate::connection::{Buffers, Connection, MAX_LINGERING};
 use crate::date::Date;
+use crate::http::Status;
 use crate::listener::{RECEIVE_BUFFER, SEND_BUFFER};
+
 use crate::reply::{Reply, unavailable};
 use crate::request::Request;
 use crate::request_head::{Rejection, field_space};
@@ -58,6 +60,9 @@ pub struct Shared<V> {
     pub scarce_from: usize,
     /// How many more responses may close their connection to make room for clients that wait.
     pub turnovers: usize,
+    /// When the service was given the request that it is answering now. Set before each call and cleared
+    /// after it, so that it remains set after a panic, until the client [leaves](Client::leave).
+    pub answering_since: Option<Instant>,
     /// The first signal has come: responses close their connections.
     pub is_stopping: bool,
     /// The time for delayed replies is over: they are replaced with a 503.
@@ -333,6 +338,11 @@ impl<S: Stream, M> Client<S, M> {
         if !is_read && !shared.is_stopping {
             self.socket.reset_on_close();
         }
+        if let Some(started) = shared.answering_since.take() {
+            let reply = Reply::text(Status::InternalServerError, "");
+            let ended = self.ended(reply, Outcome::Panicked, 0, started, Instant::now());
+            shared.service.ended(without_memo(ended));
+        }
         if let Some(pending) = self.pending.take() {
             let left_at = pending.half_closed_at.unwrap_or(shared.now);
             let PendingReply { reply, started, .. } = *pending;
@@ -558,14 +568,17 @@ impl<S: Stream, M> Client<S, M> {
                 .with_fields(head.fields)
                 .with_peer(Some(self.peer))
                 .with_received_at(started);
+            shared.answering_since = Some(started);
             let is_refused =
                 self.admission == Admission::Refused && !shared.service.is_urgent(&request);
             if is_refused {
                 let memo = shared.service.refuse(&request);
+                shared.answering_since = None;
                 self.refuse(memo, started, shared);
                 return;
             }
             let reply = shared.service.answer(&request);
+            shared.answering_since = None;
             if reply.delay.is_zero() && reply.work.is_zero() {
                 self.answer(reply, started, shared);
             } else {

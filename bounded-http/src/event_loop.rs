@@ -170,6 +170,7 @@ impl<V: Service> EventLoop<V> {
                 held_bytes: 0,
                 scarce_from: max_held_bytes / 2,
                 turnovers: 0,
+                answering_since: None,
                 is_stopping: false,
                 is_grace_over: false,
             },
@@ -638,7 +639,9 @@ impl<V: Service> EventLoop<V> {
         } else {
             self.reserve.retain(|reserved| reserved.key != key);
         }
-        client.leave(is_lost, &mut self.shared);
+        // The service may panic while it is told how exchanges have ended.
+        let leave = AssertUnwindSafe(|| client.leave(is_lost, &mut self.shared));
+        let _ = catch_unwind(leave);
         self.shared.service.connections_changed(self.clients.len());
         self.accept_paused_until = None;
         self.shrink();

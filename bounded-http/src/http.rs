@@ -1,9 +1,9 @@
-//! The vocabulary of HTTP: methods, status codes, and what a token, a request target and a host look
-//! like.
+//! The vocabulary of HTTP: methods, status codes, and the syntax of tokens, request targets and
+//! hosts.
 
 use std::net::Ipv6Addr;
 
-/// A request method: one of RFC 9110's, PATCH, or another.
+/// A request method: one of RFC 9110's, PATCH (RFC 5789), or any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are RFC 9110's")]
 pub enum Method {
@@ -20,10 +20,10 @@ pub enum Method {
 }
 
 impl Method {
-    /// How many there are.
+    /// The number of methods, [`Other`](Self::Other) included.
     pub const COUNT: usize = Self::Other as usize + 1;
 
-    /// The method of a request line. Methods are case-sensitive (RFC 9110, section 9.1).
+    /// Parses the method of a request line. Methods are case-sensitive (RFC 9110, section 9.1).
     pub fn parse(token: &str) -> Self {
         match token {
             "GET" => Self::Get,
@@ -39,8 +39,8 @@ impl Method {
         }
     }
 
-    /// The method as it is sent, `other` for any other. The number of values is bounded whatever
-    /// clients send, as the label of a metric must be.
+    /// The method as it is sent, or `other`. Whatever clients send, the number of values is bounded, as
+    /// it must be for the label of a metric.
     pub fn label(self) -> &'static str {
         match self {
             Self::Get => "GET",
@@ -57,8 +57,8 @@ impl Method {
     }
 }
 
-/// The status codes that a response can have, except 1xx, which the server has no use for, and 206
-/// and 416, which belong to range requests.
+/// The status of a response. The server sends no 1xx responses and serves no range requests, so that
+/// 1xx, 206 and 416 are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(
     missing_docs,
@@ -104,7 +104,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// The code and the reason phrase, as they stand in the status line.
+    /// The code and the reason phrase, as in the status line: `404 Not Found`.
     pub fn line(self) -> &'static str {
         match self {
             Self::Ok => "200 OK",
@@ -146,7 +146,7 @@ impl Status {
         }
     }
 
-    /// The three digits of the code.
+    /// The three digits of the code, for the label of a metric.
     pub fn label(self) -> &'static str {
         &self.line()[..3]
     }
@@ -159,8 +159,8 @@ impl Status {
     }
 }
 
-/// Whether a byte may stand in a token: a method, a media type, a parameter's name (RFC 9110, section
-/// 5.6.2).
+/// Whether a byte can be part of a token, such as a method or the name of a header field (RFC 9110,
+/// section 5.6.2).
 pub fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

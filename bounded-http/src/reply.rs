@@ -1,4 +1,4 @@
-//! A response as the service gives it.
+//! The response that a service returns.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,13 +8,24 @@ use crate::http::{Status, is_token_byte};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// What to respond, and how.
+/// A response, and how to send it.
 ///
-/// The server adds `Date`, `Content-Length` and, where it is needed, `Connection`. It leaves the body
-/// out of the response to a HEAD request.
+/// The server adds `Date`, `Content-Length` and, where it is needed, `Connection`. It leaves out the
+/// body when it responds to a HEAD request.
 ///
-/// `M` is what the service wants to remember of the request until its exchange has
-/// [ended](crate::Service::ended). Nothing, in most cases.
+/// `M` is what the service remembers of the request until its exchange has
+/// [ended](crate::Service::ended). Most services remember nothing.
+///
+/// ```
+/// use std::time::Duration;
+/// use bounded_http::{Reply, Status};
+///
+/// let reply = Reply::new(Status::Ok, "application/json", &b"{}"[..])
+///     .field("Cache-Control", "no-store")
+///     .after(Duration::from_millis(50));
+/// assert_eq!(reply.body(), b"{}");
+/// assert_eq!(reply.fields().next(), Some(("Cache-Control", "no-store")));
+/// ```
 #[derive(Debug)]
 pub struct Reply<M = ()> {
     pub(crate) status: Status,
@@ -28,22 +39,22 @@ pub struct Reply<M = ()> {
     pub(crate) memo: M,
 }
 
-/// How a response is sent.
+/// How a response ends. All but the first are faults, for testing what clients do about them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ending {
-    /// As HTTP has it.
+    /// The whole response is sent.
     #[default]
     Whole,
-    /// Not at all: the connection is reset.
+    /// The connection is reset; no byte is sent.
     Reset,
-    /// Not at all: the connection is closed.
+    /// The connection is closed in an orderly way; no byte is sent.
     Close,
-    /// The head and half of the body, and then the connection is closed.
+    /// The head and half of the body are sent, and then the connection is closed.
     Cut,
-    /// The head and half of the body, and then nothing for 60 seconds, or until the client
-    /// disconnects.
+    /// The head and half of the body are sent. The connection stays open for 60 seconds, or until the
+    /// client disconnects.
     Stall,
-    /// Not at all, for 60 seconds or until the client disconnects.
+    /// No byte is sent. The connection stays open for 60 seconds, or until the client disconnects.
     Hang,
 }
 
@@ -73,7 +84,7 @@ impl Reply {
         }
     }
 
-    /// A response with a plain text.
+    /// A response with a body of plain text.
     pub fn text(status: Status, text: impl Into<Cow<'static, str>>) -> Self {
         let body = match text.into() {
             Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
@@ -82,24 +93,24 @@ impl Reply {
         Self::new(status, TEXT, body)
     }
 
-    /// A 405 that names the methods which are allowed, such as `"GET, HEAD"`.
+    /// A 405 that names the allowed methods, such as `"GET, HEAD"`, in its body and in `Allow`.
     pub fn method_not_allowed(methods: &str) -> Self {
         let text = format!("Method not allowed. Allowed here: {methods}.\n");
         Self::text(Status::MethodNotAllowed, text).field("Allow", methods)
     }
 
-    /// A 204 that names the methods which are allowed, the response to OPTIONS.
+    /// A 204 that names the allowed methods in `Allow`: the response to OPTIONS.
     pub fn options(methods: &str) -> Self {
         Self::text(Status::NoContent, "").field("Allow", methods)
     }
 }
 
 impl<M> Reply<M> {
-    /// The same with one more header field.
+    /// Adds a header field.
     ///
     /// # Panics
-    /// If the name is not a token, or the value has a character that could end the line: CR, LF or
-    /// NUL (RFC 9110, section 5.5). Values that come from outside must be checked before.
+    /// If the name is not a token, or if the value contains CR, LF or NUL, which could end the line (RFC
+    /// 9110, section 5.5). Check values that come from outside first.
     #[must_use]
     pub fn field(mut self, name: &str, value: &str) -> Self {
         assert!(
@@ -116,32 +127,32 @@ impl<M> Reply<M> {
         self
     }
 
-    /// The same, sent so much later. Other clients are served meanwhile, and other requests on the
-    /// same connection wait, since responses are in order.
+    /// Delays the response. Other clients are served meanwhile. Later requests on the same connection
+    /// wait, because responses are sent in order.
     #[must_use]
     pub fn after(self, delay: Duration) -> Self {
         Self { delay, ..self }
     }
 
-    /// The same after the server's thread has used so much CPU time for it. One response at a time
-    /// is worked for, and other clients wait for that long.
+    /// Sends the response after the server's thread has used this much CPU time for it, counted from the
+    /// end of its delay. Other clients wait meanwhile, but for one such response at a time.
     #[must_use]
     pub fn work(self, work: Duration) -> Self {
         Self { work, ..self }
     }
 
-    /// The same, sent in another way than HTTP has it: for tests of what clients make of that.
+    /// Changes how the response ends.
     #[must_use]
     pub fn ending(self, ending: Ending) -> Self {
         Self { ending, ..self }
     }
 
-    /// The same, with something to remember until the exchange has ended.
+    /// Adds what the service remembers until the exchange has ended.
     pub fn remember<N>(self, memo: N) -> Reply<N> {
         self.split().0.with_memo(memo)
     }
 
-    /// The response, and what is remembered with it.
+    /// Separates the response from what the service remembers.
     pub fn split(self) -> (Reply, M) {
         let reply = Reply {
             status: self.status,
@@ -181,7 +192,7 @@ impl<M> Reply<M> {
         has_body.then_some(self.content_type)
     }
 
-    /// The further header fields, a name and a value each.
+    /// Names and values of the header fields that were [added](Self::field).
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
         let lines = self.fields.split("\r\n");
         lines.filter_map(|line| line.split_once(": "))
@@ -192,22 +203,22 @@ impl<M> Reply<M> {
         &self.body
     }
 
-    /// How long the response waits.
+    /// How long the response is delayed.
     pub fn delay(&self) -> Duration {
         self.delay
     }
 
-    /// How much CPU time it takes then.
+    /// How much CPU time is used for it after that.
     pub fn work_time(&self) -> Duration {
         self.work
     }
 
-    /// How it is sent.
+    /// How the response ends.
     pub fn how(&self) -> Ending {
         self.ending
     }
 
-    /// The body alone, for its memory to be used again.
+    /// Returns the body, so that its memory can be reused.
     pub fn into_body(self) -> Cow<'static, [u8]> {
         self.body
     }

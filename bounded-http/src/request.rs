@@ -1,11 +1,11 @@
-//! A request as the service sees it.
+//! The request that a service answers.
 
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::http::{Method, after_authority};
 
-/// A header field: a name and a value, as they were sent. The type is httparse's.
+/// A header field: a name and a value, as they were sent. httparse defines this type.
 pub type Field<'a> = httparse::Header<'a>;
 
 /// A well-formed request. Its body, if it has one, is discarded.
@@ -19,8 +19,8 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// A request that was received now, without fields. Services are tested with it; other servers
-    /// can make requests of their own with it.
+    /// A request without header fields that is received now. For tests of services, and for other
+    /// servers that call one.
     pub fn new(method: &'a str, target: &'a str) -> Self {
         Self {
             method,
@@ -31,19 +31,19 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The same with these header fields.
+    /// Sets the header fields.
     #[must_use]
     pub fn with_fields(self, fields: &'a [Field<'a>]) -> Self {
         Self { fields, ..self }
     }
 
-    /// The same from this client.
+    /// Sets the client's address.
     #[must_use]
     pub fn with_peer(self, peer: Option<SocketAddr>) -> Self {
         Self { peer, ..self }
     }
 
-    /// The same, received at this time.
+    /// Sets when the request was received.
     #[must_use]
     pub fn with_received_at(self, received_at: Instant) -> Self {
         Self {
@@ -73,13 +73,13 @@ impl<'a> Request<'a> {
         self.path_and_query().0
     }
 
-    /// What follows the first `?` of the target, not decoded; empty if there is none.
+    /// The part of the target after the first `?`, not decoded; empty if there is none.
     pub fn query(&self) -> &'a str {
         self.path_and_query().1
     }
 
-    /// The value of a header field that was sent once; `None` if it was sent not at all or several
-    /// times. The case of the name does not matter.
+    /// The value of a header field that was sent exactly once; `None` if it is missing or repeated. The
+    /// case of the name does not matter.
     pub fn field(&self, name: &str) -> Option<&'a [u8]> {
         let mut found = None;
         for field in self.fields {
@@ -103,7 +103,7 @@ impl<'a> Request<'a> {
         self.peer
     }
 
-    /// When the service got the request: the time from which its duration counts.
+    /// When the request head was complete. [`Ended::duration`](crate::Ended::duration) counts from here.
     pub fn received_at(&self) -> Instant {
         self.received_at
     }

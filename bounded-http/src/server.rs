@@ -1,4 +1,4 @@
-//! A server to be configured, and the handle of one that runs.
+//! The server's configuration, and the handle of a running server.
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -11,24 +11,37 @@ use crate::event_loop::EventLoop;
 use crate::listener;
 use crate::service::Service;
 
-/// A server that has a listening socket and does not accept connections yet.
+/// A server that listens, but does not accept connections until it [runs](Self::run).
+///
+/// ```
+/// use bounded_http::{Limits, Reply, Request, Server, Status};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let limits = Limits { connections: 100, ..Limits::default() };
+/// let server = Server::bind("127.0.0.1:0")?.limits(limits);
+/// let handle = server.spawn(|_: &Request<'_>| Reply::text(Status::Ok, "Hello.\n"))?;
+/// println!("Listening on http://{}", handle.address());
+/// handle.stop()
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
+    address: SocketAddr,
     limits: Limits,
     stop_signal: Option<UnixStream>,
 }
 
-/// The limits that depend on where the server runs. All others are constants, which the crate's front
-/// page lists.
+/// The limits that depend on where the server runs. All others are constants; the crate's front page
+/// lists them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The most open connections, the reserve of sixteen for urgent requests apart. The limit on
     /// descriptors may lower it. Together they hold at most 20 KiB of memory each, the kernel's
     /// buffers included. Default: 1000.
     pub connections: usize,
-    /// How long responses that are delayed or take work may go on waiting once the server has been
-    /// told to stop; those that wait longer become a 503. Default: 5 seconds.
+    /// How long delayed responses, and those that take CPU time, may still take once the server has been
+    /// told to stop. After that they are replaced with a 503. Default: 5 seconds.
     pub grace: Duration,
 }
 
@@ -42,47 +55,48 @@ impl Default for Limits {
 }
 
 impl Server {
-    /// Binds a listening socket to an address. Port 0 lets the system choose one.
+    /// Binds a listening socket to an address. With port 0, the system chooses the port.
     ///
     /// # Errors
-    /// When the address is taken or is not this machine's, or when the port needs a privilege.
+    /// When the address is in use or not one of this machine's, or when the port needs a privilege.
     pub fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
-        listener::listen(address).map(Self::new)
+        listener::listen(address).and_then(Self::new)
     }
 
-    /// Binds a listening socket to a port of every address, IPv6 and IPv4; to IPv4 alone where there is
+    /// Binds a listening socket to a port of every address, IPv6 and IPv4, or IPv4 alone where there is
     /// no IPv6.
     ///
     /// # Errors
-    /// When the port is taken or needs a privilege.
+    /// When the port is in use or needs a privilege.
     pub fn bind_every_address(port: u16) -> io::Result<Self> {
-        listener::listen_on_every_address(port).map(Self::new)
+        listener::listen_on_every_address(port).and_then(Self::new)
     }
 
-    /// Uses a listening socket that exists, such as one that systemd has opened.
+    /// Uses an existing listening socket, such as one that systemd has opened.
     ///
     /// # Errors
     /// When the socket does not accept the options that the server needs.
     pub fn from_listener(listener: TcpListener) -> io::Result<Self> {
-        listener::set_up(listener).map(Self::new)
+        listener::set_up(listener).and_then(Self::new)
     }
 
-    fn new(listener: TcpListener) -> Self {
-        Self {
+    fn new(listener: TcpListener) -> io::Result<Self> {
+        Ok(Self {
+            address: listener.local_addr()?,
             listener,
             limits: Limits::default(),
             stop_signal: None,
-        }
+        })
     }
 
-    /// The same server with these limits.
+    /// Sets the limits.
     #[must_use]
     pub fn limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
 
-    /// The same server, which stops when this stream becomes readable or its other end is closed. A
-    /// signal handler can write to the other end.
+    /// Stops the running server when this stream becomes readable or its other end is closed. A signal
+    /// handler can write to the other end.
     #[must_use]
     pub fn stop_when_readable(self, stop_signal: UnixStream) -> Self {
         Self {
@@ -92,11 +106,8 @@ impl Server {
     }
 
     /// The address that the server listens on.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The effective limit on connections: the lower of [`Limits::connections`] and what the limit on
@@ -105,13 +116,13 @@ impl Server {
         self.limits.connections.min(room_for_connections()).max(1)
     }
 
-    /// The listening socket, for another server.
+    /// Returns the listening socket, for another server to use.
     pub fn into_listener(self) -> TcpListener {
         self.listener
     }
 
-    /// Serves on this thread until the stop signal comes and the requests received by then are
-    /// answered; without a stop signal, forever.
+    /// Serves on this thread. Returns when the [stop signal](Self::stop_when_readable) has come and
+    /// every request that was received by then is answered; without a stop signal, it does not return.
     ///
     /// # Errors
     /// When the kernel refuses to poll. An error of a connection ends that connection only.
@@ -126,12 +137,12 @@ impl Server {
         EventLoop::new(self.listener, stop_signal, service, &limits)?.run()
     }
 
-    /// Serves on a thread of its own.
+    /// Serves on a new thread, until the handle [stops](Handle::stop) the server or is dropped.
     ///
     /// # Errors
-    /// When the thread cannot be started or the kernel does not tell the address.
+    /// When the thread cannot be started.
     pub fn spawn<V: Service + Send + 'static>(self, service: V) -> io::Result<Handle> {
-        let address = self.local_addr()?;
+        let address = self.address;
         let (stop_signal, stop) = UnixStream::pair()?;
         let server = self.stop_when_readable(stop_signal);
         let thread = thread::Builder::new()
@@ -145,8 +156,8 @@ impl Server {
     }
 }
 
-/// A server that runs on a thread of its own. When the handle is dropped, the server stops, and
-/// nobody waits for it.
+/// A server that runs on its own thread. Dropping the handle stops the server without waiting for it.
+#[must_use = "the server stops when its handle is dropped"]
 #[derive(Debug)]
 pub struct Handle {
     address: SocketAddr,
@@ -160,13 +171,13 @@ impl Handle {
         self.address
     }
 
-    /// Has the server stop, and waits until every request that it has received is answered.
+    /// Stops the server, and waits until it has answered every request that it received.
     ///
     /// # Errors
-    /// What [`Server::run`] returned.
+    /// The error with which [`Server::run`] ended.
     ///
     /// # Panics
-    /// If the server's thread did, which the service alone can cause.
+    /// If the [service](Service) ended the server with a panic.
     pub fn stop(mut self) -> io::Result<()> {
         // If the server has ended already, nobody reads this.
         let _ = self.stop.write_all(&[0]);

@@ -9,25 +9,61 @@ use crate::http::Status;
 use crate::reply::Reply;
 use crate::request::Request;
 
-/// Answers requests. The server calls it on one thread, so it needs no locks.
+/// Answers requests. The server calls all methods on one thread, so a service needs no locks.
 ///
-/// A closure `FnMut(&Request) -> Reply` is a service, too.
+/// A closure `FnMut(&Request<'_>) -> Reply` is a service, too.
+///
+/// The order of calls for one request is [`is_urgent`](Self::is_urgent) (only when no connection is
+/// free), then [`answer`](Self::answer) or [`refuse`](Self::refuse), then [`ended`](Self::ended). A
+/// request that is not well-formed is rejected by the server and reaches `ended` alone.
+///
+/// ```
+/// use bounded_http::{Ended, Reply, Request, Service, Status};
+///
+/// /// Counts the bytes that it has sent for each path.
+/// struct Counted {
+///     sent: std::collections::HashMap<String, usize>,
+/// }
+///
+/// impl Service for Counted {
+///     type Memo = String;
+///
+///     fn answer(&mut self, request: &Request<'_>) -> Reply<String> {
+///         let reply = Reply::text(Status::Ok, "Hello.\n");
+///         reply.remember(request.path().to_owned())
+///     }
+///
+///     fn ended(&mut self, ended: Ended<String>) {
+///         if let Some(path) = ended.memo {
+///             *self.sent.entry(path).or_default() += ended.body_length;
+///         }
+///     }
+/// }
+/// ```
+///
+/// # Panics
+///
+/// A panic in `answer`, `refuse` or `ended` closes the connection that it concerns and affects no
+/// other. A panic in any other method ends the server.
 pub trait Service {
     /// What the service remembers of a request from [`answer`](Self::answer) to
-    /// [`ended`](Self::ended): labels of a metric, the beginning of a log line. It is moved through the
-    /// server, so that each is given back exactly once.
+    /// [`ended`](Self::ended), such as the labels of a metric or the beginning of a log line. The server
+    /// moves it from one to the other, so each memo comes back exactly once. `()` if there is nothing to
+    /// remember.
     type Memo;
 
-    /// Answers a request. It must not block: for as long as it takes, everybody waits.
+    /// Answers a request. It must not block: every client waits until it returns. A response that
+    /// takes time is returned at once and sent [later](Reply::after).
     fn answer(&mut self, request: &Request<'_>) -> Reply<Self::Memo>;
 
-    /// Called exactly once for each request, when its exchange has ended in whichever way.
+    /// Called exactly once for each request, when its exchange has ended, whatever the
+    /// [outcome](Outcome).
     fn ended(&mut self, ended: Ended<Self::Memo>) {
         let _ = ended;
     }
 
-    /// Whether a request must be answered even when every connection is taken: those with which an
-    /// operator sees that this is so, such as health checks and scrapes.
+    /// Whether a request must be answered even when every connection is taken, as health checks and
+    /// scrapes must be. By default, none is urgent.
     fn is_urgent(&self, request: &Request<'_>) -> bool {
         let _ = request;
         false
@@ -40,19 +76,20 @@ pub trait Service {
         None
     }
 
-    /// Called when the number of open connections has changed.
+    /// Called when a connection was opened or closed, with the number of open connections.
     fn connections_changed(&mut self, open: usize) {
         let _ = open;
     }
 
-    /// Called before the server waits for sockets. Returns after which time to call it again if
-    /// nothing happens: when it could not finish what it does there, such as writing log lines.
+    /// Called each time before the server waits for its sockets, for work that is done in batches, such
+    /// as writing log lines. If it could not finish, it returns the time after which the server calls it
+    /// again at the latest.
     fn before_wait(&mut self) -> Option<Duration> {
         None
     }
 
-    /// Takes a message about the server itself: it cannot accept connections, or resets some to
-    /// stay within its memory. The server prints nothing.
+    /// Called with a message about the server itself: that it cannot accept connections, or that it
+    /// resets some to stay within its memory. The server prints nothing on its own.
     fn report(&mut self, message: &dyn Display) {
         let _ = message;
     }
@@ -69,35 +106,40 @@ where
     }
 }
 
-/// How an exchange has ended.
+/// An exchange that has ended.
 #[derive(Debug)]
 pub struct Ended<M> {
-    /// What the service remembers of the request. `None` if it was rejected before the service saw
-    /// it.
+    /// What the service remembers of the request. `None` if the request was rejected before the
+    /// service saw it, if [`Service::refuse`] returned nothing, and after a panic.
     pub memo: Option<M>,
     /// How it has ended.
     pub outcome: Outcome,
     /// The status of the response, whether or not it was sent.
     pub status: Status,
-    /// How many bytes of body the response has; 0 for a HEAD, or if it was not sent.
+    /// The number of body bytes that were sent or are being sent; 0 for a HEAD.
     pub body_length: usize,
-    /// The time from when the request was received to the response, or to the client's leaving.
+    /// The time from the end of the request head until the response was ready, or until the client
+    /// disconnected.
     pub duration: Duration,
     /// The client's address.
     pub peer: Option<SocketAddr>,
-    /// The body of the response, for its memory to be used again.
+    /// The body of the response. A service that builds large bodies can reuse its memory.
     pub body: Cow<'static, [u8]>,
 }
 
-/// In which way an exchange has ended.
+/// How an exchange has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The response was given to the kernel to be sent.
+    /// The response is on its way to the client: all of it, or the part that its
+    /// [`Ending`](crate::Ending) leaves.
     Responded,
-    /// The request was malformed, took too long or was too long; it got the status that says so.
+    /// The request was malformed, too long or too slow. The client got the status that says so.
     Rejected,
     /// The client disconnected before its response was sent. nginx logs this as 499.
     Disconnected,
-    /// No response was sent, on purpose: see [`Ending`](crate::Ending). nginx logs this as 444.
+    /// No response was sent, on purpose: see [`Ending::is_silent`](crate::Ending::is_silent). nginx logs
+    /// this as 444.
     Dropped,
+    /// The service panicked, and the connection was closed without a response. The status is 500.
+    Panicked,
 }
