@@ -1,0 +1,380 @@
+//! What the crate promises to a service: how it is started and stopped, and what it is told.
+
+mod client;
+
+use std::io::{ErrorKind, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bounded_http::{
+    Ended, Ending, Handle, Limits, Outcome, Reply, Request, Server, Service, Status,
+};
+use rustix::net::sockopt::set_socket_linger;
+
+use client::{Client, TIMEOUT, get, wait_until};
+
+const DELAY: Duration = Duration::from_millis(300);
+const BODY: &str = "0123456789";
+
+/// What a service is told about an exchange: its path, how it ended, its status, the length of its body.
+type Told = (Option<String>, Outcome, u16, usize);
+
+/// Answers as the path asks, and passes on what it is told.
+struct Recorder {
+    ended: Sender<Told>,
+    durations: Sender<Duration>,
+    open: Sender<usize>,
+}
+
+impl Service for Recorder {
+    type Memo = String;
+
+    fn answer(&mut self, request: &Request<'_>) -> Reply<String> {
+        let reply = Reply::text(Status::Ok, BODY);
+        let reply = match request.path() {
+            "/delayed" => reply.after(DELAY),
+            "/never" => reply.after(Duration::from_secs(3600)),
+            "/work" => reply.work(Duration::from_millis(20)),
+            "/reset" => reply.ending(Ending::Reset),
+            "/close" => reply.ending(Ending::Close),
+            "/cut" => reply.ending(Ending::Cut),
+            "/stall" => reply.ending(Ending::Stall),
+            "/hang" => reply.ending(Ending::Hang),
+            "/panic" => panic!("as the path asks"),
+            _ => reply,
+        };
+        reply.remember(request.path().to_owned())
+    }
+
+    fn ended(&mut self, ended: Ended<String>) {
+        let (status, length) = (ended.status.code(), ended.body_length);
+        let told = (ended.memo, ended.outcome, status, length);
+        let is_panic = told.0.as_deref() == Some("/panic-later");
+        // Tests that do not look at these have dropped the other ends.
+        let _ = self.durations.send(ended.duration);
+        let _ = self.ended.send(told);
+        assert!(!is_panic, "as the path asks");
+    }
+
+    fn is_urgent(&self, request: &Request<'_>) -> bool {
+        request.path() == "/urgent"
+    }
+
+    fn refuse(&mut self, request: &Request<'_>) -> Option<String> {
+        Some(format!("refused {}", request.path()))
+    }
+
+    fn connections_changed(&mut self, open: usize) {
+        let _ = self.open.send(open);
+    }
+}
+
+/// A running recorder, and what it was told.
+struct Running {
+    handle: Handle,
+    ended: Receiver<Told>,
+    durations: Receiver<Duration>,
+    open: Receiver<usize>,
+}
+
+impl Running {
+    fn start(limits: Limits) -> Self {
+        let (ended_sender, ended) = channel();
+        let (durations_sender, durations) = channel();
+        let (open_sender, open) = channel();
+        let recorder = Recorder {
+            ended: ended_sender,
+            durations: durations_sender,
+            open: open_sender,
+        };
+        let server = Server::bind("127.0.0.1:0").unwrap().limits(limits);
+        Self {
+            handle: server.spawn(recorder).unwrap(),
+            ended,
+            durations,
+            open,
+        }
+    }
+
+    fn connect(&self) -> Client {
+        Client::connect(self.handle.address())
+    }
+
+    /// Waits until an exchange has ended.
+    fn next_told(&self) -> Told {
+        let told = self.ended.recv_timeout(TIMEOUT);
+        told.expect("an exchange that ends")
+    }
+
+    /// Stops the server. Returns what it was told and nobody has looked at.
+    fn stop(self) -> Vec<Told> {
+        self.handle.stop().unwrap();
+        assert_eq!(self.open.iter().last().unwrap_or(0), 0, "connections");
+        self.ended.iter().collect()
+    }
+}
+
+fn told(path: &str, outcome: Outcome, status: u16, length: usize) -> Told {
+    let memo = (!path.is_empty()).then(|| path.to_owned());
+    (memo, outcome, status, length)
+}
+
+/// Sends one request, has the client do something, and asserts that the service is told of it once.
+fn assert_told_once(request: &str, act: impl FnOnce(&mut Client), expected: Told) {
+    let running = Running::start(Limits::default());
+    let mut client = running.connect();
+    client.send(request);
+    act(&mut client);
+    assert_eq!(running.next_told(), expected, "{request}");
+    drop(client);
+    assert_eq!(running.stop(), [], "{request}");
+}
+
+fn expect_body(client: &mut Client) {
+    assert_eq!(client.response().body, BODY);
+}
+
+#[test]
+fn a_response_is_reported_once() {
+    let responded = |path, length| told(path, Outcome::Responded, 200, length);
+    assert_told_once(&get("/"), expect_body, responded("/", 10));
+    assert_told_once(&get("/delayed"), expect_body, responded("/delayed", 10));
+    assert_told_once(&get("/work"), expect_body, responded("/work", 10));
+    let head = "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let expect_head = |client: &mut Client| assert_eq!(client.head().status, 200);
+    assert_told_once(head, expect_head, responded("/", 0));
+}
+
+#[test]
+fn a_rejected_request_is_reported_once() {
+    let expect_400 = |client: &mut Client| {
+        let response = client.read_to_the_end().unwrap();
+        assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
+    };
+    let length = "A request needs one Host, and one only.\n".len();
+    let rejected = told("", Outcome::Rejected, 400, length);
+    assert_told_once("GET / HTTP/1.1\r\n\r\n", expect_400, rejected);
+}
+
+#[test]
+fn a_client_that_disconnects_first_is_reported_once() {
+    let running = Running::start(Limits::default());
+    let mut client = running.connect();
+    // In one piece, so that the second request is known when the first is answered.
+    client.send(&(get("/") + &get("/never")));
+    assert_eq!(client.response().body, BODY);
+    assert_eq!(running.next_told(), told("/", Outcome::Responded, 200, 10));
+    set_socket_linger(&client.stream, Some(Duration::ZERO)).unwrap();
+    drop(client);
+    let disconnected = told("/never", Outcome::Disconnected, 200, 0);
+    assert_eq!(running.next_told(), disconnected);
+    assert_eq!(running.stop(), []);
+}
+
+#[test]
+fn a_response_that_is_dropped_on_purpose_is_reported_once() {
+    let dropped = |path| told(path, Outcome::Dropped, 200, 0);
+    let expect_reset = |client: &mut Client| {
+        let result = client.read_to_the_end();
+        assert_eq!(result, Err(ErrorKind::ConnectionReset));
+    };
+    assert_told_once(&get("/reset"), expect_reset, dropped("/reset"));
+    let expect_close =
+        |client: &mut Client| assert_eq!(client.read_to_the_end(), Ok(String::new()));
+    assert_told_once(&get("/close"), expect_close, dropped("/close"));
+
+    let running = Running::start(Limits::default());
+    let mut client = running.connect();
+    client.send(&get("/hang"));
+    assert_eq!(running.next_told(), dropped("/hang"));
+    assert!(client.is_silent(), "open, and not a byte");
+    drop(client);
+    assert_eq!(running.stop(), []);
+}
+
+#[test]
+fn a_response_that_is_incomplete_on_purpose_is_reported_once() {
+    let expect_half = |client: &mut Client| {
+        let response = client.read_to_the_end().unwrap();
+        assert!(response.contains("Content-Length: 10\r\n"), "{response}");
+        assert!(response.ends_with("\r\n\r\n01234"), "{response}");
+    };
+    let cut = told("/cut", Outcome::Responded, 200, 5);
+    assert_told_once(&get("/cut"), expect_half, cut);
+
+    let expect_head = |client: &mut Client| {
+        assert!(client.head().head.contains("Content-Length: 10\r\n"));
+    };
+    let stalled = told("/stall", Outcome::Responded, 200, 5);
+    assert_told_once(&get("/stall"), expect_head, stalled);
+}
+
+#[test]
+fn a_panic_in_the_service_is_reported_once_and_affects_no_other_client() {
+    let running = Running::start(Limits::default());
+    let mut other = running.connect();
+    for _ in 0..2 {
+        let mut client = running.connect();
+        client.send(&(get("/panic") + &get("/")));
+        assert_eq!(client.read_to_the_end(), Ok(String::new()));
+        assert_eq!(running.next_told(), told("", Outcome::Panicked, 500, 0));
+
+        // In `ended`.
+        let mut client = running.connect();
+        client.send(&get("/panic-later"));
+        let responded = told("/panic-later", Outcome::Responded, 200, 10);
+        assert_eq!(running.next_told(), responded);
+        let end = client.read_to_the_end();
+        assert_ne!(end, Err(ErrorKind::WouldBlock), "still open");
+
+        assert_eq!(other.get("/").body, BODY);
+        assert_eq!(running.next_told(), told("/", Outcome::Responded, 200, 10));
+    }
+    drop(other);
+    assert_eq!(running.stop(), []);
+}
+
+#[test]
+fn a_delayed_response_holds_up_later_requests_of_its_client_only() {
+    let running = Running::start(Limits::default());
+    let mut delayed = running.connect();
+    let mut other = running.connect();
+    let started = Instant::now();
+    delayed.send(&(get("/delayed") + &get("/next")));
+    while started.elapsed() < DELAY / 2 {
+        assert_eq!(other.get("/other").body, BODY);
+    }
+    assert_eq!(delayed.response().body, BODY);
+    assert!(started.elapsed() >= DELAY);
+    assert_eq!(delayed.response().body, BODY);
+    let durations: Vec<Duration> = running.durations.try_iter().collect();
+    assert_eq!(durations.iter().filter(|time| **time >= DELAY).count(), 1);
+
+    let told = running.stop().into_iter().filter_map(|told| told.0);
+    let order: Vec<String> = told.filter(|path| path != "/other").collect();
+    assert_eq!(order, ["/delayed", "/next"]);
+}
+
+#[test]
+fn urgent_requests_are_served_at_the_connection_limit_and_others_refused() {
+    let running = Running::start(Limits {
+        connections: 2,
+        grace: Duration::from_millis(100),
+    });
+    let mut holders: Vec<Client> = (0..2).map(|_| running.connect()).collect();
+    for holder in &mut holders {
+        holder.send(&(get("/") + &get("/never")));
+        assert_eq!(holder.response().body, BODY);
+        assert_eq!(running.next_told(), told("/", Outcome::Responded, 200, 10));
+    }
+    assert_eq!(running.connect().get("/urgent").body, BODY);
+    let urgent = told("/urgent", Outcome::Responded, 200, 10);
+    assert_eq!(running.next_told(), urgent);
+
+    let response = running.connect().get("/");
+    assert_eq!(response.status, 503);
+    assert!(
+        response.head.contains("\r\nRetry-After: 1\r\n"),
+        "{response:?}"
+    );
+    let refused = told("refused /", Outcome::Responded, 503, response.body.len());
+    assert_eq!(running.next_told(), refused);
+
+    // When the server stops, it waits for delayed responses for as long as the grace.
+    let told = running.stop();
+    assert_eq!(told.len(), 2);
+    for (holder, told) in holders.iter_mut().zip(told) {
+        let response = holder.response();
+        assert_eq!(response.status, 503);
+        let length = response.body.len();
+        let memo = Some("/never".to_owned());
+        assert_eq!(told, (memo, Outcome::Responded, 503, length));
+    }
+}
+
+#[test]
+fn stopping_answers_what_was_received() {
+    let server = Server::bind("127.0.0.1:0").unwrap();
+    let handle = server.spawn(|_: &Request<'_>| Reply::text(Status::Ok, BODY).after(DELAY));
+    let handle = handle.unwrap();
+    let address = handle.address();
+    let mut clients: Vec<Client> = (0..10).map(|_| Client::connect(address)).collect();
+    for client in &mut clients {
+        client.send(&get("/"));
+    }
+    handle.stop().unwrap();
+    for client in &mut clients {
+        let response = client.response();
+        assert_eq!(response.body, BODY);
+        assert!(response.head.contains("\r\nConnection: close\r\n"));
+        assert_eq!(client.read_to_the_end(), Ok(String::new()));
+    }
+    let refused = std::net::TcpStream::connect(address).map_err(|error| error.kind());
+    assert_eq!(refused.unwrap_err(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn a_server_stops_when_its_handle_is_dropped() {
+    let server = Server::bind("127.0.0.1:0").unwrap();
+    let handle = server.spawn(|_: &Request<'_>| Reply::text(Status::Ok, BODY));
+    let address = handle.unwrap().address();
+    wait_until("connections are refused", || {
+        std::net::TcpStream::connect(address).is_err()
+    });
+}
+
+#[test]
+fn a_stop_signal_ends_run() {
+    for is_written in [true, false] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Server::from_listener(listener).unwrap();
+        let address = server.address();
+        let (stop_signal, mut stop) = UnixStream::pair().unwrap();
+        let mut served = 0;
+        let server = thread::spawn(move || {
+            let service = |_: &Request<'_>| {
+                served += 1;
+                Reply::text(Status::Ok, format!("{served}"))
+            };
+            server.stop_when_readable(stop_signal).run(service)
+        });
+        assert_eq!(Client::connect(address).get("/").body, "1");
+        assert_eq!(Client::connect(address).get("/").body, "2");
+        if is_written {
+            stop.write_all(b"x").unwrap();
+        }
+        drop(stop);
+        assert!(server.join().unwrap().is_ok());
+    }
+}
+
+#[test]
+fn a_server_on_every_address_is_reached_by_ipv4() {
+    let server = Server::bind_every_address(0).unwrap();
+    let address = ([127, 0, 0, 1], server.address().port()).into();
+    let handle = server.spawn(|request: &Request<'_>| {
+        Reply::text(Status::Ok, format!("{}", request.peer().unwrap().ip()))
+    });
+    let body = Client::connect(address).get("/").body;
+    assert!(body.ends_with("127.0.0.1"), "{body}");
+    handle.unwrap().stop().unwrap();
+}
+
+#[test]
+fn the_limit_on_connections_is_never_0_and_never_above_what_descriptors_allow() {
+    let limit = |connections| {
+        let server = Server::bind("127.0.0.1:0").unwrap();
+        let grace = Duration::ZERO;
+        server
+            .limits(Limits { connections, grace })
+            .connection_limit()
+    };
+    assert_eq!(limit(0), 1);
+    assert_eq!(limit(5), 5);
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let descriptors = descriptors.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap());
+    assert!(limit(usize::MAX) < descriptors);
+}
