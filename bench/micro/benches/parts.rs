@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use bounded_http::connection::Connection;
+use bounded_http::request_head::{self, field_space};
+use bounded_http::{Method, Request, Service};
 use divan::{Bencher, black_box};
 use micro::{Driven, request_of};
-use tiny_probe::app::{App, Request};
+use tiny_probe::app::App;
 use tiny_probe::config::Config;
-use tiny_probe::http::{Method, Status};
 use tiny_probe::metrics::{Endpoint, Format, Metrics};
-use tiny_probe::server::event_loop::connection::Connection;
-use tiny_probe::server::event_loop::request_head;
 
 const CLIENTS: [&str; 3] = ["wrk", "Prometheus", "browser"];
 
@@ -22,18 +22,20 @@ fn main() {
 #[divan::bench(args = CLIENTS, sample_size = 1000)]
 fn parse_head(bencher: Bencher, client: &str) {
     let head = request_of(client).expect("a client of the table");
-    bencher
-        .bench(|| request_head::parse(black_box(head.as_bytes())).is_ok_and(|head| head.is_some()));
+    bencher.bench(|| {
+        let mut space = field_space();
+        request_head::parse(black_box(head.as_bytes()), &mut space).is_ok_and(|head| head.is_some())
+    });
 }
 
 #[divan::bench(sample_size = 1000)]
 fn record(bencher: Bencher) {
-    let metrics = Metrics::new("1", "develop");
+    let metrics = Metrics::new(ENDPOINTS.len(), "1", "develop");
     bencher.bench_local(|| {
         metrics.record(
             black_box(Method::Get),
-            black_box(Endpoint::Probe),
-            black_box(Status::Ok),
+            black_box(ENDPOINTS[0]),
+            black_box("200"),
             black_box(Duration::from_micros(3)),
             None,
         );
@@ -41,16 +43,19 @@ fn record(bencher: Bencher) {
 }
 
 #[divan::bench(sample_size = 1000)]
-fn render_answer(bencher: Bencher) {
+fn render_response(bencher: Bencher) {
     let now = Instant::now();
     let request = request_of("wrk").expect("a client of the table");
     let mut app = App::new(&Config::default());
-    let reply = app.answer(&Request::new("GET", "/probe"), now);
+    let reply = app.answer(&Request::new("GET", "/probe"));
     bencher
         .with_inputs(|| {
             let mut connection = Connection::new(now);
             connection.receive(request.as_bytes(), now);
-            assert!(matches!(connection.next_request(), Some(Ok(_))));
+            assert!(matches!(
+                connection.next_request(&mut field_space()),
+                Some(Ok(_))
+            ));
             connection
         })
         .bench_local_refs(|connection| {
@@ -63,7 +68,7 @@ fn render_answer(bencher: Bencher) {
         });
 }
 
-/// So many methods and endpoints that were asked for: a histogram and a counter each.
+/// The page with this many pairs of method and endpoint: a histogram and a counter each.
 #[divan::bench(args = [1, 10, 45])]
 fn exposition_text(bencher: Bencher, series: usize) {
     exposition(bencher, series, Format::Text);
@@ -76,21 +81,21 @@ fn exposition_open_metrics(bencher: Bencher, series: usize) {
 }
 
 fn exposition(bencher: Bencher, series: usize, format: Format) {
-    let metrics = Metrics::new("1", "develop");
+    let metrics = Metrics::new(ENDPOINTS.len(), "1", "develop");
     let pairs = METHODS
         .iter()
         .flat_map(|method| ENDPOINTS.map(|endpoint| (*method, endpoint)));
     for (method, endpoint) in pairs.take(series) {
-        let latency = Duration::from_micros(3);
-        metrics.record(method, endpoint, Status::Ok, latency, None);
+        metrics.record(method, endpoint, "200", Duration::from_micros(3), None);
     }
     let page = metrics.exposition(format, &Config::default());
     let count = page.matches("app_request_latency_seconds_count{").count();
     assert_eq!(count, series);
-    bencher.bench_local(|| metrics.put_back(metrics.exposition(format, &Config::default())));
+    bencher
+        .bench_local(|| metrics.reuse(metrics.exposition(format, &Config::default()).into_bytes()));
 }
 
-/// All of a request but the system calls.
+/// A whole request, except the system calls.
 #[divan::bench(args = CLIENTS, sample_size = 100)]
 fn exchange(bencher: Bencher, client: &str) {
     let mut driven = Driven::default();
@@ -111,10 +116,9 @@ const METHODS: [Method; 10] = [
     Method::Other,
 ];
 const ENDPOINTS: [Endpoint; 5] = [
-    // There from the start.
-    Endpoint::Probe,
-    Endpoint::Root,
-    Endpoint::Metrics,
-    Endpoint::Healthz,
-    Endpoint::Other,
+    Endpoint::of_route(0, "/probe"),
+    Endpoint::of_route(1, "/"),
+    Endpoint::of_route(2, "/metrics"),
+    Endpoint::of_route(3, "/healthz"),
+    Endpoint::OTHER,
 ];

@@ -1,27 +1,29 @@
-//! A connection without its socket, for the microbenchmarks and for counting instructions: what the
-//! event loop does for a request, but for the system calls.
+//! A connection without its socket, for the microbenchmarks and for counting instructions: everything that
+//! the event loop does for a request, except the system calls.
 
 use std::time::Instant;
 
+use bounded_http::connection::{Buffers, Connection};
+use bounded_http::request_head::field_space;
+use bounded_http::{Ended, Outcome, Request, Service};
 use tiny_probe::app::App;
 use tiny_probe::config::Config;
-use tiny_probe::server::event_loop::connection::Connection;
 
-/// A request as it is known to whoever sends it.
-pub struct Request {
-    /// Who sends it.
+/// The request that a client sends.
+pub struct Sample {
+    /// The client.
     pub from: &'static str,
     /// Its bytes.
     pub bytes: &'static str,
 }
 
-/// What wrk, Prometheus and a browser send.
-pub const REQUESTS: [Request; 3] = [
-    Request {
+/// The requests of wrk, Prometheus and a browser.
+pub const REQUESTS: [Sample; 3] = [
+    Sample {
         from: "wrk",
         bytes: "GET /probe HTTP/1.1\r\nHost: localhost:8080\r\n\r\n",
     },
-    Request {
+    Sample {
         from: "Prometheus",
         bytes: "GET /metrics HTTP/1.1\r\nHost: localhost:8080\r\n\
             User-Agent: Prometheus/2.42.0\r\n\
@@ -30,7 +32,7 @@ pub const REQUESTS: [Request; 3] = [
             text/plain;version=0.0.4;q=0.5,*/*;q=0.1\r\n\
             Accept-Encoding: gzip\r\nX-Prometheus-Scrape-Timeout-Seconds: 10\r\n\r\n",
     },
-    Request {
+    Sample {
         from: "browser",
         bytes: "GET /probe HTTP/1.1\r\nHost: localhost:8080\r\n\
             User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n\
@@ -42,7 +44,7 @@ pub const REQUESTS: [Request; 3] = [
     },
 ];
 
-/// What a client of that name sends.
+/// The request of the client with this name.
 pub fn request_of(client: &str) -> Option<&'static str> {
     let mut requests = REQUESTS.iter();
     let request = requests.find(|request| request.from == client)?;
@@ -55,6 +57,7 @@ const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 pub struct Driven {
     app: App,
     connection: Connection,
+    spare: Buffers,
 }
 
 impl Default for Driven {
@@ -62,27 +65,44 @@ impl Default for Driven {
         Self {
             app: App::new(&Config::default()),
             connection: Connection::new(Instant::now()),
+            spare: Buffers::default(),
         }
     }
 }
 
 impl Driven {
-    /// One request from its bytes to the bytes of its answer. Gives how many those are.
+    /// Takes one request from its bytes to the bytes of its response. Returns the number of these.
     ///
     /// # Panics
-    /// If the bytes are not one request that the service takes.
+    /// If the bytes are not one well-formed request.
     pub fn exchange(&mut self, request: &str) -> usize {
         let now = Instant::now();
+        self.connection.take_spare(&mut self.spare);
         self.connection.receive(request.as_bytes(), now);
-        let request = self.connection.next_request();
-        let request = request.expect("a whole request").expect("a good request");
+        let mut space = field_space();
+        let head = self.connection.next_request(&mut space);
+        let head = head.expect("it is complete").expect("it is well-formed");
         let started = Instant::now();
-        let reply = self.app.answer(&request, started);
-        self.app.record(&reply, started.elapsed());
-        self.connection.answer(&reply, DATE, false, now);
-        self.app.put_back(reply);
+        let request = Request::new(head.method, head.target)
+            .with_fields(head.fields)
+            .with_received_at(started);
+        let reply = self.app.answer(&request);
+        let ended = Instant::now();
+        let body_length = self.connection.answer(&reply, DATE, false, ended);
+        let status = reply.status();
+        let (reply, memo) = reply.split();
+        self.app.ended(Ended {
+            memo: Some(memo),
+            outcome: Outcome::Responded,
+            status,
+            body_length,
+            duration: ended.saturating_duration_since(started),
+            peer: None,
+            body: reply.into_body(),
+        });
         let count = self.connection.unsent().len();
-        self.connection.sent(count, now);
+        self.connection.sent(count, ended);
+        self.connection.put_back(&mut self.spare);
         count
     }
 }
