@@ -28,13 +28,16 @@ COPY . /
 
 FROM ${BUILDER} AS build
 WORKDIR /build
-# The dependencies in a layer of their own, which stays cached while only src/ changes.
+# The dependencies in a layer of their own, which stays cached while only the sources change.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src && echo '//! Empty.' | tee src/lib.rs >src/main.rs && echo 'fn main() {}' >>src/main.rs && \
+COPY bounded-http/Cargo.toml bounded-http/
+RUN mkdir src bounded-http/src && \
+    echo '//! Empty.' | tee bounded-http/src/lib.rs src/lib.rs >src/main.rs && echo 'fn main() {}' >>src/main.rs && \
     cargo build --release --locked --target "$(uname -m)-unknown-linux-musl"
+COPY bounded-http/src bounded-http/src
 COPY src src
 # Touched, because cargo goes by time and the files may be older than their stand-ins were.
-RUN touch src/lib.rs src/main.rs && \
+RUN touch bounded-http/src/lib.rs src/lib.rs src/main.rs && \
     cargo build --release --locked --target "$(uname -m)-unknown-linux-musl"
 
 FROM service

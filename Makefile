@@ -18,17 +18,19 @@ build: ## build target/release/tiny-probe
 
 .PHONY: test
 test: ## run every test
-	$(CARGO) test --locked
+	$(CARGO) test --locked --workspace
 	@docker info >/dev/null 2>&1 || echo 'skipped: make check-image, since there is no Docker engine here'
 
 .PHONY: lint
 lint: ## check format, clippy, shell scripts
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- --deny warnings
-	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --locked --no-deps --quiet
+	$(CARGO) fmt --check --all
+	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
+	$(CARGO) clippy --locked --package bounded-http --all-targets -- --deny warnings
+	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --locked --workspace --no-deps --quiet
 	shellcheck scripts/*.sh .ci/run
 	$(CARGO) fmt --check --all --manifest-path bench/peers/Cargo.toml
 	$(CARGO) fmt --check --manifest-path bench/micro/Cargo.toml
+	$(CARGO) fmt --check --all --manifest-path bounded-http/compare/Cargo.toml
 	shellcheck bench/*.sh
 
 .PHONY: check-features
@@ -36,6 +38,14 @@ check-features: ## lint and test it without tiny_http, and check that the crate 
 	$(CARGO) clippy --locked --no-default-features --all-targets -- --deny warnings
 	$(CARGO) test --locked --no-default-features --lib --bins --test connection --test service
 	! $(CARGO) tree --locked --no-default-features --prefix none | grep '^tiny_http '
+
+.PHONY: check-crate
+check-crate: ## make bounded-http's package, build the README's service in a new project, ask it with curl
+	scripts/check-crate.sh
+
+.PHONY: compare
+compare: ## compare bounded-http with other /metrics endpoints; needs TARGET, takes five minutes
+	bounded-http/compare/compare.py $(TARGET)
 
 # deny.toml says what is accepted.
 CARGO_DENY = target/check-deny/bin/cargo-deny
@@ -45,16 +55,16 @@ $(CARGO_DENY):
 
 .PHONY: check-deny
 check-deny: $(CARGO_DENY) ## check the dependencies' licences and sources, and that none is there twice
-	$(CARGO_DENY) --locked check licenses bans sources
+	$(CARGO_DENY) --locked --workspace check licenses bans sources
 
 # The vulnerabilities of tiny_http are known, and SECURITY.md says what to do; any other is news.
 .PHONY: check-advisories
 check-advisories: $(CARGO_DENY) ## ask RustSec's database about the dependencies other than tiny_http
-	$(CARGO_DENY) --locked --no-default-features check advisories
+	$(CARGO_DENY) --locked --workspace --no-default-features check advisories
 
 .PHONY: check-macos
 check-macos: ## type-check it and its tests for macOS (`rustup target add aarch64-apple-darwin`)
-	$(CARGO) check --locked --target aarch64-apple-darwin --all-targets $(CHECK_OPTIONS)
+	$(CARGO) check --locked --workspace --target aarch64-apple-darwin --all-targets $(CHECK_OPTIONS)
 
 .PHONY: smoke
 smoke: build ## start the built binary on a free port and ask it with curl
@@ -105,7 +115,7 @@ check-static: static ## check that it is static, and ask it with curl
 
 .PHONY: test-static
 test-static: ## run the unit and connection tests, built for TARGET
-	$(CARGO) test --locked --target $(TARGET) --lib --test connection
+	$(CARGO) test --locked --workspace --target $(TARGET) --lib --test connection --test api
 
 .PHONY: dist
 dist: static ## pack the release: dist/tiny-probe-VERSION-TARGET.tar.gz and SHA256SUMS

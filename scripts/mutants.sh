@@ -14,7 +14,8 @@ rm -rf "$out"
 # pass SECONDS TESTS: so long may the tests take, which is many times what they do.
 pass() {
     local status=0
-    "${CARGO:-cargo}" mutants --iterate --jobs 2 --output target --timeout "$1" --cargo-arg="$2" || status=$?
+    "${CARGO:-cargo}" mutants --workspace --test-workspace=true --iterate --jobs 2 --output target \
+        --timeout "$1" --cargo-arg="$2" || status=$?
     # 2 says that some were missed, 3 that a test waited in vain. Such a test has noticed.
     ((status == 0 || status == 2 || status == 3)) || exit "$status"
     cat "$out/timeout.txt" >>"$out/caught.txt"
@@ -22,6 +23,7 @@ pass() {
 
 pass 10 --lib
 pass 20 --test=connection
+pass 30 --test=api
 pass 40 --test=service
 pass 60 --test=hostile
 
