@@ -1,13 +1,14 @@
-//! The metrics: what they are called, how a request is recorded, and the page that shows them.
+//! The metrics: their names, how a request is recorded, and the exposition.
 //!
-//! The names, labels, buckets and HELP texts are those of a Flask application with
-//! `prometheus_client`, so that a dashboard or an alert written for it works here unchanged. One
-//! thing differs: no label takes a value from a client as it is, so the number of series is
-//! bounded whatever clients send.
+//! The names, labels, buckets and HELP texts of the request metrics are those of a Flask application
+//! that uses `prometheus_client`, so dashboards and alerts written for it work unchanged. The one
+//! difference: no label value is copied from a request, so the number of series is bounded whatever
+//! clients send.
 //!
-//! The client library counts and observes. The page is written from its handles: with 45 methods
-//! and endpoints that takes 22 µs, of which the library takes 10 to give out the buckets. Its
-//! registry's `gather` takes 28 µs, and its encoder 131 µs more.
+//! The client library does the counting, and this module reads its values and writes the page itself.
+//! With 45 combinations of method and endpoint that takes 22 µs, of which the library needs 10 to
+//! return the buckets. The library's own way is slower: its registry's `gather` takes 28 µs, and its
+//! encoder another 131 µs.
 
 use std::array;
 use std::cell::{Cell, OnceCell, RefCell};
@@ -17,7 +18,7 @@ use bounded_http::Method;
 use prometheus::core::{Collector, Metric};
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, proto};
 
-use self::exposition::{Exemplar, Family, HistogramHeads, Page, family, head};
+use self::exposition::{Exemplar, Family, HistogramNames, Page, family, labeled_name};
 use self::process::Process;
 use crate::config::Config;
 use crate::trace_context::TraceContext;
@@ -33,40 +34,42 @@ const REQUEST_LATENCY: Family =
     family!(histogram "app_request_latency_seconds" "Application Request Latency");
 const REQUEST_COUNT: Family = family!(counter "app_request_count" "Application Request Count");
 const VERSION: Family = family!(info "app_version" "Application Version");
-const CONNECTIONS_MAX: Family =
-    family!(gauge "app_connections_max" "Open client connections at most; 0 is without a bound.");
-const CONNECTIONS_OPEN: Family = family!(gauge "app_connections_open" "Open client connections.");
-const REQUESTS_IN_FLIGHT: Family = family!(gauge "app_requests_in_flight" "Requests received and not yet answered, this scrape included.");
+const CONNECTIONS_MAX: Family = family!(gauge "app_connections_max"
+    "Maximum number of open client connections; 0 means unlimited.");
+const CONNECTIONS_OPEN: Family =
+    family!(gauge "app_connections_open" "Number of open client connections.");
+const REQUESTS_IN_FLIGHT: Family = family!(gauge "app_requests_in_flight"
+    "Number of requests received and not yet responded to, including this scrape.");
 
-/// A gauge, and which of the settings it shows.
+/// A gauge and the setting that it exposes.
 type Configured = (Family, fn(&Config) -> f64);
 
-/// What /probe is told to do.
+/// The current settings of /probe.
 const CONFIGURED: [Configured; 5] = [
     (
-        family!(gauge "app_configured_fail_ratio" "Share of /probe that is to fail."),
+        family!(gauge "app_configured_fail_ratio" "Configured fraction of /probe requests that fail."),
         |settings| settings.fail_rate,
     ),
     (
-        family!(gauge "app_configured_latency_seconds" "Mean latency that an ordinary /probe is to have."),
+        family!(gauge "app_configured_latency_seconds" "Configured mean latency of an ordinary /probe request."),
         |settings| settings.latency.as_secs_f64(),
     ),
     (
-        family!(gauge "app_configured_slow_latency_seconds" "Mean latency that a slow /probe is to have."),
+        family!(gauge "app_configured_slow_latency_seconds" "Configured mean latency of a slow /probe request."),
         |settings| settings.slow_latency.as_secs_f64(),
     ),
     (
-        family!(gauge "app_configured_slow_ratio" "Share of the remaining /probe that is to be slow."),
+        family!(gauge "app_configured_slow_ratio" "Configured fraction of the remaining /probe requests that are slow."),
         |settings| settings.slow_rate,
     ),
     (
-        family!(gauge "app_configured_work_seconds" "CPU time that a successful /probe is to take."),
+        family!(gauge "app_configured_work_seconds" "Configured CPU time of a successful /probe request."),
         |settings| settings.work.as_secs_f64(),
     ),
 ];
 
-/// Upper bounds in seconds, the Python client's defaults, as numbers and as label values. The client
-/// library adds `+Inf`.
+/// The upper bounds in seconds, as numbers and as label values. They are the Python client's defaults.
+/// The client library adds `+Inf`.
 const BUCKETS: [(f64, &str); 14] = [
     (0.005, "0.005"),
     (0.01, "0.01"),
@@ -84,8 +87,8 @@ const BUCKETS: [(f64, &str); 14] = [
     (10.0, "10.0"),
 ];
 
-/// The `endpoint` label: the path of a known route, or `other`. Routes have numbers, so that a
-/// request finds its series without a search.
+/// The `endpoint` label: the path of a known route, or `other`. Its number is the index of its series,
+/// so recording a request needs no lookup by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     number: usize,
@@ -93,7 +96,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// What requests that are for no route are recorded as.
+    /// The endpoint of requests whose path is not a route.
     pub const OTHER: Self = Self {
         number: 0,
         label: "other",
@@ -115,53 +118,54 @@ impl Endpoint {
 
 /// All metrics of one service.
 pub struct Metrics {
-    /// By method and by the number of the endpoint.
+    /// Indexed by method and by the number of the endpoint.
     series: [Box<[OnceCell<Series>]>; Method::COUNT],
-    /// Metrics of the application's own.
-    others: Vec<Box<dyn Collector>>,
+    /// The metrics added with [`register`](Self::register).
+    registered: Vec<Box<dyn Collector>>,
     connections_max: IntGauge,
     connections_open: IntGauge,
     requests_in_flight: IntGauge,
     process: Process,
-    /// `app_version_info`, its value excepted.
+    /// The name and labels of `app_version_info`.
     version: String,
-    /// What the next page is written into.
+    /// The buffer for the next page, returned by [`reuse`](Self::reuse) and taken by
+    /// [`exposition`](Self::exposition).
     page: Cell<String>,
 }
 
-/// The series of one method and endpoint. They are there, and so on the page, from the first request
-/// on.
+/// The series of one method and endpoint. They are created, and therefore exposed, with the first
+/// request.
 struct Series {
     method: Method,
     endpoint: Endpoint,
     request_latency: Histogram,
-    heads: HistogramHeads,
-    /// The latest of each bucket. Nothing is held where no trace was.
+    histogram_names: HistogramNames,
+    /// The latest exemplar of each bucket. Allocated with the first sampled trace, because most series
+    /// never have one.
     exemplars: OnceCell<Box<[Cell<Option<Exemplar>>; BUCKETS.len() + 1]>>,
-    /// One for each status that was recorded, in the order of the statuses. There are few.
+    /// A counter for each status recorded so far, sorted by status. There are only a few.
     request_count: RefCell<Vec<RequestCount>>,
 }
 
 /// The counter of one status.
 struct RequestCount {
     status: &'static str,
-    /// What stands before its value.
-    head: String,
+    labeled_name: String,
     counter: IntCounter,
 }
 
 impl Metrics {
-    /// Every metric, at zero, for so many routes. `version` and `config` become the labels of
-    /// `app_version_info`.
+    /// Creates all metrics at zero, for this number of routes. `version` and `config` become the
+    /// labels of `app_version_info`.
     pub fn new(routes: usize, version: &str, config: &str) -> Self {
         Self {
             series: array::from_fn(|_| (0..=routes).map(|_| OnceCell::new()).collect()),
-            others: Vec::new(),
+            registered: Vec::new(),
             connections_max: gauge(&CONNECTIONS_MAX),
             connections_open: gauge(&CONNECTIONS_OPEN),
             requests_in_flight: gauge(&REQUESTS_IN_FLIGHT),
             process: Process::current(),
-            version: head(VERSION.name, &[("config", config), ("version", version)]),
+            version: labeled_name(VERSION.name, &[("config", config), ("version", version)]),
             page: Cell::default(),
         }
     }
@@ -170,18 +174,20 @@ impl Metrics {
     /// value 1, `rate()` never sees it rise from 0 and misses that request.
     pub fn expose(&self, method: Method, endpoint: Endpoint, statuses: &[&'static str]) {
         for status in statuses {
-            self.series(method, endpoint).request_count(status, |_| {});
+            self.series(method, endpoint)
+                .with_request_count(status, |_| {});
         }
     }
 
-    /// Exposes a metric of the application's own: a clone of a counter, a gauge or a histogram of the
-    /// client library, or of a vector of them with labels. Clones are of one metric.
+    /// Adds a metric to the exposition: a counter, gauge or histogram of the client library, or a
+    /// vector of them with labels. Register a clone and keep the original to update it; both refer to
+    /// the same metric.
     pub fn register(&mut self, collector: impl Collector + 'static) {
-        self.others.push(Box::new(collector));
+        self.registered.push(Box::new(collector));
     }
 
-    /// Records one request: its latency in the histogram, its status in the counter, its trace as the
-    /// exemplar of its bucket. `status` is the three digits of a code.
+    /// Records one request: its latency in the histogram, its status in the counter, and its trace, if
+    /// sampled, as the exemplar of its bucket. `status` is the three digits of the status code.
     pub fn record(
         &self,
         method: Method,
@@ -193,24 +199,24 @@ impl Metrics {
         let series = self.series(method, endpoint);
         let latency = latency.as_secs_f64();
         series.request_latency.observe(latency);
-        series.request_count(status, IntCounter::inc);
+        series.with_request_count(status, IntCounter::inc);
         if let Some(trace) = trace {
-            series.exemplify(latency, trace);
+            series.set_exemplar(latency, trace);
         }
     }
 
-    /// Exposes the effective limit on connections; 0 means unlimited.
+    /// Sets the effective limit on connections; 0 means unlimited.
     pub fn set_connections_max(&self, limit: usize) {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.connections_max.set(limit);
     }
 
-    /// The gauge of open connections, kept by the server.
+    /// The gauge of open connections.
     pub fn connections_open(&self) -> &IntGauge {
         &self.connections_open
     }
 
-    /// The gauge of requests that are received and not yet answered, kept by the server.
+    /// The gauge of requests received and not yet responded to.
     pub fn requests_in_flight(&self) -> &IntGauge {
         &self.requests_in_flight
     }
@@ -220,7 +226,7 @@ impl Metrics {
         self.process.start_time()
     }
 
-    /// The page that Prometheus scrapes, while /probe is told to do as `settings` say.
+    /// Writes the page that Prometheus scrapes. `settings` are the current settings of /probe.
     pub fn exposition(&self, format: Format, settings: &Config) -> String {
         let mut page = Page::new(format, self.page.take());
         for (family, value) in &CONFIGURED {
@@ -231,12 +237,12 @@ impl Metrics {
         page.family(&REQUEST_COUNT);
         for series in self.all_series() {
             for count in &*series.request_count.borrow() {
-                page.sample(&count.head, count.counter.get());
+                page.sample(&count.labeled_name, count.counter.get());
             }
         }
         page.family(&REQUEST_LATENCY);
         for series in self.all_series() {
-            // One allocation: the library gives out the buckets no other way.
+            // This allocates, but the library has no other way to read the buckets.
             let metric = series.request_latency.metric();
             let histogram = metric.get_histogram();
             let (sum, count) = (histogram.get_sample_sum(), histogram.get_sample_count());
@@ -244,23 +250,23 @@ impl Metrics {
             let counts = counts.map(proto::Bucket::cumulative_count).chain([count]);
             let buckets = counts.enumerate();
             let buckets = buckets.map(|(index, count)| (count, series.exemplar(index)));
-            page.histogram(&series.heads, buckets, sum, count);
+            page.histogram(&series.histogram_names, buckets, sum, count);
         }
         page.single(&REQUESTS_IN_FLIGHT, self.requests_in_flight.get());
         page.family(&VERSION);
         page.sample(&self.version, 1_u64);
-        for other in &self.others {
-            page.collected(&other.collect());
+        for collector in &self.registered {
+            page.collected(&collector.collect());
         }
         self.process.write(&mut page);
         page.finish()
     }
 
-    /// Reuses the memory of a page that has been sent for the next one. A static binary's allocator
-    /// asks the kernel for that much memory every time.
+    /// Keeps the memory of a page that has been sent for the next one. Without this, the allocator of
+    /// the static binary requests the memory from the kernel for every scrape.
     pub fn reuse(&self, mut memory: Vec<u8>) {
         memory.clear();
-        // An empty text is valid.
+        // Cannot fail: an empty buffer is valid UTF-8.
         self.page.set(String::from_utf8(memory).unwrap_or_default());
     }
 
@@ -283,7 +289,7 @@ impl Series {
             method,
             endpoint,
             request_latency: histogram.expect("the buckets above are in order"),
-            heads: HistogramHeads::new(
+            histogram_names: HistogramNames::new(
                 REQUEST_LATENCY.name,
                 &[("endpoint", endpoint.label()), ("method", method.label())],
                 labels.into_iter().chain(["+Inf"]),
@@ -293,8 +299,8 @@ impl Series {
         }
     }
 
-    /// Has something done with the counter of a status.
-    fn request_count(&self, status: &'static str, act: impl FnOnce(&IntCounter)) {
+    /// Calls `act` with the counter of this status, which is created if it does not exist yet.
+    fn with_request_count(&self, status: &'static str, act: impl FnOnce(&IntCounter)) {
         let mut counts = self.request_count.borrow_mut();
         let index = counts.iter().position(|count| count.status >= status);
         let index = index.unwrap_or(counts.len());
@@ -307,7 +313,7 @@ impl Series {
             let counter = IntCounter::new(REQUEST_COUNT.name, REQUEST_COUNT.help);
             let count = RequestCount {
                 status,
-                head: head(REQUEST_COUNT.name, &labels),
+                labeled_name: labeled_name(REQUEST_COUNT.name, &labels),
                 counter: counter.expect("the name above is valid"),
             };
             counts.insert(index, count);
@@ -315,7 +321,7 @@ impl Series {
         act(&counts[index].counter);
     }
 
-    fn exemplify(&self, latency: f64, trace: TraceContext) {
+    fn set_exemplar(&self, latency: f64, trace: TraceContext) {
         let bucket = BUCKETS.iter().position(|(bound, _)| latency <= *bound);
         let exemplars = self.exemplars.get_or_init(Default::default);
         exemplars[bucket.unwrap_or(BUCKETS.len())].set(Some(Exemplar {
@@ -332,7 +338,7 @@ impl Series {
     }
 }
 
-/// A gauge of the client library. A name that it does not take is a mistake in the table above.
+/// Creates a gauge of the client library. It fails only for an invalid name in the constants above.
 fn gauge(family: &Family) -> IntGauge {
     IntGauge::new(family.name, family.help).expect("the names above are valid")
 }
@@ -350,7 +356,7 @@ mod tests {
         metrics
     }
 
-    /// What is on the page but for `process_*` and the comments.
+    /// The lines of the page except comments, `process_*` and `app_configured_*`.
     fn page(metrics: &Metrics) -> String {
         let page = metrics.exposition(Format::Text, &Config::default());
         page.split_inclusive('\n')
@@ -359,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_request_probe_is_at_zero_and_nothing_else_is_there() {
+    fn before_the_first_request_only_the_series_of_probe_exist_and_are_0() {
         let page = page(&metrics());
         let names = |prefix| page.lines().filter(move |line| line.starts_with(prefix));
         assert_eq!(
@@ -389,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_counted_once_and_falls_into_every_bucket_above_its_latency() {
+    fn a_request_is_counted_once_and_in_every_bucket_at_or_above_its_latency() {
         let metrics = metrics();
         let latency = Duration::from_millis(70);
         metrics.record(Method::Get, HEALTHZ, "200", latency, None);
@@ -416,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_stands_at_the_bucket_that_its_latency_is_the_first_to_fall_into() {
+    fn an_exemplar_is_attached_to_the_lowest_bucket_that_includes_its_latency() {
         let trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let trace = TraceContext::sampled(trace);
         for (millis, bound) in [(1, "0.005"), (5, "0.005"), (70, "0.075"), (11_000, "+Inf")] {
@@ -432,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_latency_at_a_bound_falls_into_its_bucket_and_above_all_into_inf() {
+    fn a_latency_equal_to_a_bound_is_in_its_bucket_and_one_above_all_bounds_is_in_inf() {
         let metrics = metrics();
         for latency in [5, 11_000] {
             let latency = Duration::from_millis(latency);
@@ -446,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bound_is_written_as_the_canonical_number() {
+    fn bounds_are_sorted_and_their_labels_are_the_canonical_numbers() {
         for (bound, le) in BUCKETS {
             assert_eq!(le, format!("{bound:?}"));
         }
@@ -463,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_of_the_applications_own_are_exposed_in_both_formats() {
+    fn registered_metrics_are_exposed_in_both_formats() {
         use prometheus::{GaugeVec, HistogramVec, IntCounterVec, Opts};
 
         let mut metrics = metrics();

@@ -1,8 +1,8 @@
 //! The plain request loop, on `tiny_http`.
 //!
-//! One thread handles every request, so a /probe that is delayed or works holds up all others, as it
-//! would in any such loop. `tiny_http` reads and parses on threads of its own, and puts no bounds on
-//! what a client can take: this loop is for reading, and for clients that one trusts.
+//! One thread handles every request, so a /probe that waits or works delays all other requests.
+//! `tiny_http` reads and parses requests on threads of its own, and does not limit what a client can
+//! make it do. Use this loop to see how a service is instrumented, and only with clients you trust.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -22,10 +22,10 @@ use crate::log::access::AccessLog;
 use crate::shutdown::{GRACE, write_last_lines};
 use crate::wall_clock;
 
-/// Serves until `stop_signal` becomes readable and the requests received by then are answered.
+/// Serves until `stop_signal` becomes readable, then responds to the requests received by then.
 ///
 /// # Errors
-/// When accepting a connection fails: `tiny_http` stops accepting then, for good.
+/// When accepting a connection fails: `tiny_http` does not accept connections after that.
 pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::Result<()> {
     let own_sockets = open_sockets();
     let server = Arc::new(Server::from_listener(listener, None).map_err(io::Error::other)?);
@@ -47,8 +47,10 @@ pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::
     Ok(())
 }
 
-/// Waits for the next request, and tries again meanwhile to write the log lines that found no room.
-/// `None` when the service has been told to stop and every request is given out.
+/// Waits for the next request. Returns `None` once the service is stopping and no received request is
+/// left.
+///
+/// If the logs could not be written completely, it retries that while it waits.
 fn next_request(
     server: &Server,
     is_stopping: &AtomicBool,
@@ -59,36 +61,36 @@ fn next_request(
             return server.try_recv();
         }
         let received = match app.flush_logs() {
-            Some(pause) => server.recv_timeout(pause),
+            Some(retry_interval) => server.recv_timeout(retry_interval),
             None => server.recv().map(Some),
         };
         match received {
-            // Nothing came in time; or `unblock` was called, which looks the same there.
+            // Either the timeout expired or `unblock` was called: `recv_timeout` returns the same.
             Ok(None) => {}
-            // An error of the system has a number. The other one is `unblock`'s.
+            // `recv` reports `unblock` as an error without an error number.
             Err(error) if error.raw_os_error().is_none() => return Ok(None),
             received => return received,
         }
     }
 }
 
-/// Answers a request: an `Instant` before it, a record after it.
-fn serve(request: tiny_http::Request, app: &mut App) {
-    let peer = request.remote_addr().copied();
-    let fields: Vec<Field<'_>> = request.headers().iter().map(field).collect();
+/// Reads the clock, has the app handle the request, sends the response, and records the result.
+fn serve(received: tiny_http::Request, app: &mut App) {
+    let peer = received.remote_addr().copied();
+    let fields: Vec<Field<'_>> = received.headers().iter().map(field).collect();
 
     let started = Instant::now();
-    let asked = Request::new(request.method().as_str(), request.url())
+    let request = Request::new(received.method().as_str(), received.url())
         .with_fields(&fields)
         .with_peer(peer)
         .with_received_at(started);
-    let is_head = asked.method() == Method::Head;
-    let (reply, exchange) = app.answer(&asked).split();
+    let is_head = request.method() == Method::Head;
+    let (reply, exchange) = app.answer(&request).split();
     thread::sleep(reply.delay());
     work(reply.work_time());
     let duration = started.elapsed();
-    // An error means that the client has disconnected, which concerns no other.
-    let _ = request.respond(response(&reply));
+    // Ignore write errors: the client may have disconnected.
+    let _ = received.respond(response(&reply));
     app.ended(Ended {
         memo: Some(exchange),
         outcome: Outcome::Responded,
@@ -107,8 +109,8 @@ fn field(header: &Header) -> Field<'_> {
     }
 }
 
-/// On the first signal, has `recv` give out what is queued and then fail; ends the process itself
-/// if that takes longer than the grace.
+/// Waits for the first signal on a thread of its own. Then it makes `recv` return the queued requests
+/// and fail after the last one. If that takes longer than [`GRACE`], it ends the process.
 fn stop_when_told(
     mut stop_signal: UnixStream,
     is_stopping: Arc<AtomicBool>,
@@ -128,9 +130,9 @@ fn stop_when_told(
 
 fn response(reply: &Reply) -> Response<&[u8]> {
     let header = |(name, value): (&str, &str)| {
-        Header::from_bytes(name, value).expect("a name and a value of ours are ASCII")
+        Header::from_bytes(name, value).expect("names and values set by the app are ASCII")
     };
-    // Without one of ours, the crate reads the clock, and panics if it is before 1970 or after 9999.
+    // Without a `Date` field, the crate reads the clock and panics if it is before 1970 or after 9999.
     let date = fmt_http_date(wall_clock::now());
     let content_type = reply.content_type().map(|value| ("Content-Type", value));
     let headers = [("Date", &*date)].into_iter().chain(content_type);
@@ -143,12 +145,14 @@ fn response(reply: &Reply) -> Response<&[u8]> {
         Some(body.len()),
         None,
     )
-    // Every length is known, so nothing needs to be chunked.
+    // The length is always known, so `Content-Length` is sent instead of chunks.
     .with_chunked_threshold(usize::MAX)
 }
 
-/// Counts the sockets of this process, each once however many descriptors it has: `tiny_http` makes
-/// two for a connection, and does not tell how many connections are open. 0 where there is no /proc.
+/// Counts the sockets of this process; 0 on systems without /proc.
+///
+/// `tiny_http` does not report how many connections are open. It has two descriptors for each, so
+/// sockets are counted by inode.
 fn open_sockets() -> usize {
     let Ok(descriptors) = fs::read_dir("/proc/self/fd") else {
         return 0;

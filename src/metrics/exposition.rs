@@ -1,8 +1,9 @@
-//! The page: families and their samples, as text format 0.0.4 or `OpenMetrics` 1.0.0.
+//! Writes the exposition: families and their samples, as text format 0.0.4 or `OpenMetrics` 1.0.0.
 //!
-//! The client library's encoder knows the first only, writes `le="1"` for `le="1.0"`, and first has
-//! the registry copy every name and label of every series. Here what stands before a value is made
-//! once for each sample, and a page is copies of that: one long copy for a sample, and no allocation.
+//! The client library's encoder supports only the text format and writes `le="1"` instead of
+//! `le="1.0"`. Before it encodes, the registry copies every name and label of every series. Here the
+//! name and labels of a sample are formatted once, when its series is created. To write a page, they
+//! are copied, each with one `push_str` and without an allocation.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -12,23 +13,25 @@ use prometheus::proto::{Bucket, Metric, MetricFamily, MetricType};
 use super::Format;
 use crate::trace_context::TraceContext;
 
-/// What the samples of one metric are called and what is said of them. Made by [`family!`].
+/// The name of a metric and the comment lines that describe it. Created with [`family!`].
 pub struct Family {
-    /// What the names of the samples are, or for a histogram begin with.
+    /// The name of the samples. The samples of a histogram add a suffix to it.
     pub name: &'static str,
-    /// What stands before the value where there are no labels.
-    pub head: &'static str,
+    /// The name followed by a space, as it precedes the value of a sample without labels.
+    pub unlabeled_name: &'static str,
     /// The HELP text.
     pub help: &'static str,
-    /// The lines before the samples, in each format.
+    /// The HELP and TYPE lines in the text format.
     pub text: &'static str,
-    /// See `text`.
+    /// The HELP and TYPE lines in `OpenMetrics`.
     pub open_metrics: &'static str,
 }
 
-/// A [`Family`] of a type, a name and a HELP text. The name is that of `OpenMetrics`, where the samples
-/// of a counter or an info have a suffix that their family has not; in the text format both have it,
-/// and an info is a gauge.
+/// Creates a [`Family`] from a type, a name and a HELP text.
+///
+/// The name is without the suffix `_total` of a counter or `_info` of an info. In `OpenMetrics` only
+/// the samples have the suffix. In the text format the HELP and TYPE lines have it too, and the type
+/// of an info is gauge.
 macro_rules! family {
     (counter $name:literal $help:literal) => {
         family!(concat!($name, "_total"), "counter", $name, "counter", $help)
@@ -46,7 +49,7 @@ macro_rules! family {
         const { $crate::metrics::exposition::assert_plain($help) }
         $crate::metrics::exposition::Family {
             name: $sample,
-            head: concat!($sample, " "),
+            unlabeled_name: concat!($sample, " "),
             help: $help,
             text: concat!(
                 "# HELP ",
@@ -75,8 +78,8 @@ macro_rules! family {
 }
 pub(super) use family;
 
-/// Compiles for a HELP text that both formats write as it is: the text format escapes `\` and line
-/// breaks in it, `OpenMetrics` quotes as well.
+/// Fails to compile if a HELP text contains a character that would have to be escaped. The text format
+/// escapes `\` and line breaks, and `OpenMetrics` also escapes quotes.
 pub const fn assert_plain(help: &str) {
     let mut index = 0;
     while index < help.len() {
@@ -85,21 +88,21 @@ pub const fn assert_plain(help: &str) {
     }
 }
 
-/// What stands before the values of one histogram.
-pub struct HistogramHeads {
+/// The names and labels of the samples of one histogram, each as [`labeled_name`] returns it.
+pub struct HistogramNames {
     buckets: Vec<String>,
     sum: String,
     count: String,
 }
 
-/// An observation by which a trace can be found.
+/// An observed value together with the trace that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Exemplar {
-    /// Where it was made.
+    /// The trace of the request.
     pub trace: TraceContext,
-    /// What was observed.
+    /// The observed value.
     pub value: f64,
-    /// When, since the epoch.
+    /// When the value was observed, since the epoch.
     pub time: Duration,
 }
 
@@ -110,7 +113,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// An empty page, in the memory of another.
+    /// Creates an empty page that uses the memory of an earlier one.
     pub fn new(format: Format, mut memory: String) -> Self {
         memory.clear();
         Self {
@@ -119,7 +122,7 @@ impl Page {
         }
     }
 
-    /// Starts a family. All its samples have to follow before the next one starts.
+    /// Starts a family. All its samples must follow before the next family starts.
     pub fn family(&mut self, family: &Family) {
         self.text.push_str(match self.format {
             Format::Text => family.text,
@@ -127,9 +130,9 @@ impl Page {
         });
     }
 
-    /// Writes a sample of a counter, a gauge or an info. [`head`] makes what stands before it.
-    pub fn sample(&mut self, head: &str, value: impl Value) {
-        self.text.push_str(head);
+    /// Writes a sample of a counter, a gauge or an info, with a name from [`labeled_name`].
+    pub fn sample(&mut self, labeled_name: &str, value: impl Value) {
+        self.text.push_str(labeled_name);
         value.write(&mut self.text);
         self.text.push('\n');
     }
@@ -137,20 +140,20 @@ impl Page {
     /// Writes a family with one sample and no labels.
     pub fn single(&mut self, family: &Family, value: impl Value) {
         self.family(family);
-        self.sample(family.head, value);
+        self.sample(family.unlabeled_name, value);
     }
 
-    /// Writes the samples of one histogram. Each bucket has a cumulative count and one of its
-    /// observations, for which the text format has no place.
+    /// Writes the samples of one histogram. Each bucket has a cumulative count and possibly an
+    /// exemplar, which the text format omits because it has no syntax for it.
     pub fn histogram(
         &mut self,
-        heads: &HistogramHeads,
+        names: &HistogramNames,
         buckets: impl Iterator<Item = (u64, Option<Exemplar>)>,
         sum: f64,
         count: u64,
     ) {
-        for (head, (cumulative_count, exemplar)) in heads.buckets.iter().zip(buckets) {
-            self.text.push_str(head);
+        for (name, (cumulative_count, exemplar)) in names.buckets.iter().zip(buckets) {
+            self.text.push_str(name);
             cumulative_count.write(&mut self.text);
             if let Some(exemplar) = exemplar
                 && self.format == Format::OpenMetrics
@@ -159,11 +162,11 @@ impl Page {
             }
             self.text.push('\n');
         }
-        self.sample(&heads.sum, sum);
-        self.sample(&heads.count, count);
+        self.sample(&names.sum, sum);
+        self.sample(&names.count, count);
     }
 
-    /// Writes metrics of the client library: counters, gauges and histograms.
+    /// Writes families collected by the client library: counters, gauges and histograms.
     pub fn collected(&mut self, families: &[MetricFamily]) {
         for family in families {
             let name = family.name();
@@ -178,7 +181,7 @@ impl Page {
                 _ => "gauge",
             };
             let help = family.help().replace('\\', "\\\\").replace('\n', "\\n");
-            // A String takes every write.
+            // Writing to a String cannot fail.
             let _ = writeln!(self.text, "# HELP {family_name} {help}");
             let _ = writeln!(self.text, "# TYPE {family_name} {kind}");
             for metric in family.get_metric() {
@@ -192,25 +195,26 @@ impl Page {
         let labels: Vec<_> = labels.map(|pair| (pair.name(), pair.value())).collect();
         match kind {
             MetricType::COUNTER => {
-                self.sample(&head(name, &labels), metric.get_counter().get_value());
+                let value = metric.get_counter().get_value();
+                self.sample(&labeled_name(name, &labels), value);
             }
             MetricType::HISTOGRAM => {
                 let histogram = metric.get_histogram();
                 let bounds = histogram.get_bucket().iter().map(Bucket::upper_bound);
-                // With a fraction, as `le="1.0"`.
+                // `Debug` writes whole numbers with a fraction, as in `le="1.0"`.
                 let bounds = bounds.map(|bound| format!("{bound:?}"));
                 let bounds: Vec<String> = bounds.chain(["+Inf".to_owned()]).collect();
-                let heads = HistogramHeads::new(name, &labels, bounds.iter().map(String::as_str));
+                let names = HistogramNames::new(name, &labels, bounds.iter().map(String::as_str));
                 let count = histogram.get_sample_count();
                 let counts = histogram.get_bucket().iter().map(Bucket::cumulative_count);
                 let buckets = counts.chain([count]).map(|count| (count, None));
-                self.histogram(&heads, buckets, histogram.get_sample_sum(), count);
+                self.histogram(&names, buckets, histogram.get_sample_sum(), count);
             }
-            _ => self.sample(&head(name, &labels), metric.get_gauge().get_value()),
+            _ => self.sample(&labeled_name(name, &labels), metric.get_gauge().get_value()),
         }
     }
 
-    /// The whole page.
+    /// Ends the page and returns its text.
     pub fn finish(mut self) -> String {
         if self.format == Format::OpenMetrics {
             self.text.push_str("# EOF\n");
@@ -219,14 +223,17 @@ impl Page {
     }
 }
 
-impl HistogramHeads {
-    /// Those of the histogram with this name, these labels, and these values of `le`.
+impl HistogramNames {
+    /// Formats the names of a histogram with these labels and these values of `le`.
     pub fn new<'a>(name: &str, labels: Labels, bounds: impl Iterator<Item = &'a str>) -> Self {
-        let bucket = |le| head(&format!("{name}_bucket"), &[labels, &[("le", le)]].concat());
+        let bucket = |le| {
+            let labels = [labels, &[("le", le)]].concat();
+            labeled_name(&format!("{name}_bucket"), &labels)
+        };
         Self {
             buckets: bounds.map(bucket).collect(),
-            sum: head(&format!("{name}_sum"), labels),
-            count: head(&format!("{name}_count"), labels),
+            sum: labeled_name(&format!("{name}_sum"), labels),
+            count: labeled_name(&format!("{name}_count"), labels),
         }
     }
 }
@@ -234,31 +241,31 @@ impl HistogramHeads {
 /// Label names and values.
 pub type Labels<'a> = &'a [(&'a str, &'a str)];
 
-/// What stands before the value of a sample. In label values both formats escape the same (text
-/// format: `label_value`; `OpenMetrics`: `escaped-string`).
-pub fn head(name: &str, labels: Labels) -> String {
-    let mut head = name.to_owned();
+/// Formats a name with its labels and the space before the value. Both formats escape label values the
+/// same way (`label_value` in the text format, `escaped-string` in `OpenMetrics`).
+pub fn labeled_name(name: &str, labels: Labels) -> String {
+    let mut text = name.to_owned();
     for (index, (name, value)) in labels.iter().enumerate() {
-        head.push(if index == 0 { '{' } else { ',' });
-        head.push_str(name);
-        head.push_str("=\"");
+        text.push(if index == 0 { '{' } else { ',' });
+        text.push_str(name);
+        text.push_str("=\"");
         for character in value.chars() {
             match character {
-                '\\' => head.push_str("\\\\"),
-                '"' => head.push_str("\\\""),
-                '\n' => head.push_str("\\n"),
-                other => head.push(other),
+                '\\' => text.push_str("\\\\"),
+                '"' => text.push_str("\\\""),
+                '\n' => text.push_str("\\n"),
+                other => text.push(other),
             }
         }
-        head.push('"');
+        text.push('"');
     }
-    head.push_str(if labels.is_empty() { " " } else { "} " });
-    head
+    text.push_str(if labels.is_empty() { " " } else { "} " });
+    text
 }
 
-/// A number as it stands on the page.
+/// A number that can be the value of a sample.
 pub trait Value {
-    /// Writes it.
+    /// Appends the number to `to`.
     fn write(self, to: &mut String);
 }
 
@@ -275,9 +282,9 @@ impl Value for i64 {
 }
 
 impl Value for f64 {
-    /// The shortest decimal that reads back as the same float, which is what `Display` gives.
+    /// Appends the shortest decimal that parses to the same float, which `Display` writes.
     fn write(self, to: &mut String) {
-        // A String takes every write.
+        // Writing to a String cannot fail.
         let _ = write!(to, "{self}");
     }
 }
@@ -287,7 +294,7 @@ impl Exemplar {
         let Self { trace, value, time } = self;
         let TraceContext { trace_id, span_id } = trace;
         let (seconds, milliseconds) = (time.as_secs(), time.subsec_millis());
-        // A String takes every write.
+        // Writing to a String cannot fail.
         let _ = write!(
             to,
             " # {{trace_id=\"{trace_id:032x}\",span_id=\"{span_id:016x}\"}} {value} {seconds}.{milliseconds:03}"
@@ -303,6 +310,7 @@ mod tests {
 
     const COUNTER: Family = family!(counter "c" "A count.");
 
+    /// Returns the page in the text format and in `OpenMetrics`.
     fn in_both(write: impl Fn(&mut Page)) -> [String; 2] {
         [Format::Text, Format::OpenMetrics].map(|format| {
             let mut page = Page::new(format, String::new());
@@ -312,14 +320,14 @@ mod tests {
     }
 
     #[test]
-    fn each_format_names_a_family_in_its_way() {
+    fn family_names_and_types_differ_between_the_formats() {
         const GAUGE: Family = family!(gauge "g" "A gauge.");
         const INFO: Family = family!(info "i" "An info.");
         let [text, open_metrics] = in_both(|page| {
             page.single(&COUNTER, 1_u64);
             page.single(&GAUGE, -1_i64);
             page.family(&INFO);
-            page.sample(&head(INFO.name, &[("a", "b")]), 1_u64);
+            page.sample(&labeled_name(INFO.name, &[("a", "b")]), 1_u64);
         });
         assert_eq!(
             text,
@@ -337,15 +345,15 @@ mod tests {
 
     #[test]
     fn label_values_are_escaped() {
-        assert_eq!(head("x", &[]), "x ");
+        assert_eq!(labeled_name("x", &[]), "x ");
         assert_eq!(
-            head("x", &[("a", "\"\\\n\\n"), ("b", "é\r{,}")]),
+            labeled_name("x", &[("a", "\"\\\n\\n"), ("b", "é\r{,}")]),
             "x{a=\"\\\"\\\\\\n\\\\n\",b=\"é\r{,}\"} "
         );
     }
 
     #[test]
-    fn a_help_text_that_would_need_escaping_is_refused() {
+    fn help_texts_that_need_escaping_are_rejected() {
         assert_plain("Seconds (s), 100 %: 'é'");
         for help in ["a\nb", "a\\b", "a \"b\""] {
             assert!(std::panic::catch_unwind(|| assert_plain(help)).is_err());
@@ -353,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_float_reads_back_as_the_same_float() {
+    fn floats_parse_to_the_same_float() {
         for value in [
             0.0,
             1.0,
@@ -365,15 +373,15 @@ mod tests {
             5e-324,
         ] {
             let [text, _] = in_both(|page| page.single(&COUNTER, value));
-            let written = text.rsplit(' ').next().unwrap().trim_end();
-            assert_eq!(written.parse::<f64>().unwrap().to_bits(), value.to_bits());
+            let number = text.rsplit(' ').next().unwrap().trim_end();
+            assert_eq!(number.parse::<f64>().unwrap().to_bits(), value.to_bits());
         }
         let [text, _] = in_both(|page| page.single(&COUNTER, 0.3));
         assert!(text.ends_with("\nc_total 0.3\n"), "{text}");
     }
 
     #[test]
-    fn a_histogram_has_its_buckets_then_sum_and_count() {
+    fn a_histogram_is_written_as_buckets_then_sum_then_count() {
         const HISTOGRAM: Family = family!(histogram "h" "H");
         let exemplar = Exemplar {
             trace: TraceContext {
@@ -387,9 +395,9 @@ mod tests {
             page.family(&HISTOGRAM);
             for labels in [&[][..], &[("a", "b")]] {
                 let bounds = ["0.5", "1.0", "+Inf"].into_iter();
-                let heads = HistogramHeads::new(HISTOGRAM.name, labels, bounds);
+                let names = HistogramNames::new(HISTOGRAM.name, labels, bounds);
                 let buckets = [(1, None), (2, Some(exemplar)), (3, None)];
-                page.histogram(&heads, buckets.into_iter(), 2.5, 3);
+                page.histogram(&names, buckets.into_iter(), 2.5, 3);
             }
         });
         let samples = r#"h_bucket{le="0.5"} 1
@@ -406,7 +414,7 @@ h_count{a="b"} 3
         assert_eq!(text, format!("# HELP h H\n# TYPE h histogram\n{samples}"));
         let ids = "{trace_id=\"000000000000000000000000000000ab\",span_id=\"000000000000000c\"}";
         let exemplar = format!("\"1.0\"}} 2 # {ids} 0.75 1795334674.007\n");
-        let traced = text.replace("\"1.0\"} 2\n", &exemplar);
-        assert_eq!(open_metrics, traced + "# EOF\n");
+        let with_exemplars = text.replace("\"1.0\"} 2\n", &exemplar);
+        assert_eq!(open_metrics, with_exemplars + "# EOF\n");
     }
 }
