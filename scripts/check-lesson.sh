@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Takes the lesson as its reader does: types every command of docs/lesson.md in order, and compares
-# what comes with what the text shows.
+# Checks the lesson: runs every command of docs/lesson.md in order and compares its output with the
+# output that the text shows.
 # Usage: scripts/check-lesson.sh [FILE]
-# Takes three minutes. Port 8080 and 9090 must be free. Prints a line per command; exits 1 at the first that
-# shows something else.
+# Takes three minutes and needs ports 8080 and 9090. Prints a line per command and exits 1 at the first
+# command whose output differs.
 #
-# In a ```console block a line that starts with "$ " is a command, and the others behind it are what it
-# prints. There "…" stands for anything within a line, and alone for any number of lines.
-# "<!-- terminal: NAME -->" before a block: its command goes on in a terminal of its own; another
-# command there is typed after Ctrl-C.
+# In a ```console block, a line that starts with "$ " is a command, and the lines after it are its
+# expected output. In the output, "…" matches any text within a line; a line that consists of "…"
+# matches any number of lines. The comment "<!-- terminal: NAME -->" before a block runs its command in
+# a terminal of its own. A second command for the same terminal interrupts the first one with Ctrl-C.
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,17 +16,17 @@ lesson=${1:-$root/docs/lesson.md}
 scratch=$(mktemp -d)
 declare -A terminals=()
 
-# shellcheck disable=SC2046  # Each job is a word.
+# shellcheck disable=SC2046  # Each job is a separate word.
 finish() {
     for name in "${!terminals[@]}"; do interrupt "$name"; done
-    # What the lesson has left in the background.
+    # End the background jobs that the lesson started.
     kill $(jobs -p) 2>/dev/null
     rm -rf "$scratch"
 }
 trap finish EXIT
 trap 'exit 1' INT TERM
 
-# interrupt NAME: Ctrl-C in that terminal. Fails if that does not end its command.
+# interrupt NAME: presses Ctrl-C in that terminal. Fails if its command does not end.
 interrupt() {
     local group=${terminals[$1]} signal deadline ended_by=
     unset "terminals[$1]"
@@ -40,19 +40,19 @@ interrupt() {
         fi
     done
     if [ "$ended_by" != INT ]; then
-        echo "waited in vain: Ctrl-C ends what runs in the terminal \"$1\" within 10 s" >&2
+        echo "timed out: Ctrl-C did not end the command in the terminal \"$1\" within 10 s" >&2
         return 1
     fi
 }
 
-# watch: ends this script if a command that is typed here takes too long. Bash handles the signal only
-# when the child that it waits for has ended, so the children get one, too.
+# watch: ends this script if a command takes longer than $limit. Bash handles a signal only after the
+# child that it waits for has ended, so the children are signaled as well.
 watch() {
     local deadline command
     while sleep 1; do
         read -r deadline command 2>/dev/null <"$scratch/deadline" || continue
         if ((SECONDS > deadline)); then
-            printf 'FAILED  %s\n\nwaited in vain: it ends within %d s\n' "$command" "$limit" >&2
+            printf 'FAILED  %s\n\ntimed out: it did not end within %d s\n' "$command" "$limit" >&2
             kill $$
             pkill -TERM -P $$
             return
@@ -60,20 +60,21 @@ watch() {
     done
 }
 
-# Seconds for one command. The longest wait for an alert, or build the tests.
+# The time limit of a command in seconds. The slowest ones wait for an alert or compile the tests.
 limit=300
-# Within a pipeline it is no child of this shell, and the signal above would miss it.
+# In a pipeline, curl is not a child of this shell, so the signal from `watch` would not reach it.
 curl() { command curl --max-time 60 "$@"; }
 
-# shows EXPECTED PRINTED: whether a file has the lines of another, "…" aside.
-shows() {
-    local -a expected=() printed=()
+# matches EXPECTED ACTUAL: succeeds if the lines of one file match those of the other. Otherwise sets
+# `missing` to the first expected line that was not found.
+matches() {
+    local -a expected=() actual=()
     mapfile -t expected <"$1"
-    mapfile -t printed <"$2"
-    local at=0 any=false line pattern
+    mapfile -t actual <"$2"
+    local at=0 may_skip=false line pattern
     for line in "${expected[@]}"; do
         if [ "$line" = … ]; then
-            any=true
+            may_skip=true
             continue
         fi
         pattern=${line//\\/\\\\}
@@ -82,53 +83,53 @@ shows() {
         pattern=${pattern//[/\\[}
         pattern=${pattern//…/*}
         while :; do
-            ((at < ${#printed[@]})) || { missing=$line; return 1; }
-            # shellcheck disable=SC2053  # It is a pattern.
-            if [[ ${printed[at++]} == $pattern ]]; then break; fi
-            $any || { missing=$line; return 1; }
+            ((at < ${#actual[@]})) || { missing=$line; return 1; }
+            # shellcheck disable=SC2053  # The right side is a pattern.
+            if [[ ${actual[at++]} == $pattern ]]; then break; fi
+            $may_skip || { missing=$line; return 1; }
         done
-        any=false
+        may_skip=false
     done
-    if ! $any && ((at < ${#printed[@]})); then
-        missing='(nothing more)'
+    if ! $may_skip && ((at < ${#actual[@]})); then
+        missing='(end of the output)'
         return 1
     fi
 }
 
-# take COMMAND TERMINAL: types a command and compares what it prints with $scratch/expected.
-take() {
+# run COMMAND TERMINAL: runs a command and compares its output with $scratch/expected.
+run() {
     local missing=
     if [ -n "$2" ]; then
         if [ -n "${terminals[$2]:-}" ]; then interrupt "$2" || exit 1; fi
-        : >"$scratch/printed.$2"
+        : >"$scratch/actual.$2"
         set -m
-        # A shell in the background may have been started with SIGINT ignored, and so would its children.
-        env --default-signal=INT bash -c "$1" >"$scratch/printed.$2" 2>&1 </dev/null &
+        # If this script was started with SIGINT ignored, its children would ignore it as well.
+        env --default-signal=INT bash -c "$1" >"$scratch/actual.$2" 2>&1 </dev/null &
         terminals[$2]=$!
         set +m
         local deadline=$((SECONDS + limit))
-        until shows "$scratch/expected" "$scratch/printed.$2"; do
+        until matches "$scratch/expected" "$scratch/actual.$2"; do
             if ((SECONDS > deadline)) || ! kill -0 "${terminals[$2]}" 2>/dev/null; then break; fi
             sleep 0.2
         done
-        cp "$scratch/printed.$2" "$scratch/printed"
+        cp "$scratch/actual.$2" "$scratch/actual"
     else
-        # Here, so that what it sets is set for the next.
+        # In this shell, so that later commands see the functions and variables that it defines.
         echo "$((SECONDS + limit)) $1" >"$scratch/deadline"
-        eval "$1" >"$scratch/printed" 2>&1 </dev/null
+        eval "$1" >"$scratch/actual" 2>&1 </dev/null
         : >"$scratch/deadline"
     fi
-    if ! shows "$scratch/expected" "$scratch/printed"; then
-        printf 'FAILED  %s\n\nexpected this line: %s\n\nof:\n' "$1" "$missing" >&2
+    if ! matches "$scratch/expected" "$scratch/actual"; then
+        printf 'FAILED  %s\n\ndid not find this line: %s\n\nexpected output:\n' "$1" "$missing" >&2
         cat "$scratch/expected" >&2
-        printf '\nfound:\n' >&2
-        cat "$scratch/printed" >&2
+        printf '\nactual output:\n' >&2
+        cat "$scratch/actual" >&2
         exit 1
     fi
     printf 'ok      %s\n' "$1"
 }
 
-# The lesson changes the sources: it is taken on a copy, built where everything else is.
+# The lesson changes the sources, so it runs in a copy. The copy has a target folder of its own.
 mkdir "$scratch/tiny-probe"
 (cd "$root" && git ls-files -z --cached --others --exclude-standard |
     tar --create --null --files-from - --ignore-failed-read 2>/dev/null) |
@@ -147,7 +148,7 @@ while IFS= read -r line <&3; do
     '```' | '$ '*)
         if $in_block; then
             if [ -n "$command" ]; then
-                take "$command" "$terminal"
+                run "$command" "$terminal"
                 commands=$((commands + 1))
             fi
             command='' && : >"$scratch/expected"
@@ -157,5 +158,5 @@ while IFS= read -r line <&3; do
     *) if $in_block; then printf '%s\n' "$line" >>"$scratch/expected"; fi ;;
     esac
 done 3<"$lesson"
-((commands > 0)) || { echo "FAILED  no command in $lesson" >&2 && exit 1; }
+((commands > 0)) || { echo "FAILED  found no command in $lesson" >&2 && exit 1; }
 printf 'ok      all %d commands of the lesson\n' "$commands"
