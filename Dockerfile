@@ -1,17 +1,18 @@
-# The service in an image of its own, built with Docker alone:
+# Builds the container image. This needs only Docker:
 #
 #     docker build --tag app:metrics .
 #
-# Where the build image cannot be pulled, the same image is made of a static binary that lies alone
-# in a directory (`make static-image` does that):
+# If the build image cannot be pulled, the same image can be built from a static binary that is the only
+# file in a directory (`make static-image` does this):
 #
 #     docker build --tag app:metrics --target prebuilt --file Dockerfile DIRECTORY
 
 ARG RUST_VERSION=1.95
-# Any image whose cargo has the musl target of its architecture.
+# Can be any image whose cargo has the musl target for its architecture.
 ARG BUILDER=rust:${RUST_VERSION}-alpine
 
-# All but the binary. /tiny-probe is the only file: no shell, no libraries, no user names.
+# The image without the binary. In the final image, /tiny-probe is the only file: there is no shell, no
+# library and no user database.
 FROM scratch AS service
 LABEL org.opencontainers.image.title="tiny-probe" \
       org.opencontainers.image.description="A very small HTTP service that is instrumented for Prometheus and survives its clients" \
@@ -19,7 +20,7 @@ LABEL org.opencontainers.image.title="tiny-probe" \
 USER 65532:65532
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# Asks where the variable LISTEN says; a --listen flag is not known to it.
+# The health check uses the address in the variable LISTEN. It does not see a --listen flag.
 HEALTHCHECK --interval=10s --timeout=5s CMD ["/tiny-probe", "healthcheck"]
 ENTRYPOINT ["/tiny-probe"]
 
@@ -28,7 +29,7 @@ COPY . /
 
 FROM ${BUILDER} AS build
 WORKDIR /build
-# The dependencies in a layer of their own, which stays cached while only the sources change.
+# Build the dependencies in a separate layer, which stays cached while only the sources change.
 COPY Cargo.toml Cargo.lock ./
 COPY bounded-http/Cargo.toml bounded-http/
 RUN mkdir src bounded-http/src && \
@@ -36,7 +37,7 @@ RUN mkdir src bounded-http/src && \
     cargo build --release --locked --target "$(uname -m)-unknown-linux-musl"
 COPY bounded-http/src bounded-http/src
 COPY src src
-# Touched, because cargo goes by time and the files may be older than their stand-ins were.
+# cargo compares modification times, and the copied files can be older than the placeholders above.
 RUN touch bounded-http/src/lib.rs src/lib.rs src/main.rs && \
     cargo build --release --locked --target "$(uname -m)-unknown-linux-musl"
 

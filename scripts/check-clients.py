@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Checks that ordinary clients lose no request, at the connection limit and when the service stops.
+"""Checks that ordinary clients lose no request at the connection limit and when the service stops.
 
-Usage: scripts/check-clients.py      (PROGRAM is another binary than target/release/tiny-probe)
+Usage: scripts/check-clients.py      (PROGRAM is the binary; default: target/release/tiny-probe)
 
-The clients are wrk, Node's http.Agent and fetch, Python's http.client, and requests where it is installed.
-At the limit each of them has more connections than the service allows. At a stop each keeps 20
-connections and has a request on its way every few milliseconds; only a refused connection is no loss.
-Prints a line per check; exits 1 if one fails.
+The clients are wrk, Node's http.Agent and fetch, Python's http.client, and requests if it is installed.
+In the first checks, each client opens more connections than the service allows. In the others, the service
+stops while each client sends requests on 20 connections every few milliseconds. A refused connection does
+not count as a lost request. Prints a line per check and exits 1 if one fails.
 """
 
 import collections
@@ -28,18 +28,19 @@ except ImportError:
     requests = None
 
 PROGRAM = os.environ.get("PROGRAM", "target/release/tiny-probe")
-# The most that anything here is waited for, in seconds, unless a call says otherwise.
+# In seconds, for everything that has no time limit of its own.
 TIMEOUT = 30
 WRK_SECONDS = 3
 REQUESTS = 2000
 LIMIT = 8
 STOPS = 5
 STOP_CONNECTIONS = 20
-# Between two requests on a connection that a stop interrupts, in seconds.
+# In seconds, between two requests on a connection while the service is being stopped.
 PAUSE = 0.02
 
-# Arguments: the kind of client, the URL, how many connections, how many requests in all; 0 is until the
-# service stops. It has stopped for a worker that was told `Connection: close` and sent one request more.
+# Arguments: the kind of client, the URL, the number of connections, the total number of requests, and the
+# pause between requests. With 0 requests it continues until the service stops: a worker ends after a
+# failed request, or one request after a response with `Connection: close`.
 NODE = r"""
 const http = require("node:http");
 const [kind, url, connections, total, pause] = process.argv.slice(1);
@@ -84,24 +85,24 @@ Promise.all(Array.from({ length: Number(connections) }, work)).then(() => {
 """
 
 
-class Wrong(Exception):
-    """What was seen and should not have been."""
+class CheckFailed(Exception):
+    """A check failed; the message says what was observed."""
 
 
 class Service:
-    """A running service with these flags."""
+    """A service that runs with the given flags."""
 
     def __init__(self, *flags):
         self.log = tempfile.TemporaryFile("w+")
         command = [PROGRAM, "--listen", "127.0.0.1:0", *flags]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=self.log)
         end = time.monotonic() + TIMEOUT
-        while not (said := re.search(r" on http://(\S+)\n", self.read_log())):
+        while not (start_line := re.search(r" on http://(\S+)\n", self.read_log())):
             if self.process.poll() is not None or time.monotonic() > end:
                 self.process.kill()
-                raise Wrong(f"{PROGRAM} does not start within {TIMEOUT} seconds: {self.read_log()}")
+                raise CheckFailed(f"{PROGRAM} did not start within {TIMEOUT} seconds: {self.read_log()}")
             time.sleep(0.02)
-        self.address = said[1]
+        self.address = start_line[1]
         self.url = f"http://{self.address}/probe"
 
     def read_log(self):
@@ -119,28 +120,28 @@ class Service:
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
 
-    def ended(self):
+    def wait_for_exit(self):
         try:
             code = self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise Wrong(f"the service does not end within {TIMEOUT} seconds of SIGTERM") from None
+            raise CheckFailed(f"the service did not end within {TIMEOUT} seconds of SIGTERM") from None
         if code != 0:
-            raise Wrong(f"the service ended with exit code {code}")
+            raise CheckFailed(f"the service ended with exit code {code}")
 
 
 def run(command):
-    """Runs a client, and returns what it prints."""
+    """Runs a client and returns its output."""
     try:
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
                               timeout=TIMEOUT).stdout
     except subprocess.TimeoutExpired:
-        raise Wrong(f"{command[0]} is not done within {TIMEOUT} seconds") from None
+        raise CheckFailed(f"{command[0]} did not end within {TIMEOUT} seconds") from None
     except subprocess.CalledProcessError as error:
-        raise Wrong(f"{command[0]}: {error.stderr}") from None
+        raise CheckFailed(f"{command[0]}: {error.stderr}") from None
 
 
 class HealthChecks(threading.Thread):
-    """Asks /healthz again and again, over a new connection each time."""
+    """Requests /healthz repeatedly, on a new connection each time."""
 
     def __init__(self, address):
         super().__init__()
@@ -169,70 +170,70 @@ class HealthChecks(threading.Thread):
         self.join(2 * TIMEOUT)
         times = sorted(self.times)
         if self.failures:
-            raise Wrong(f"{len(self.failures)} of {len(times)} requests to /healthz failed: {self.failures[0]}")
-        # The machine may be busy with something else for a moment.
-        usual = times[len(times) * 9 // 10]
-        if usual > 0.3:
-            raise Wrong(f"/healthz: 9 of 10 requests took up to {usual:.3f} s, 0.3 s allowed; the slowest "
-                        f"{times[-1]:.3f} s")
+            raise CheckFailed(f"{len(self.failures)} of {len(times)} requests to /healthz failed: {self.failures[0]}")
+        # Not the slowest one: other processes can keep the machine busy for a moment.
+        p90 = times[len(times) * 9 // 10]
+        if p90 > 0.3:
+            raise CheckFailed(f"the 90th percentile of /healthz was {p90:.3f} s, expected at most 0.3 s; the "
+                              f"slowest request took {times[-1]:.3f} s")
         return f"{len(times)} requests to /healthz, the slowest took {1000 * times[-1]:.0f} ms"
 
 
 def wrk(service, connections):
-    """Returns requests per second, and what went wrong."""
-    printed = run(["wrk", "--threads", "2", "--connections", str(connections), "--duration", f"{WRK_SECONDS}s",
+    """Returns the requests per second and the errors that wrk reports."""
+    output = run(["wrk", "--threads", "2", "--connections", str(connections), "--duration", f"{WRK_SECONDS}s",
                    service.url])
-    troubles = re.findall(r"Socket errors: .*|Non-2xx .*", printed)
-    return float(re.search(r"Requests/sec: +(\S+)", printed)[1]), troubles
+    errors = re.findall(r"Socket errors: .*|Non-2xx .*", output)
+    return float(re.search(r"Requests/sec: +(\S+)", output)[1]), errors
 
 
 def check_wrk():
     with Service("--max-connections", "200") as service:
-        at_limit, troubles = wrk(service, 200)
-        if troubles:
-            raise Wrong(f"wrk with 200 connections: {'; '.join(troubles)}")
+        at_limit, errors = wrk(service, 200)
+        if errors:
+            raise CheckFailed(f"wrk with 200 connections: {'; '.join(errors)}")
         checks = HealthChecks(service.address)
         checks.start()
         try:
-            above, troubles = wrk(service, 400)
+            above, errors = wrk(service, 400)
         finally:
             checks.is_over.set()
-        summary = (f"wrk, 200 connections allowed: {at_limit:.0f} requests per second with 200 connections, "
+        summary = (f"wrk, limit 200: {at_limit:.0f} requests per second with 200 connections, "
                    f"{above:.0f} with 400")
-        if troubles:
-            raise Wrong(f"{summary}; {'; '.join(troubles)}")
+        if errors:
+            raise CheckFailed(f"{summary}; {'; '.join(errors)}")
         if above < at_limit * 2 / 3:
-            raise Wrong(f"{summary}: less than two thirds")
-        ok(f"{summary}, no error")
-        ok(f"meanwhile {checks.result()}")
+            raise CheckFailed(f"{summary}, which is less than two thirds")
+        ok(f"{summary}, no errors")
+        ok(f"during this, {checks.result()}")
 
 
 def node(kind):
     def drive(service, connections, total):
-        printed = run(["node", "-e", NODE, kind, service.url, str(connections), str(total), str(PAUSE)])
-        if not printed:
-            raise Wrong(f"Node ({kind}) ended with requests that neither succeeded nor failed")
-        return collections.Counter(json.loads(printed))
+        output = run(["node", "-e", NODE, kind, service.url, str(connections), str(total), str(PAUSE)])
+        if not output:
+            raise CheckFailed(f"Node ({kind}) ended while requests were pending")
+        return collections.Counter(json.loads(output))
 
     return drive
 
 
 def in_threads(connect):
-    """Drives a client with a thread for each connection. `connect` returns a function that sends a request
-    and returns the status and the Connection field."""
+    """Drives a client with one thread per connection. `connect` returns a function for each connection that
+    sends a request and returns the status and the Connection field of the response."""
 
     def drive(service, connections, total):
         outcomes, lock = collections.Counter(), threading.Lock()
-        asks = connect(service, connections)
+        senders = connect(service, connections)
 
-        def work(ask):
+        def work(send):
             is_last = False
             for _ in iter(int, 1) if total == 0 else range(total // connections):
                 connection = None
                 try:
-                    status, connection = ask()
+                    status, connection = send()
                     outcome = str(status)
-                except Exception as error:  # each library has its own
+                except Exception as error:  # Each library has exceptions of its own.
                     outcome = "ECONNREFUSED" if "refused" in str(error) else type(error).__name__
                 with lock:
                     outcomes[outcome] += 1
@@ -242,21 +243,21 @@ def in_threads(connect):
                     is_last = connection == "close"
                     time.sleep(PAUSE)
 
-        threads = [threading.Thread(target=work, args=[ask], daemon=True) for ask in asks]
+        threads = [threading.Thread(target=work, args=[send], daemon=True) for send in senders]
         for thread in threads:
             thread.start()
         end = time.monotonic() + TIMEOUT
         for thread in threads:
             thread.join(max(0, end - time.monotonic()))
             if thread.is_alive():
-                raise Wrong(f"not done within {TIMEOUT} seconds, after {dict(outcomes)}")
+                raise CheckFailed(f"the client did not end within {TIMEOUT} seconds; so far: {dict(outcomes)}")
         return outcomes
 
     return drive
 
 
 def connect_http_client(service, connections):
-    def ask(client):
+    def send(client):
         try:
             client.request("GET", "/probe")
             response = client.getresponse()
@@ -267,50 +268,51 @@ def connect_http_client(service, connections):
             raise
 
     clients = [http.client.HTTPConnection(service.address, timeout=TIMEOUT) for _ in range(connections)]
-    return [lambda client=client: ask(client) for client in clients]
+    return [lambda client=client: send(client) for client in clients]
 
 
 def connect_requests(service, connections):
     session = requests.Session()
     session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=connections))
 
-    def ask():
+    def send():
         response = session.get(service.url, timeout=TIMEOUT)
         return response.status_code, response.headers.get("Connection")
 
-    return [ask] * connections
+    return [send] * connections
 
 
 def check_limit(name, drive, connections):
-    """More connections than the service allows."""
+    """Opens more connections than the service allows."""
     with Service("--max-connections", str(LIMIT)) as service:
         started = time.monotonic()
         outcomes = drive(service, connections, REQUESTS)
         took = time.monotonic() - started
-    what = f"{name}, {connections} connections, {LIMIT} allowed"
+    what = f"{name}, {connections} connections, limit {LIMIT}"
     if outcomes["200"] != REQUESTS:
-        raise Wrong(f"{what}: {REQUESTS} requests ended as {dict(outcomes)}")
+        raise CheckFailed(f"{what}: not all of {REQUESTS} requests got status 200: {dict(outcomes)}")
     ok(f"{what}: {REQUESTS} responses in {took:.1f} s")
 
 
 def check_stop(name, drive):
-    """A stop while requests are on their way."""
+    """Stops the service while requests are on their way."""
     total = collections.Counter()
     for number in range(STOPS):
         with Service() as service:
-            # Past the start of the client, at different moments of its pauses.
+            # Late enough for the client to have started, each time at a different moment of its pauses.
             timer = threading.Timer(1 + 0.003 * number, service.stop)
             timer.start()
             try:
                 total += drive(service, STOP_CONNECTIONS, 0)
             finally:
                 timer.cancel()
-            service.ended()
-    answered, refused = total.pop("200", 0), total.pop("ECONNREFUSED", 0)
-    what = f"{name}, {STOPS} stops with {STOP_CONNECTIONS} connections: {answered} responses, {refused} refused"
+            service.wait_for_exit()
+    responses, refused = total.pop("200", 0), total.pop("ECONNREFUSED", 0)
+    what = (f"{name}, {STOPS} stops with {STOP_CONNECTIONS} connections: {responses} responses, "
+            f"{refused} refused connections")
     if total:
-        raise Wrong(f"{what}, {total.total()} requests lost: {dict(total)}")
-    ok(f"{what}, none lost")
+        raise CheckFailed(f"{what}, {total.total()} lost requests: {dict(total)}")
+    ok(f"{what}, no lost requests")
 
 
 def ok(what):
@@ -321,7 +323,8 @@ def main():
     clients = [
         ("Node's http.Agent", node("agent"), 50),
         ("Node's fetch", node("fetch"), 50),
-        # Python's threads take turns, and one that waits for its turn for too long counts as idle.
+        # Only 20: Python runs one thread at a time, and the service closes the connection of a thread that
+        # waits too long as idle.
         ("Python's http.client", in_threads(connect_http_client), 20),
     ]
     if requests:
@@ -333,11 +336,11 @@ def main():
     for check in checks:
         try:
             check()
-        except (Wrong, OSError) as what:
+        except (CheckFailed, OSError) as what:
             has_failed = True
             print(f"FAILED  {what or type(what).__name__}", file=sys.stderr, flush=True)
     if not requests:
-        print("skipped Python's requests: not installed")
+        print("skipped Python's requests: it is not installed")
     sys.exit(has_failed)
 
 

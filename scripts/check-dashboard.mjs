@@ -1,9 +1,9 @@
 #!/usr/bin/env node
-// Has TypeScript check the dashboard against Grafana's own types: a panel, option, field option, query,
-// transformation or variable field that Grafana does not know is an error, as is a value of another
-// type. What is left out is not: Grafana has a default for it.
+// Checks the dashboard against Grafana's own types with TypeScript. A panel, option, field option, query,
+// transformation or variable field that Grafana does not know is an error, and so is a value of the wrong
+// type. A missing field is not an error, because Grafana has a default for it.
 // Usage: scripts/check-dashboard.mjs [DASHBOARD]      (default: deploy/grafana/tiny-probe.json)
-// Needs npm; the types and the compiler come from there into target/.
+// Needs npm, which installs the types and the compiler into target/.
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -18,7 +18,7 @@ if (!existsSync(join(tools, "complete"))) {
     mkdirSync(tools, { recursive: true });
     npm("install", "--no-save", "--ignore-scripts", "--prefix", tools, "typescript@5.9.3",
         "@grafana/grafana-foundation-sdk@0.0.21");
-    // Three lists of names are wanted of this one, and none of the packages that it depends on.
+    // Only three lists of names from this package are needed, so its dependencies are not installed.
     const archive = npm("pack", "@grafana/data@12.4.10").trim();
     execFileSync("tar", ["-x", "-z", "-f", archive], { cwd: tools });
     writeFileSync(join(tools, "complete"), "");
@@ -56,8 +56,8 @@ import type { ReducerID } from "./package/dist/types/transformations/fieldReduce
 ${types.map((type) => `import type * as ${module(type)} from "${sdk}/${type.replaceAll("-", "")}";`).join("\n")}
 
 type Unit = (typeof units)[keyof typeof units] | \`prefix:\${string}\` | \`suffix:\${string}\`;
-// A type as JSON has it: enums by value, nothing required, no methods. What the SDK leaves open is
-// closed here, by the name of the field.
+// The JSON form of a type: enums by value, all fields optional, no methods. Where the SDK accepts any
+// string, the field is restricted to the known names.
 type Json<T> =
     unknown extends T ? any
     : T extends string ? \`\${T}\`
@@ -70,7 +70,7 @@ type Field<K, T> =
     : K extends "calcs" ? \`\${ReducerID}\`[]
     : K extends "transformations" ? (Omit<Json<dashboard.DataTransformerConfig>, "id"> & { id: \`\${DataTransformerID}\` })[]
     : Json<T>;
-// What an override may set: { id: "unit", value: ... }, { id: "custom.lineWidth", value: ... }.
+// The properties that an override can set: { id: "unit", value: ... }, { id: "custom.lineWidth", value: ... }.
 type Settings<T, Prefix extends string> =
     { [K in keyof T & string]-?: { id: \`\${Prefix}\${K}\`; value?: T[K] } }[keyof T & string];
 type Panel<Type extends string, Options, Custom> = Omit<Json<dashboard.Panel>, "type" | "options" | "targets" | "fieldConfig"> & {
@@ -107,15 +107,15 @@ const program = ts.createProgram([path], {
 });
 const errors = ts.getPreEmitDiagnostics(program).map(({ file, start, messageText }) => {
     const before = file ? file.text.slice(0, start) : "";
-    // The panel that the error is in is the last one that begins before it.
+    // The error is in the last panel that starts before it.
     const index = before.match(/\nconst panel\d+/g)?.length;
     const where = index ? `panel "${flat[index - 1].title}"` : "dashboard";
     const line = file ? file.text.slice(before.lastIndexOf("\n") + 1).split("\n", 1)[0].trim() : "";
-    // The last line is the innermost reason; the names of the types in it can be pages long.
+    // The last line is the innermost reason. It is truncated because the type names in it can be very long.
     const reason = ts.flattenDiagnosticMessageText(messageText, "\n").split("\n").at(-1).trim();
     return `${where}: ${line}\n        ${reason.length > 300 ? `${reason.slice(0, 300)}…` : reason}`;
 });
 if (errors.length > 0) {
     fail(errors);
 }
-console.log(`ok      ${flat.length} panels fit Grafana's types`);
+console.log(`ok      ${flat.length} panels conform to Grafana's types`);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the release again, in a clone of its own, and checks that it is the same to the byte.
+# Builds the release a second time in a fresh clone, and checks that both archives have the same bytes.
 # Usage: make dist && scripts/check-dist.sh TARGET
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,10 +15,10 @@ fi
 (cd dist && sha256sum --check --quiet SHA256SUMS)
 archive=$(sed 's/.* //' "$again/clone/dist/SHA256SUMS")
 if ! cmp "dist/$archive" "$again/clone/dist/$archive"; then
-    echo "FAILED  the release differs from one built of commit $(git rev-parse --short HEAD) elsewhere" >&2
-    [ -z "$(git status --porcelain)" ] || echo "        (there are uncommitted changes here)" >&2
+    echo "FAILED  the release differs from one built from commit $(git rev-parse --short HEAD) in a fresh clone" >&2
+    [ -z "$(git status --porcelain)" ] || echo "        (this working tree has uncommitted changes)" >&2
     exit 1
 fi
 tar -x -z -f "dist/$archive" -C "$again"
 (cd "$again/${archive%.tar.gz}" && sha256sum --check --quiet SHA256SUMS)
-echo "ok      dist/$archive is the same when built twice"
+echo "ok      two builds of dist/$archive have the same bytes"

@@ -1,11 +1,11 @@
-"""Reads pages with the Python client's parsers, family by family.
+"""Checks pages with the Python client's parsers.
 
 Usage: check-exposition.py SEED TEXT OPEN_METRICS
-       (the seed's page, the page to check in text format 0.0.4, and the same in OpenMetrics)
+       (the seed application's page, the page to check in text format 0.0.4, and the same in OpenMetrics)
 
-Every family of the seed must be there with its type, HELP text, label names and buckets; every
-histogram must add up; what is counted must be as much as what was measured; and both formats must
-say the same, sample by sample.
+Every family of the seed must exist with its type, HELP text, label names and buckets. Every histogram must
+be consistent. The histogram and the counter must have recorded the same number of requests. Both formats
+must have the same samples.
 """
 
 import collections
@@ -14,7 +14,8 @@ import sys
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-OUR_OWN = {"app_connections_max": "gauge", "app_connections_open": "gauge"} | {
+# The families that the seed does not have, apart from process_*.
+ADDED = {"app_connections_max": "gauge", "app_connections_open": "gauge", "app_requests_in_flight": "gauge"} | {
     f"app_configured_{setting}": "gauge"
     for setting in ["fail_ratio", "slow_ratio", "latency_seconds", "slow_latency_seconds", "work_seconds"]
 }
@@ -22,17 +23,18 @@ OUR_OWN = {"app_connections_max": "gauge", "app_connections_open": "gauge"} | {
 
 def families(path):
     with open(path, encoding="utf-8") as page:
-        # The Python client adds the time at which a counter was created; Prometheus has no use for it.
+        # The Python client exposes the creation time of each counter, which Prometheus does not use.
         return {f.name: f for f in text_string_to_metric_families(page.read()) if not f.name.endswith("_created")}
 
 
 def shape(family):
-    """What a query depends on: sample names, label names, buckets, text for text."""
+    """Returns everything that a query can depend on: sample names, label names, and the bounds as text."""
     return {(s.name, *sorted(s.labels), s.labels.get("le")) for s in family.samples}
 
 
 def histogram(samples):
-    """Buckets in order, never falling, the last as much as the count."""
+    """Checks that the buckets are in order and cumulative and that the last one equals the count. Returns
+    the count of each series."""
     by_series = collections.defaultdict(dict)
     for sample in samples:
         labels = dict(sample.labels)
@@ -51,9 +53,9 @@ def histogram(samples):
 
 seed, page = families(sys.argv[1]), families(sys.argv[2])
 extra = {name: family.type for name, family in page.items() if name not in seed}
-assert extra.items() >= OUR_OWN.items() and all(
-    name in OUR_OWN or name.startswith("process_") for name in extra
-), f"families that the seed has not: {extra}"
+assert extra.items() >= ADDED.items() and all(
+    name in ADDED or name.startswith("process_") for name in extra
+), f"unexpected or missing families, apart from the seed's: {extra}"
 
 for name, expected in seed.items():
     family = page.get(name)
@@ -69,7 +71,7 @@ for sample in page["app_request_count"].samples:
     counted[tuple(sorted(labels.items()))] += sample.value
 assert measured == counted, (measured, counted)
 
-# Without what the scrapes between the two pages have changed, and the clock.
+# Leaves out the samples that differ because the pages were scraped one after the other.
 def settled(samples):
     return {
         (s.name, *sorted(s.labels.items())): s.value
@@ -79,7 +81,8 @@ def settled(samples):
 
 
 with open(sys.argv[3], encoding="utf-8") as file:
-    # The strict one: families in one piece, order, names by type, "# EOF", exemplars in their buckets.
+    # This parser is strict: it checks that families are not interleaved, their order, the suffixes of the
+    # names, "# EOF", and that exemplars are within their buckets.
     other = {family.name: family for family in openmetrics.text_string_to_metric_families(file.read())}
 samples = [sample for family in page.values() for sample in family.samples]
 other_samples = [sample for family in other.values() for sample in family.samples]
@@ -92,5 +95,5 @@ traced = [sample for sample in other_samples if sample.exemplar]
 assert traced, "no sample has an exemplar"
 
 requests = int(sum(counted.values()))
-print(f"ok      the Python client's parser: {len(page)} families like the seed's, {requests} requests add up")
-print(f"ok      its OpenMetrics parser: the same {len(samples)} samples, {len(traced)} of them with an exemplar")
+print(f"ok      text format: {len(page)} families conform to the seed, {requests} requests are consistent")
+print(f"ok      OpenMetrics: the same {len(samples)} samples, {len(traced)} of them with an exemplar")

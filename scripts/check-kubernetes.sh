@@ -2,8 +2,8 @@
 # Renders deploy/kubernetes and each of its overlays, and checks them: against the schemas of Kubernetes
 # and of the Prometheus Operator, against the restricted Pod Security Standard, and that their parts fit together.
 # Usage: scripts/check-kubernetes.sh
-# Needs kubectl, jq, python3 with venv, and npm; the validators come from PyPI and npm into target/.
-# shellcheck disable=SC2016 # $pod and its kin are variables of jq
+# Needs kubectl, jq, python3 with venv, and npm. The validators are installed from PyPI and npm into target/.
+# shellcheck disable=SC2016 # $pod and the like are variables of jq.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -91,17 +91,17 @@ check_one() {
 check "restricted: no host namespaces, no volumes, one container" \
     '($pod.spec | keys) - ["automountServiceAccountToken", "containers", "enableServiceLinks",
         "securityContext", "terminationGracePeriodSeconds"] == [] and ($pod.spec.containers | length) == 1'
-check "restricted: not root, by number" \
+check "restricted: runs as a numeric user other than root" \
     '$pod.spec.securityContext | .runAsNonRoot and .runAsUser > 0'
 check "restricted: the default seccomp profile" \
     '$pod.spec.securityContext.seccompProfile.type == "RuntimeDefault"'
-check "restricted: no privilege, no capability, nothing writable" \
+check "restricted: no privilege escalation, no capabilities, a read-only root file system" \
     '$container.securityContext == {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: ["ALL"]}}'
 check "no token of the cluster in the pod" '$pod.spec.automountServiceAccountToken == false'
 check "the Service selects the pods, and its port is one of theirs" \
     '($pod.metadata.labels | contains($service.spec.selector))
         and any($container.ports[].name; . == $service.spec.ports[0].targetPort)'
-check "the ServiceMonitor selects the Service, and its port is one of the Service's" \
+check "the ServiceMonitor selects the Service and refers to one of its ports" \
     '($service.metadata.labels | contains($monitor.spec.selector.matchLabels))
         and any($service.spec.ports[].name; . == $monitor.spec.endpoints[0].port)'
 check "the Deployment selects its own pods, and their labels are those that Prometheus finds them by" \
@@ -117,7 +117,7 @@ check "the image is the one that the workflow publishes for version ${version:-u
     '$container.image == "ghcr.io/OWNER/tiny-probe:'"$version"'"'
 check "the annotations say the port of the container" \
     '$pod.metadata.annotations["prometheus.io/port"] == ($container.ports[0].containerPort | tostring)'
-check "liveness and readiness ask /healthz" \
+check "the liveness and readiness probes use /healthz" \
     '[$container.livenessProbe, $container.readinessProbe | .httpGet] | all(. == {path: "/healthz", port: "http"})'
 grace=$(sed -n 's/.*GRACE: Duration = Duration::from_secs(\([0-9]*\));/\1/p' src/shutdown.rs)
 check "the grace period covers preStop, the ${grace:-unknown} seconds for delayed responses, and a margin of 2" \
@@ -125,7 +125,7 @@ check "the grace period covers preStop, the ${grace:-unknown} seconds for delaye
         and $pod.spec.terminationGracePeriodSeconds >= $sleep + '"$grace"' + 2'
 
 overlays=autoscaling
-check "the autoscaler has the Deployment, which leaves the number of pods to it: 1 to 10" \
+check "the autoscaler targets the Deployment, which sets no number of replicas itself, and allows 1 to 10" \
     'one("HorizontalPodAutoscaler").spec | .scaleTargetRef.name == $deployment.metadata.name
         and $deployment.spec.replicas == null and [.minReplicas, .maxReplicas] == [1, 10]'
 check "the PodDisruptionBudget selects the pods, and lets one of them go" \

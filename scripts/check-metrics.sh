@@ -1,5 +1,5 @@
 #!/bin/sh
-# Asks promtool about the exposition of a running service that has answered every kind of request.
+# Sends every kind of request to a running service and checks its exposition with promtool.
 # Usage: scripts/check-metrics.sh [BASE_URL]      (default: $BASE_URL, else http://127.0.0.1:8080)
 set -eu
 
@@ -13,10 +13,11 @@ page=$(mktemp)
 trap 'rm -f "$page"' EXIT
 curl --silent --show-error --max-time 10 --fail --output "$page" "$url/metrics"
 grep -q '^app_request_count_total{.*} 1$' "$page"
-# promtool reports on standard error and fails on errors only; here nothing at all is to be said.
+# promtool's exit code reports only errors. This check also fails on warnings, which it prints on standard
+# error.
 findings=$(promtool check metrics <"$page" 2>&1) || true
 if [ -n "$findings" ]; then
     printf '%s\n' "$findings" >&2
     exit 1
 fi
-echo "ok      promtool check metrics has nothing to say about $(grep -vc '^#' "$page") series"
+echo "ok      promtool check metrics finds no problem in $(grep -vc '^#' "$page") series"

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Puts nginx and HAProxy in front of a running service, and checks that neither finds fault with it.
+"""Runs nginx and HAProxy in front of a running service, and checks that neither reports an error.
 
 Usage: scripts/with-service.sh scripts/check-proxies.py
        MAX_CONNECTIONS=8 scripts/with-service.sh scripts/check-proxies.py crowded
 
-Each proxy keeps its connections to the service, as its manual advises, and gets ten thousand requests
-on eight connections, among them a POST of 5 MB on each, which the service refuses before it is there.
-Every answer has to be the service's, which has to have counted each request once; nothing may stand in
-the proxy's log; and HAProxy's health check, a plain `option httpchk`, has to find the server up all the
-time.
+Each proxy keeps its connections to the service open, as its manual recommends. It receives ten thousand
+requests on eight connections. On each connection, one of them is a POST of 5 MB, which the service rejects
+before it has received the body. The check passes if every response comes from the service, the service has
+counted each request once, the proxy's log is empty, and HAProxy's health check (`option httpchk` without
+further settings) has never failed.
 
-With `crowded` each proxy gets two thousand requests on 50 connections, three times, and would like more connections to
-the service than it allows. Every response has to be the service's, with status 200.
+With `crowded`, each proxy receives two thousand requests on 50 connections, three times, and needs more
+connections to the service than it allows. Every response must come from the service and have status 200.
 
-The proxies listen on Unix sockets in a folder of their own: no port to choose, nothing left behind.
-Prints a line per check; exits 1 at the first that fails.
+The proxies listen on Unix sockets in a temporary folder, so they need no ports and leave no files behind.
+Prints a line per check and exits 1 at the first that fails.
 """
 
 import collections
@@ -38,10 +38,11 @@ REQUESTS = 10000
 CONNECTIONS = 8
 CROWD_REQUESTS = 2000
 CROWD_CONNECTIONS = 50
-# One after the other: not every crowd has requests in the wrong moments.
+# Several times, because a race between the service and the proxy does not happen every time.
 CROWDS = 3
+# In seconds.
 TIMEOUT = 10
-# For all requests of a crowd, in seconds.
+# In seconds, for all requests of a crowd.
 CROWD_TIMEOUT = 60
 
 NGINX = """\
@@ -56,7 +57,7 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    # The large body reaches the service, and is not a warning in the log.
+    # nginx must pass the large body on, and must not log a warning about it.
     client_max_body_size 6m;
     client_body_buffer_size 6m;
     upstream tiny-probe {{
@@ -74,7 +75,7 @@ http {{
 }}
 """
 
-# Of the requests, only those are logged that went wrong.
+# HAProxy logs only requests that failed.
 HAPROXY = """\
 global
     log stdout format raw local0 notice
@@ -97,8 +98,8 @@ backend tiny-probe
 """
 
 
-class Wrong(Exception):
-    """What was seen and should not have been."""
+class CheckFailed(Exception):
+    """A check failed; the message says what was observed."""
 
 
 def request(method, path, body=b""):
@@ -106,7 +107,7 @@ def request(method, path, body=b""):
     return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n".encode() + body
 
 
-# How often, the request, its method, endpoint and status, and how the body of the answer begins.
+# The weight, the request, the labels that it is recorded with, and how the body of its response begins.
 MIX = [
     (60, request("GET", "/probe"), ("GET", "/probe", 200), b"I'm ok!"),
     (10, request("HEAD", "/probe"), ("HEAD", "/probe", 200), b""),
@@ -116,18 +117,19 @@ MIX = [
     (5, request("POST", "/probe", b"x" * 50_000), ("POST", "/probe", 405), b"Method not allowed."),
     (5, request("POST", "/probe", b"x" * 1000), ("POST", "/probe", 405), b"Method not allowed."),
 ]
-# More than the service discards: it is answered when its head is read, and not as a POST.
+# The body is larger than the service discards. It sends a 413 as soon as it has read the head, and records
+# the request as invalid, with `other` for both labels.
 LARGE = request("POST", "/probe", b"x" * 5_000_000), ("other", "other", 413), b"The body is longer"
 
 
 class Client:
-    """A connection to a proxy, made anew when the proxy has closed it."""
+    """A client of a proxy. It reconnects after the proxy has closed its connection."""
 
     def __init__(self, path):
         self.path = path
         self.socket = None
 
-    def ask(self, text, expected, begin):
+    def send(self, text, expected, begin):
         if not self.socket:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(TIMEOUT)
@@ -141,7 +143,7 @@ class Client:
         while len(body) < length:
             body += self.receive(head)
         if int(head[9:12]) != expected[2] or not body.startswith(begin):
-            raise Wrong(f"{text[:60]!r} was answered {head!r} {body[:100]!r}")
+            raise CheckFailed(f"unexpected response to {text[:60]!r}: {head!r} {body[:100]!r}")
         if re.search(rb"(?i)\r\nconnection: close", head):
             self.socket.close()
             self.socket = None
@@ -151,13 +153,14 @@ class Client:
             if received := self.socket.recv(65536):
                 return received
         except TimeoutError:
-            raise Wrong(f"waited in vain for {TIMEOUT} s: the rest of a response, {so_far!r}") from None
-        raise Wrong(f"the connection ended within an answer: {so_far!r}")
+            raise CheckFailed(f"timed out: the rest of a response did not arrive within {TIMEOUT} s: "
+                              f"{so_far!r}") from None
+        raise CheckFailed(f"the connection ended in the middle of a response: {so_far!r}")
 
 
 def drive(path):
-    """Sends the requests through a proxy, and gives how many of what was answered."""
-    sent, wrong, lock = collections.Counter(), [], threading.Lock()
+    """Sends the requests through a proxy and returns how many were sent of each kind."""
+    sent, failures, lock = collections.Counter(), [], threading.Lock()
     weights = [entry[0] for entry in MIX]
 
     def run():
@@ -165,12 +168,12 @@ def drive(path):
         requests = [entry[1:] for entry in random.choices(MIX, weights, k=REQUESTS // CONNECTIONS)]
         requests.insert(random.randrange(len(requests)), LARGE)
         for one in requests:
-            if wrong:
+            if failures:
                 return
             try:
-                client.ask(*one)
-            except (Wrong, OSError) as what:
-                wrong.append(what)
+                client.send(*one)
+            except (CheckFailed, OSError) as failure:
+                failures.append(failure)
                 return
             with lock:
                 sent[one[1]] += 1
@@ -180,26 +183,28 @@ def drive(path):
         thread.start()
     for thread in threads:
         thread.join()
-    if wrong:
-        raise Wrong(wrong[0])
+    if failures:
+        raise CheckFailed(failures[0])
     return sent
 
 
 def drive_crowd(path):
-    """Has curl send GET /probe on many connections to a proxy, and returns how many got which status."""
+    """Sends GET /probe to a proxy with curl on many connections, and returns the number of responses by
+    status."""
     curl = ["curl", "--no-progress-meter", "--unix-socket", path, "--parallel", "--parallel-immediate",
             "--parallel-max", str(CROWD_CONNECTIONS), "--max-time", str(TIMEOUT), "--output", "/dev/null",
             "--write-out", "%{http_code} ", f"http://localhost/probe?[1-{CROWD_REQUESTS}]"]
     try:
-        printed = subprocess.run(curl, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        output = subprocess.run(curl, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                  timeout=CROWD_TIMEOUT).stdout
     except subprocess.TimeoutExpired:
-        raise Wrong(f"curl is not done with {CROWD_REQUESTS} requests within {CROWD_TIMEOUT} seconds") from None
-    return collections.Counter(printed.split())
+        raise CheckFailed(f"timed out: curl did not finish {CROWD_REQUESTS} requests within {CROWD_TIMEOUT} "
+                          "seconds") from None
+    return collections.Counter(output.split())
 
 
 def scrape():
-    """How many requests the service has counted, by method, endpoint and status."""
+    """Returns how many requests the service has counted, by method, endpoint and status."""
     client = http.client.HTTPConnection(SERVER, timeout=TIMEOUT)
     client.request("GET", "/metrics")
     page = client.getresponse().read().decode()
@@ -210,9 +215,9 @@ def scrape():
 
 
 def start(command, path, log):
-    # Neither needs a privilege: where this is root, they are nobody.
+    # The proxies need no privileges, so they run as nobody if this script runs as root.
     nobody = {"user": "nobody", "group": GROUP, "extra_groups": []} if os.getuid() == 0 else {}
-    # HAProxy leaves its socket behind.
+    # HAProxy does not remove its socket when it ends.
     if os.path.exists(path):
         os.remove(path)
     proxy = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **nobody)
@@ -220,20 +225,20 @@ def start(command, path, log):
     while not os.path.exists(path):
         if proxy.poll() is not None or time.monotonic() > end:
             proxy.kill()
-            raise Wrong(f"waited in vain: {command[0]} listens within {TIMEOUT} s")
+            raise CheckFailed(f"timed out: {command[0]} did not listen within {TIMEOUT} s")
         time.sleep(0.02)
     return proxy
 
 
 def check(folder, name, command, inspect):
-    """Runs a proxy and drives it; its log belongs to what is wrong."""
+    """Runs a proxy and sends requests through it. A failure includes the proxy's log."""
     with open(f"{folder}/{name}.log", "w+") as log:
         try:
             proxy = start(command, f"{folder}/{name}.sock", log)
             try:
                 before = scrape()
                 sent = drive(f"{folder}/{name}.sock")
-                ok(f"{name}: {sum(sent.values())} requests answered as they should be")
+                ok(f"{name}: {sum(sent.values())} requests got the expected responses")
                 counted = scrape() - before
                 inspect(folder, counted)
             finally:
@@ -242,24 +247,24 @@ def check(folder, name, command, inspect):
                     proxy.wait(TIMEOUT)
                 except subprocess.TimeoutExpired:
                     proxy.kill()
-                    raise Wrong(f"waited in vain: it ends within {TIMEOUT} s of SIGTERM") from None
-            # The first scrape is counted as well, the second is not yet. Health checks are no client's.
+                    raise CheckFailed(f"timed out: the proxy did not end within {TIMEOUT} s of SIGTERM") from None
+            # The counter includes the first scrape but not yet the second, and the proxy's health checks.
             sent["GET", "/metrics", 200] += 1
-            counted = {what: count for what, count in counted.items() if what[0] != "OPTIONS"}
+            counted = {labels: count for labels, count in counted.items() if labels[0] != "OPTIONS"}
             if counted != sent:
-                raise Wrong(f"the service has counted {counted}, sent were {dict(sent)}")
-            ok(f"{name}: the service has counted each of them once")
+                raise CheckFailed(f"the service counted {counted}, but {dict(sent)} were sent")
+            ok(f"{name}: the service counted each request once")
             log.seek(0)
             if log.read():
-                raise Wrong("its log is not empty")
-            ok(f"{name}: nothing in its log")
-        except Wrong as what:
+                raise CheckFailed("its log is not empty")
+            ok(f"{name}: its log is empty")
+        except CheckFailed as failure:
             log.seek(0)
-            raise Wrong(f"{name}: {what}\n{log.read()}".rstrip()) from None
+            raise CheckFailed(f"{name}: {failure}\n{log.read()}".rstrip()) from None
 
 
 def check_crowd(folder, name, command, setting):
-    """Runs a proxy that would like more connections than the service allows."""
+    """Runs a proxy that needs more connections than the service allows."""
     with open(f"{folder}/{name}.log", "w+") as log:
         try:
             proxy = start(command, f"{folder}/{name}.sock", log)
@@ -273,15 +278,16 @@ def check_crowd(folder, name, command, setting):
             requests = CROWDS * CROWD_REQUESTS
             summary = f"{requests} requests on {CROWD_CONNECTIONS} connections"
             if outcomes != {"200": requests}:
-                raise Wrong(f"{summary} ended as {dict(outcomes)}")
-            ok(f"{name}, {setting}: {summary}, each with status 200, in {took:.1f} s")
-        except Wrong as what:
+                raise CheckFailed(f"not all of {summary} got status 200: {dict(outcomes)}")
+            ok(f"{name}, {setting}: {summary}, all with status 200, in {took:.1f} s")
+        except CheckFailed as failure:
             log.seek(0)
-            raise Wrong("\n".join([f"{name}, {setting}: {what}", *log.read().splitlines()[:10]])) from None
+            lines = [f"{name}, {setting}: {failure}", *log.read().splitlines()[:10]]
+            raise CheckFailed("\n".join(lines)) from None
 
 
 def inspect_haproxy(folder, counted):
-    """Asks HAProxy what it thinks of the service."""
+    """Checks HAProxy's own statistics about the service."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(TIMEOUT)
         client.connect(f"{folder}/stats.sock")
@@ -290,15 +296,16 @@ def inspect_haproxy(folder, counted):
     stats = {line["svname"]: line for line in csv.DictReader(text.lstrip("# ").splitlines())}
     server = stats["one"]
     names = ["chkfail", "chkdown", "downtime", "econ", "eresp", "wretr", "wredis"]
-    troubles = {name: server[name] for name in names if server[name] != "0"}
-    if server["status"] != "UP" or troubles:
-        raise Wrong(f"the server is {server['status']}, and had {troubles}")
+    errors = {name: server[name] for name in names if server[name] != "0"}
+    if server["status"] != "UP" or errors:
+        raise CheckFailed(f"the server is {server['status']}, with these errors: {errors}")
     if stats["FRONTEND"]["hrsp_5xx"] != "0":
-        raise Wrong(f"{stats['FRONTEND']['hrsp_5xx']} answers were 5xx")
-    health_checks = sum(count for what, count in counted.items() if what[0] == "OPTIONS")
+        raise CheckFailed(f"{stats['FRONTEND']['hrsp_5xx']} responses had a 5xx status")
+    health_checks = sum(count for labels, count in counted.items() if labels[0] == "OPTIONS")
     if health_checks == 0 or server["reuse"] == "0":
-        raise Wrong(f"{health_checks} health checks, {server['reuse']} connections used again")
-    ok(f"haproxy: the server was up all the time, by {health_checks} health checks")
+        raise CheckFailed(f"{health_checks} health checks and {server['reuse']} reused connections, expected both "
+                          "to be more than 0")
+    ok(f"haproxy: all {health_checks} health checks found the server up")
 
 
 def ok(what):
@@ -306,7 +313,7 @@ def ok(what):
 
 
 def main():
-    # Where Debian has both, and not everybody looks.
+    # Debian installs both there, and it is not in every user's PATH.
     os.environ["PATH"] += ":/usr/sbin"
     with tempfile.TemporaryDirectory() as folder:
         if os.getuid() == 0:
@@ -322,8 +329,8 @@ def main():
 
         try:
             if sys.argv[1:] == ["crowded"]:
-                # By default a health check may take as long as the interval, and one that waits for room
-                # takes longer than 100 ms.
+                # The default timeout of a health check is its interval. At the connection limit a health
+                # check can take longer than 100 ms.
                 for keepalive, reuse in [("keepalive 4", "always"), ("", "never")]:
                     configure(keepalive and f"{keepalive};", reuse, "inter 1s")
                     check_crowd(folder, "nginx", nginx, keepalive or "no keepalive")
@@ -332,8 +339,8 @@ def main():
             configure("keepalive 16;", "always", "inter 100ms fall 1 rise 1")
             check(folder, "nginx", nginx, lambda *_: None)
             check(folder, "haproxy", haproxy, inspect_haproxy)
-        except (Wrong, OSError) as what:
-            print(f"FAILED  {str(what) or type(what).__name__}", file=sys.stderr)
+        except (CheckFailed, OSError) as failure:
+            print(f"FAILED  {str(failure) or type(failure).__name__}", file=sys.stderr)
             sys.exit(1)
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Pushes the image for both architectures to a registry of its own, and checks that each machine pulls
-# its binary from there under one name.
-# Usage: scripts/check-push.sh IMAGE      (IMAGE-amd64 and IMAGE-arm64 are here)
+# Starts a registry, pushes the images for both architectures under one name, and checks that a pull by
+# each architecture gets the right binary.
+# Usage: scripts/check-push.sh IMAGE      (IMAGE-amd64 and IMAGE-arm64 must exist locally)
 # Needs docker-registry.
 set -eu
 cd "$(dirname "$0")"
@@ -27,7 +27,7 @@ INSECURE=--insecure ./push-image.sh "$image" "$repository" 1 latest >/dev/null
 for arch in amd64:X86-64 arm64:AArch64; do
     machine=${arch#*:}
     arch=${arch%:*}
-    # What is here already would not be pulled.
+    # Remove the local images; otherwise Docker would not pull them.
     docker rmi --force "$repository:1" "$repository:1-$arch" "$repository:latest" >/dev/null 2>&1 || true
     docker create --name "$container" --platform "linux/$arch" "$repository:latest" >"$folder/log" 2>&1 || {
         cat "$folder/log" >&2
@@ -37,9 +37,9 @@ for arch in amd64:X86-64 arm64:AArch64; do
     docker rm "$container" >/dev/null
     found=$(docker image inspect --format '{{.Architecture}}' "$repository:latest")
     if [ "$found" != "$arch" ] || ! readelf --file-header "$folder/tiny-probe" | grep -q "Machine: .*$machine"; then
-        echo "FAILED  linux/$arch gets an image for $found, or another binary" >&2
+        echo "FAILED  linux/$arch: pulled an image for $found, or its binary is not for $machine" >&2
         exit 1
     fi
-    echo "ok      linux/$arch gets the binary for $machine"
+    echo "ok      linux/$arch: pulled the binary for $machine"
 done
 docker rmi --force "$repository:latest" >/dev/null

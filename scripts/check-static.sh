@@ -1,12 +1,12 @@
 #!/bin/sh
-# Checks that a binary is what goes into a scratch image: static, position independent, stripped.
-# On ARM a static binary is not position independent: rustc does not make such.
+# Checks that a binary can run in a scratch image: static, position independent, stripped.
+# On ARM it need not be position independent, because rustc does not support that for static binaries.
 # Usage: scripts/check-static.sh BINARY
 set -eu
 
 binary=$1
 
-# check NAME COMMAND [ARGUMENT...]
+# check NAME COMMAND [ARGUMENT...]: fails unless the command succeeds
 check() {
     name=$1
     shift
@@ -17,7 +17,7 @@ check() {
     printf 'ok      %s\n' "$name"
 }
 
-# is PATTERN, is_not PATTERN: what readelf says
+# is PATTERN, is_not PATTERN: succeeds if the output of readelf matches, or does not match
 is() { readelf --wide --file-header --program-headers --dynamic --section-headers "$binary" | grep "$1" >/dev/null; }
 is_not() { ! is "$1"; }
 

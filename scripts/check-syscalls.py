@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""Has system calls of the built binary fail or return odd results, and checks that it serves all the same.
+"""Makes system calls of the built binary fail, and checks that it keeps serving.
 
-    make check-syscalls          takes twenty seconds, on 127.0.0.1 alone; needs strace and libfaketime
+    make check-syscalls          takes twenty seconds, uses only 127.0.0.1; needs strace and libfaketime
 
-Each case starts a service under `strace --inject`, has every third call fail, fifty times, and
-asks on new and on kept-alive connections meanwhile. A call that failed for good may take its own
-connection with it, and nothing else. Afterwards every request is answered, every request is
-counted, no descriptor is left open, and SIGTERM ends the service with 0. A case whose faults did
-not happen fails, so that none passes for want of them.
+Each case starts a service under `strace --inject`, which makes every third call fail, fifty times. During
+this, clients send requests on new and on kept-alive connections. An error that is not temporary may close
+the connection that it occurred on, but no other. Afterwards every request must get its response and be
+counted, no descriptor may be left open, and SIGTERM must end the service with exit code 0. A case also
+fails if its faults were not injected.
 
-Short writes are made by clients that read slowly: with `retval=`, strace would leave out the call
-and say that bytes were sent that never were.
+Short writes are caused by clients that read slowly. They cannot be injected: with `retval=`, strace skips
+the call and reports bytes as sent that were not.
 
-Then there is no IPv6: `--listen :0` makes do with IPv4. And the wall clock stands before 1970, and after 9999: both request loops serve and log with the
-nearest date that they can express.
+Two more checks follow. Without IPv6, `--listen :0` must serve IPv4. With a wall clock before 1970 or after
+9999, both request loops must serve, and must send and log the nearest date that the formats can express.
 
-Prints a line per case; exits 1 at the first that fails.
+Prints a line per case and exits 1 at the first that fails.
 """
 
 import collections
@@ -32,15 +32,15 @@ import time
 
 PROGRAM = os.environ.get("PROGRAM", "target/release/tiny-probe")
 FAULTS = 50
-# So many calls of the one that will fail are left alone after the start: those for the bystander.
+# The number of calls after the start that do not fail, so that the bystander can connect.
 SPARED = 10
-# An answer is this late at most, on a machine that has other work as well.
+# In seconds, for a response, on a machine that may be busy.
 TIMEOUT = 5
-# All faults have happened by then, and everything is in order again.
+# In seconds. By then all faults must have been injected.
 LIMIT = 15
 
-# What a call is for, and its names, the preferred one first: which of them the binary makes is up
-# to its libraries.
+# The purpose of a call and its possible names, the preferred one first. The libraries decide which of them
+# the binary uses.
 CALLS = {
     "accept": ["accept4", "accept"],
     "receive": ["recvfrom", "recvmsg", "read"],
@@ -53,7 +53,7 @@ CALLS = {
 
 Case = collections.namedtuple("Case", "call error may_lose clients", defaults=(False, "several"))
 CASES = [
-    # Of several clients, the arrival of one would cover up that another was forgotten.
+    # Only one client: with several, the arrival of one could hide that another was forgotten.
     *(Case("accept", error, clients="one") for error in
       ["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "ECONNABORTED", "EPERM", "EINTR"]),
     Case("receive", "EINTR"),
@@ -71,7 +71,7 @@ CASES = [
 ]
 
 
-# The offset of the wall clock, as libfaketime takes it, and how it is shown.
+# The offset of the wall clock in libfaketime's syntax, and the date and timestamp that are expected.
 CLOCKS = [
     ("-80y", "Thu, 01 Jan 1970 00:00:00 GMT", "1970-01-01T00:00:00.000Z"),
     ("+8000y", "Fri, 31 Dec 9999 23:59:59 GMT", "9999-12-31T23:59:59.999Z"),
@@ -79,16 +79,16 @@ CLOCKS = [
 LIBFAKETIME = "/usr/lib/*/faketime/libfaketime.so.1"
 
 
-class Wrong(Exception):
-    """What was seen and should not have been."""
+class CheckFailed(Exception):
+    """A check failed; the message says what was observed."""
 
 
 class Lost(Exception):
-    """The connection ended before the answer."""
+    """The connection ended before the response."""
 
 
 class Service:
-    """The service, a child of this process; strace is a child of its own (-D)."""
+    """The service, a child of this process. With -D, strace runs as a grandchild."""
 
     def __init__(self, folder, *options, server="event-loop", listen="127.0.0.1:0"):
         self.log = os.path.join(folder, "strace")
@@ -99,14 +99,14 @@ class Service:
         with open(self.access_log, "wb") as stdout, open(self.diagnostics, "wb") as stderr:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
         end = time.monotonic() + TIMEOUT
-        while not (address := re.search(r" on http://(?:127\.0\.0\.1|localhost):(\d+).*\n", self.said())):
+        while not (address := re.search(r" on http://(?:127\.0\.0\.1|localhost):(\d+).*\n", self.messages())):
             if self.process.poll() is not None or time.monotonic() > end:
                 self.process.kill()
-                raise Wrong(f"it does not start: {self.said().strip()}")
+                raise CheckFailed(f"the service did not start: {self.messages().strip()}")
             time.sleep(0.01)
         self.port = int(address[1])
 
-    def said(self):
+    def messages(self):
         with open(self.diagnostics) as file:
             return file.read()
 
@@ -122,20 +122,20 @@ class Service:
 
     def check_alive(self):
         if self.process.poll() is not None:
-            raise Wrong(f"the service has ended, with {self.process.returncode}")
+            raise CheckFailed(f"the service ended with exit code {self.process.returncode}")
 
     def end(self):
         self.process.send_signal(signal.SIGTERM)
         try:
             code = self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise Wrong(f"SIGTERM has not ended it within {TIMEOUT} s") from None
+            raise CheckFailed(f"the service did not end within {TIMEOUT} s of SIGTERM") from None
         if code != 0:
-            raise Wrong(f"SIGTERM has ended it with {code}")
+            raise CheckFailed(f"after SIGTERM the service ended with exit code {code}, expected 0")
 
 
 class Connection:
-    """A client's end of a connection."""
+    """A client's connection to the service."""
 
     def __init__(self, port, receive_buffer=None):
         self.socket = socket.socket()
@@ -163,13 +163,13 @@ class Connection:
         except ConnectionError:
             raise Lost from None
         except TimeoutError:
-            raise Wrong(f"no answer within {TIMEOUT} s") from None
+            raise CheckFailed(f"no response within {TIMEOUT} s") from None
         if not received:
             raise Lost
         self.received += received
 
-    def answer(self):
-        """Reads one answer: its status and its body."""
+    def response(self):
+        """Reads one response and returns its status and its body."""
         while b"\r\n\r\n" not in self.received:
             self.receive()
         head, self.received = self.received.split(b"\r\n\r\n", 1)
@@ -185,7 +185,8 @@ def request(method, path, *fields, body=""):
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *fields, "", body])
 
 
-# What one connection asks, one after the other: the request, the status, how the body begins.
+# The requests that a kept-alive connection sends, one after the other: the request, the expected status,
+# and how the body begins.
 KEPT_ALIVE = [
     (request("GET", "/probe"), 200, "I'm ok!"),
     (request("GET", "/metrics"), 200, "# HELP app_"),
@@ -194,42 +195,42 @@ KEPT_ALIVE = [
     (request("GET", "/healthz"), 200, "ok"),
 ]
 NEW = [(request("GET", "/probe", "Connection: close"), 200, "I'm ok!")]
-# Pages of half a megabyte together, which is more than the sockets of both sides hold.
+# So many pages are half a megabyte, which is more than the buffers of both sockets hold.
 UNREAD = 400
 
 
 class Tally:
-    """What the clients know of their requests."""
+    """What the clients sent and received."""
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.sent = self.answered = self.lost = 0
+        self.sent = self.received = self.lost = 0
         self.slowest = 0.0
-        self.wrong = []
+        self.failures = []
 
-    def check(self, answer, status, begin):
-        if answer[0] != status or not answer[1].startswith(begin):
-            raise Wrong(f"answered {answer[0]} {answer[1][:60]!r}, expected {status} {begin!r}")
+    def check(self, response, status, begin):
+        if response[0] != status or not response[1].startswith(begin):
+            raise CheckFailed(f"expected status {status} and {begin!r}, found {response[0]} and {response[1][:60]!r}")
         with self.lock:
-            self.answered += 1
+            self.received += 1
 
-    def ask(self, connection, text, status, begin):
+    def send(self, connection, text, status, begin):
         with self.lock:
             self.sent += 1
         before = time.monotonic()
         connection.send(text)
-        self.check(connection.answer(), status, begin)
+        self.check(connection.response(), status, begin)
         with self.lock:
             self.slowest = max(self.slowest, time.monotonic() - before)
 
     def visit(self, port, requests):
-        """Asks on a connection of its own."""
+        """Sends requests on a new connection."""
         with Connection(port) as connection:
             for one in requests:
-                self.ask(connection, *one)
+                self.send(connection, *one)
 
     def read_slowly(self, port):
-        """Leaves more answers unread than the sockets hold, twice."""
+        """Leaves more responses unread than the buffers of the sockets hold, twice."""
         with Connection(port, receive_buffer=16384) as connection:
             with self.lock:
                 self.sent += 2 * UNREAD
@@ -237,21 +238,21 @@ class Tally:
             for number in range(2 * UNREAD):
                 if number % UNREAD == 0:
                     time.sleep(0.05)
-                self.check(connection.answer(), 200, "<!doctype html>")
+                self.check(connection.response(), 200, "<!doctype html>")
 
     def repeat(self, stop, visit, *arguments):
-        while not stop.is_set() and not self.wrong:
+        while not stop.is_set() and not self.failures:
             try:
                 visit(*arguments)
             except Lost:
                 with self.lock:
                     self.lost += 1
-            except (Wrong, OSError) as what:
-                self.wrong.append(what)
+            except (CheckFailed, OSError) as failure:
+                self.failures.append(failure)
 
 
 def survey(folder):
-    """What the service calls for each purpose, and how often before it serves."""
+    """Returns which call the service makes for each purpose, and how often it does so before it serves."""
     service = Service(folder)
     try:
         Tally().visit(service.port, KEPT_ALIVE)
@@ -264,7 +265,7 @@ def survey(folder):
     for purpose, known in CALLS.items():
         name = next((name for name in known if name in names[start:]), None)
         if not name:
-            raise Wrong(f"the service makes none of {', '.join(known)}")
+            raise CheckFailed(f"the service makes none of these calls: {', '.join(known)}")
         calls[purpose] = name, names[:start].count(name)
     return calls
 
@@ -285,7 +286,7 @@ def within(seconds, condition):
 
 def run(case, call, service, tally):
     bystander = Connection(service.port)
-    tally.ask(bystander, *KEPT_ALIVE[-1])
+    tally.send(bystander, *KEPT_ALIVE[-1])
     before = service.descriptors()
 
     stop = threading.Event()
@@ -297,74 +298,76 @@ def run(case, call, service, tally):
         client.start()
     try:
         def is_over():
-            return len(service.faults()) == FAULTS or tally.wrong or service.process.poll() is not None
+            return len(service.faults()) == FAULTS or tally.failures or service.process.poll() is not None
         within(LIMIT, is_over)
     finally:
         stop.set()
         for client in clients:
             client.join()
     service.check_alive()
-    if tally.wrong:
-        raise Wrong(tally.wrong[0])
+    if tally.failures:
+        raise CheckFailed(tally.failures[0])
     faults = service.faults()
     if len(faults) != FAULTS or not all(f" {call}(" in fault for fault in faults):
-        raise Wrong(f"{len(faults)} faults of {call}, {FAULTS} expected")
-    if tally.lost > (FAULTS if case.may_lose else 0):
-        raise Wrong(f"{tally.lost} connections were lost")
+        raise CheckFailed(f"{len(faults)} faults of {call} were injected, expected {FAULTS}")
+    allowed = FAULTS if case.may_lose else 0
+    if tally.lost > allowed:
+        raise CheckFailed(f"{tally.lost} connections were lost, expected at most {allowed}")
 
-    # Once more, when no call fails.
+    # Now no call fails any more.
     try:
-        tally.ask(bystander, *KEPT_ALIVE[-1])
+        tally.send(bystander, *KEPT_ALIVE[-1])
         for requests in [KEPT_ALIVE, NEW] * 3:
             tally.visit(service.port, requests)
         if not within(TIMEOUT, lambda: service.descriptors() == before):
-            raise Wrong(f"{service.descriptors()} descriptors are open, {before} expected")
+            raise CheckFailed(f"{service.descriptors()} descriptors are open, expected {before}")
         bystander.send(request("GET", "/metrics"))
-        status, page = bystander.answer()
+        status, page = bystander.response()
     except Lost:
-        raise Wrong("a connection was lost when no call failed any more") from None
+        raise CheckFailed("a connection was lost although no call failed any more") from None
     counted = sum(int(count) for count in re.findall(r"(?m)^app_request_count_total\{.*\} (\d+)$", page))
-    if status != 200 or not tally.answered <= counted <= tally.sent:
-        raise Wrong(f"{counted} requests were counted, {tally.answered} answered, {tally.sent} sent")
+    if status != 200 or not tally.received <= counted <= tally.sent:
+        raise CheckFailed(f"the service counted {counted} requests, but the clients sent {tally.sent} and received "
+                          f"{tally.received} responses")
     for series in ["app_connections_open 1\n", "\nprocess_resident_memory_bytes ", "\nprocess_open_fds "]:
         if series not in page:
-            raise Wrong(f"{series.strip()} is missing from the page")
+            raise CheckFailed(f"{series.strip()} is missing from the page")
     service.end()
 
 
 def check_without_ipv6(folder, call, error):
-    """Listens on every address although IPv6 fails."""
+    """Checks that the service listens on every IPv4 address if IPv6 fails."""
     service = Service(folder, "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when=1", listen=":0")
     try:
         Tally().visit(service.port, KEPT_ALIVE)
-        if len(service.faults()) != 1 or " (every IPv4 address)\n" not in service.said():
-            raise Wrong(f"it does not say that it has IPv4 alone: {service.said().strip()}")
+        if len(service.faults()) != 1 or " (every IPv4 address)\n" not in service.messages():
+            raise CheckFailed(f"the start line does not say that only IPv4 is served: {service.messages().strip()}")
         service.end()
     finally:
         service.process.kill()
 
 
 def check_clock(folder, server, offset, date, timestamp):
-    """Serves with another wall clock: the nearest date that can be expressed is sent and logged."""
+    """Checks that the service sends and logs the nearest date that the formats can express."""
     library = glob.glob(LIBFAKETIME)
     if not library:
-        raise Wrong(f"{LIBFAKETIME} is missing: install Debian's package faketime")
+        raise CheckFailed(f"{LIBFAKETIME} is missing; on Debian, install the package faketime")
     service = Service(folder, "-e", "trace=none", "-E", f"LD_PRELOAD={library[0]}", "-E", f"FAKETIME={offset}",
                       "-E", "FAKETIME_DONT_FAKE_MONOTONIC=1", server=server)
     try:
         with Connection(service.port) as connection:
-            # A sampled trace leaves an exemplar, which has a time, too.
+            # With a sampled trace, because its exemplar has a timestamp as well.
             trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
             for path in ["/probe", "/metrics"]:
                 connection.send(request("GET", path, trace))
-                status, _ = connection.answer()
+                status, _ = connection.response()
                 if status != 200 or f"\r\nDate: {date}\r\n" not in connection.head + "\r\n":
-                    raise Wrong(f"expected 200 and the date {date}, found {connection.head!r}")
+                    raise CheckFailed(f"expected status 200 and the date {date}, found {connection.head!r}")
         service.end()
         with open(service.access_log) as file:
             lines = file.read().splitlines()
         if len(lines) != 2 or not all(line.startswith(timestamp + " ") for line in lines):
-            raise Wrong(f"expected two lines of {timestamp} in the access log, found {lines}")
+            raise CheckFailed(f"expected two lines with the time {timestamp} in the access log, found {lines}")
     finally:
         service.process.kill()
 
@@ -386,26 +389,26 @@ def main():
                 try:
                     run(case, call, service, tally)
                     if case.clients == "slow readers" and not any(map(is_short_write, service.traced())):
-                        raise Wrong("there were none")
+                        raise CheckFailed("no short write happened")
                 finally:
                     service.process.kill()
-                print(f"ok      {what}: {tally.answered} requests answered, {tally.lost} connections lost, "
-                      f"the slowest took {tally.slowest * 1000:.0f} ms", flush=True)
+                print(f"ok      {what}: {tally.received} responses, {tally.lost} lost connections, "
+                      f"the slowest response took {tally.slowest * 1000:.0f} ms", flush=True)
             for call, error in [("socket", "EAFNOSUPPORT"), ("bind", "EADDRNOTAVAIL")]:
                 service = None
                 what = f"{call} {error} for IPv6"
                 check_without_ipv6(folder, call, error)
-                print(f"ok      {what}: it serves IPv4", flush=True)
+                print(f"ok      {what}: the service listens on IPv4", flush=True)
             for offset, date, timestamp in CLOCKS:
                 for server in ["event-loop", "tiny-http"]:
                     service = None
                     what = f"{server}, with the wall clock at {offset}"
                     check_clock(folder, server, offset, date, timestamp)
                     print(f"ok      {what}: {date}", flush=True)
-        except (Wrong, Lost, OSError) as error:
+        except (CheckFailed, Lost, OSError) as error:
             print(f"FAILED  {what}: {str(error) or type(error).__name__}", file=sys.stderr)
             if service:
-                print(service.said(), end="", file=sys.stderr)
+                print(service.messages(), end="", file=sys.stderr)
             sys.exit(1)
 
 

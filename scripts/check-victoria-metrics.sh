@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Has VictoriaMetrics scrape the service, and asks it what it has got.
+# Lets VictoriaMetrics scrape the service, and checks the values that it has stored.
 # Usage: scripts/with-service.sh scripts/check-victoria-metrics.sh
-# Takes a few seconds. Prints a line per check; exits 1 at the first that fails. The service must not be
-# told to fail, and nobody else may be asking /probe meanwhile.
+# Takes a few seconds. Prints a line per check and exits 1 at the first that fails. No failures may be
+# configured, and no other client may send requests to /probe during the check.
 set -euo pipefail
 # shellcheck source=/dev/null
 . "$(dirname "$0")/waits.sh"
@@ -15,7 +15,7 @@ scrape_configs:
     static_configs:
       - targets: ["${BASE_URL#http://}"]
 END
-# It does not say which port it has got.
+# With port 0, VictoriaMetrics would not report which port it listens on.
 port=$(python3 -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])')
 victoria-metrics -promscrape.config="$folder/scrape.yml" -storageDataPath="$folder/data" \
     -httpListenAddr="127.0.0.1:$port" -search.latencyOffset=0s 2>"$folder/log" &
@@ -27,11 +27,11 @@ for _ in 1 2 3; do
     curl --silent --show-error --fail --max-time 10 --output /dev/null "$BASE_URL/probe"
 done
 
-# expect NAME VALUE EXPRESSION: the expression has this one value within half a minute.
+# expect NAME VALUE EXPRESSION: waits until the query has this value; fails after 30 seconds.
 expect() {
     local deadline=$((SECONDS + 30)) found
     while
-        # Until it listens there is no answer.
+        # Ignore errors: VictoriaMetrics may not be listening yet.
         found=$(curl --silent --max-time 10 --get "http://127.0.0.1:$port/api/v1/query" --data-urlencode "query=$3" |
             jq --raw-output '.data.result[].value[1]' || true)
         [ "$found" != "$2" ]
@@ -49,8 +49,8 @@ expect() {
 probe='endpoint="/probe",method="GET"'
 expect "the target is up" 1 'up{job="tiny-probe"}'
 expect "the counter" 3 "app_request_count_total{$probe,http_status=\"200\"}"
-expect "a series that is at 0 from the start" 0 "app_request_count_total{$probe,http_status=\"500\"}"
-expect "a bucket by its canonical bound" 3 "app_request_latency_seconds_bucket{$probe,le=\"10.0\"}"
-expect "CPU time has fractions" 1 'count(process_cpu_seconds_total % 1 > 0)'
-expect "what was scraped is all there is on the page" \
+expect "a series that is exposed as 0 before its first request" 0 "app_request_count_total{$probe,http_status=\"500\"}"
+expect "a bucket selected by its canonical bound" 3 "app_request_latency_seconds_bucket{$probe,le=\"10.0\"}"
+expect "CPU time with fractions of a second" 1 'count(process_cpu_seconds_total % 1 > 0)'
+expect "as many samples as the page has" \
     "$(curl --silent --show-error --fail --max-time 10 "$BASE_URL/metrics" | grep -vc '^#')" 'scrape_samples_scraped'

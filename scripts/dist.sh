@@ -1,9 +1,9 @@
 #!/bin/sh
-# Packs the static binary as a release: dist/tiny-probe-VERSION-TARGET.tar.gz, and dist/SHA256SUMS of
-# this and the other targets' archives of the version.
+# Packs the static binary into a release archive, dist/tiny-probe-VERSION-TARGET.tar.gz, and writes the
+# checksums of this version's archives to dist/SHA256SUMS.
 # Usage: scripts/dist.sh BINARY TARGET
-# The same commit and binary give the same bytes: names are sorted, nobody owns the files, and all
-# are as old as the commit (or as SOURCE_DATE_EPOCH says).
+# The archive depends only on the commit and the binary: names are sorted, the owner is 0, and the time of
+# all files is that of the commit, or SOURCE_DATE_EPOCH.
 set -eu
 cd "$(dirname "$0")/.."
 

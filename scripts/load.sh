@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Asks /probe at a steady rate, whether or not the answers come in time, and sums up how it was answered.
+# Sends requests at a steady rate, whether or not the responses arrive in time, and prints a summary of
+# their statuses and latencies.
 # Usage: scripts/load.sh [BASE_URL [PATH]]      (default: $BASE_URL, else http://127.0.0.1:8080; /probe)
-# With --fault-injection each request may say how it is answered: PATH '/probe?status=503&delay=250ms'.
-# RATE is requests per second (20, at most 300), DURATION seconds (60). Ctrl-C ends it early.
-# Each request is of a trace of its own (traceparent), by which its exemplar can be told.
-# Exits 1 if a request got no answer within 30 seconds; such are counted as status 000.
+# With --fault-injection, PATH can choose the response: '/probe?status=503&delay=250ms'.
+# RATE is the number of requests per second (default 20, at most 300), DURATION the time in seconds
+# (default 60). Ctrl-C ends it early.
+# Each request has a traceparent with a trace ID of its own, so that every exemplar belongs to one request.
+# Exits 1 if a request gets no response within 30 seconds. Such requests are counted as status 000.
 set -euo pipefail
 export LC_ALL=C
 if [ -z "${EPOCHREALTIME:-}" ] || ! command -v stdbuf >/dev/null; then
-    echo "load.sh: needs bash 5 and GNU's stdbuf (on a Mac: brew install bash coreutils)" >&2
+    echo "load.sh: needs bash 5 and GNU stdbuf (on a Mac: brew install bash coreutils)" >&2
     exit 2
 fi
 
@@ -17,23 +19,23 @@ path=${2:-/probe}
 rate=${RATE:-20}
 duration=${DURATION:-60}
 
-# curl counts in the query, whose other names are ignored.
+# Each request gets a number in its query. The service ignores names that it does not know.
 case $path in
     *\?*) path="$path&" ;;
     *) path="$path?" ;;
 esac
 
-answers=$(mktemp)
-trap 'rm -f "$answers"' EXIT
+responses=$(mktemp)
+trap 'rm -f "$responses"' EXIT
 trap 'duration=0' INT TERM
 
 progress() {
-    printf '\r%4d s  %6d sent  %6d answered ' "$seconds" "$((seconds * rate))" "$(wc -l <"$answers")" >&2
+    printf '\r%4d s  %6d sent  %6d responses ' "$seconds" "$((seconds * rate))" "$(wc -l <"$responses")" >&2
 }
 
-# One second's requests, as curl's configuration has them.
+# Prints the requests of one second in the syntax of curl's configuration file.
 requests() {
-    # 16 bytes of trace and 8 of span each.
+    # Each line is a trace ID of 16 bytes and a span ID of 8.
     od --address-radix=n --output-duplicates --format=x1 --width=24 --read-bytes=$((24 * rate)) /dev/urandom |
         tr -d ' ' | awk -v url="$url$path" '{
             print "next\nurl = \"" url NR "\"\nmax-time = 30\noutput = /dev/null"
@@ -42,17 +44,17 @@ requests() {
         }'
 }
 
-# Microseconds since the epoch.
+# Prints the microseconds since the epoch.
 now() { echo "${EPOCHREALTIME/[.,]/}"; }
 
 start=$(now)
 seconds=0
 while [ "$seconds" -lt "$duration" ]; do
-    # One process per second sends that second's requests, and writes a line as each is answered.
+    # One curl process sends the requests of this second and writes a line for each response.
     requests | stdbuf --output=L curl --no-progress-meter --parallel --parallel-immediate --parallel-max "$rate" \
-        --config - >>"$answers" &
+        --config - >>"$responses" &
     seconds=$((seconds + 1))
-    # Until the second is over, counted from the start: no delay adds up.
+    # Sleep until the second is over, counted from the start so that delays do not add up.
     left=$((start + seconds * 1000000 - $(now)))
     if [ "$left" -gt 0 ]; then
         sleep "$((left / 1000000)).$(printf '%06d' $((left % 1000000)))" || true
@@ -64,15 +66,15 @@ wait
 progress
 echo >&2
 
-sort --key 2 --numeric-sort "$answers" | awk -v sent=$((seconds * rate)) -v sending="$sending" '
+sort --key 2 --numeric-sort "$responses" | awk -v sent=$((seconds * rate)) -v sending="$sending" '
     { statuses[$1]++ }
-    $1 != "000" { latency[++answered] = $2 }
-    function percentile(p) { return latency[int((answered - 1) * p / 100) + 1] }
+    $1 != "000" { latency[++responses] = $2 }
+    function percentile(p) { return latency[int((responses - 1) * p / 100) + 1] }
     END {
         printf "requests  %d in %.1f s, %.1f per second\n", sent, sending / 1e6, sent * 1e6 / sending
         for (status in statuses)
             printf "status    %s: %d\n", status, statuses[status]
-        if (answered > 0)
+        if (responses > 0)
             printf "latency   p50 %.3f s, p90 %.3f s, p99 %.3f s\n", percentile(50), percentile(90), percentile(99)
-        exit answered < sent
+        exit responses < sent
     }'

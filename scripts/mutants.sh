@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Changes the code in a thousand ways, one at a time, each of which a test has to notice.
+# Changes the code in about a thousand places, one at a time, and checks that a test fails for each change.
 #
-# Usage: scripts/mutants.sh     needs cargo-mutants; .cargo/mutants.toml says what is left out, and why
+# Usage: scripts/mutants.sh     (needs cargo-mutants; .cargo/mutants.toml lists the changes left out and why)
 #
-# Each pass builds and runs one kind of tests, the quickest first; what it misses is for the next one.
-# Exits 1 if a change was missed by all of them, and names it.
+# Each pass builds and runs one kind of test, the fastest first. Changes that it misses are tried again in
+# the next pass. Exits 1 if all tests miss a change.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=target/mutants.out
 rm -rf "$out"
 
-# pass SECONDS TESTS: so long may the tests take, which is many times what they do.
+# pass SECONDS TESTS: tries the remaining changes. SECONDS is a timeout, several times what the tests need.
 pass() {
     local status=0
     "${CARGO:-cargo}" mutants --workspace --test-workspace=true --iterate --jobs 2 --output target \
         --timeout "$1" --cargo-arg="$2" || status=$?
-    # 2 says that some were missed, 3 that a test waited in vain. Such a test has noticed.
+    # Exit code 2 means that changes were missed, 3 that tests timed out. A timeout counts as a failed test.
     ((status == 0 || status == 2 || status == 3)) || exit "$status"
     cat "$out/timeout.txt" >>"$out/caught.txt"
 }
@@ -28,5 +28,5 @@ pass 40 --test=service
 pass 60 --test=hostile
 
 missed=$(wc -l <"$out/missed.txt")
-echo "$missed changes were missed by every test"
+echo "changes that no test noticed: $missed"
 ((missed == 0))

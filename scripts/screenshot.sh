@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Takes a picture of an incident in Prometheus' graph page: requests fail and are late for a while, until
+# Takes a picture of an incident in the Prometheus web interface: requests fail and are slow until a minute
 # after the alert has fired.
 # Usage: scripts/with-service.sh scripts/with-prometheus.sh scripts/screenshot.sh FILE.png
-# The service needs the behaviour of the course and fault injection, as `make screenshot` gives it.
+# The service must run with fault injection and the settings of the course, as in `make screenshot`.
 set -euo pipefail
 
 file=$1
 log=$(mktemp)
-# load.sh ends within 30 s, which is how long it waits for the last responses.
+# After SIGTERM, load.sh waits up to 30 s for the last responses.
 trap 'kill "$load" 2>/dev/null || true; wait; rm -f "$log"' EXIT
 
-# It goes on until the picture is taken. A minute and a half is steady, the first minute not shown: what
-# is measured looks back over one.
+# The load continues until the picture is taken. The first 90 seconds are steady. The picture leaves out
+# the first minute, because the rates are computed over one minute.
 RATE=50 DURATION=600 scripts/load.sh >/dev/null 2>&1 &
 load=$!
 sleep 90
@@ -24,18 +24,18 @@ fires() {
 }
 until fires; do
     if ((SECONDS - start > 120)); then
-        echo "waited in vain: TinyProbeErrors fires within 120 s" >&2
+        echo "timed out: TinyProbeErrors did not fire within 120 s" >&2
         exit 1
     fi
     sleep 0.5
 done
 echo "TinyProbeErrors fires after $((SECONDS - start)) s"
-# Long enough to see that what is measured arrives at what is configured.
+# The measured values need a minute to reach the configured ones.
 sleep 60
 curl --silent --show-error --fail --max-time 10 --request DELETE "$BASE_URL/faults"
 sleep 90
 
-# Debian's Prometheus has this page only, and its redirection from /graph loses the query.
+# Debian's Prometheus has only this page, and its redirect from /graph drops the query.
 url="$PROMETHEUS_URL/classic/graph?"
 number=0
 for expression in \
@@ -47,8 +47,8 @@ for expression in \
 done
 
 mkdir -p "$(dirname "$file")"
-# No sandbox: Chromium refuses to start one as root, and the page is our own. Scaled, so that the
-# expressions fit into their one line.
+# Chromium does not start as root with its sandbox, which is not needed for a page of our own. The scale
+# factor makes each expression fit on one line.
 timeout 120 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1560,1540 \
     --force-device-scale-factor=0.8 --virtual-time-budget=10000 --screenshot="$PWD/$file" "$url" 2>"$log" || {
     cat "$log" >&2
@@ -57,7 +57,7 @@ timeout 120 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --w
 }
 size=$(wc -c <"$file")
 if [ "$size" -ge 150000 ]; then
-    echo "$file has $size bytes, and is to have less than 150000" >&2
+    echo "$file has $size bytes, expected fewer than 150000" >&2
     exit 1
 fi
 echo "$file: $size bytes. Look at it."

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes a stand-in for the Rust image that the Dockerfile builds with, out of this Debian machine,
-# so that the whole Dockerfile can be run where nothing can be pulled.
+# Makes a replacement for the Rust image that the Dockerfile builds with, from the files of this Debian
+# machine. With it, the whole Dockerfile can be built where no image can be pulled.
 # Usage: scripts/stand-in-builder.sh IMAGE
 #        docker build --build-arg BUILDER=IMAGE .
-# It holds Debian's cargo and rustc, the installed musl target, what these need, and the crates
-# that cargo has already downloaded here.
+# The image contains Debian's cargo and rustc, the installed musl target, the packages they depend on, and
+# the crates that cargo has already downloaded.
 set -eu
 
 image=${1:?usage: scripts/stand-in-builder.sh IMAGE}
@@ -13,9 +13,9 @@ needed=$(apt-cache depends --recurse --installed --no-recommends --no-suggests -
     --no-breaks --no-replaces --no-enhances \
     cargo-web rustc-web gcc libc6-dev binutils dash coreutils | grep '^[a-z]' | sort -u)
 
-# shellcheck disable=SC2086 # one word per package
+# shellcheck disable=SC2086 # Each package is a separate word.
 {
-    # Packages name some files by links of the file system, such as /lib; the links go in as they are.
+    # Packages list some files by paths that are symbolic links, such as /lib. Include the links as well.
     printf '%s\n' /bin /lib /lib64 /sbin /usr/bin/cc
     dpkg-query --listfiles $needed | sed 's,^/\(bin\|lib\|lib64\|sbin\)/,/usr&,' | grep '^/\(etc\|usr\)/'
     find /etc/alternatives /usr/lib/rustlib "$crates/index" "$crates/cache"

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Connects clients that pipeline GET /metrics and read nothing, and checks that /healthz is served meanwhile.
+"""Connects clients that pipeline GET /metrics and read nothing, then checks that /healthz is served.
 
 Usage: scripts/unread-clients.py BASE_URL [CLIENTS]      (default: 990 clients)
 
-Each client has a small receive buffer, so that its responses have to wait at the service, and sends until
-nobody takes more from any client for a second. The service may close such clients. Prints how much it
-took; exits 1 if a client cannot connect, or if /healthz is not served within 5 seconds.
+Each client has a small receive buffer, so its responses accumulate in the service. It sends requests until
+the kernel has accepted no more bytes from any client for a second. The service may close such clients.
+Prints how much the clients sent. Exits 1 if a client cannot connect, or if /healthz is not served within
+5 seconds.
 """
 
 import http.client
@@ -15,11 +16,12 @@ import sys
 import time
 
 REQUESTS = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10000
-# The kernel doubles it.
+# In bytes. The kernel doubles it.
 RECEIVE_BUFFER = 2304
+# In seconds, for connecting and for /healthz.
 TIMEOUT = 5
-# In seconds. The service must have stopped reading by then.
-LONGEST = 60
+# In seconds. The service must have stopped reading from all clients by then.
+SEND_TIMEOUT = 60
 
 
 def connect(address):
@@ -32,7 +34,8 @@ def connect(address):
 
 
 def send(client, sent):
-    """Sends what the kernel takes, and returns how much of REQUESTS is sent; None if the client was closed."""
+    """Sends as much as the kernel accepts. Returns how much of REQUESTS is sent, or None if the connection
+    was closed."""
     try:
         return sent + client.send(REQUESTS[sent:])
     except BlockingIOError:
@@ -65,8 +68,8 @@ def main():
                 sent[client] = after
                 taken += after - before
                 progress = time.monotonic()
-        if time.monotonic() - started > LONGEST:
-            sys.exit(f"after {LONGEST} seconds the service still reads from clients that do not read")
+        if time.monotonic() - started > SEND_TIMEOUT:
+            sys.exit(f"after {SEND_TIMEOUT} seconds the service still reads from clients that do not read")
         time.sleep(0.02)
 
     try:
@@ -77,7 +80,7 @@ def main():
         sys.exit(f"/healthz is not served: {error or type(error).__name__}")
     if status != 200:
         sys.exit(f"/healthz has status {status}")
-    print(f"{count} clients sent {taken} bytes and read nothing, {count - len(sent)} of them were closed")
+    print(f"{count} clients sent {taken} bytes and read nothing; the service closed {count - len(sent)} of them")
 
 
 main()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts Prometheus with deploy/prometheus, runs a command with its URL in PROMETHEUS_URL, stops it again.
+# Starts Prometheus with deploy/prometheus, runs a command with its URL in PROMETHEUS_URL, and stops it.
 # Usage: BASE_URL=http://ADDRESS:PORT scripts/with-prometheus.sh COMMAND [ARGUMENT...]
 # It listens on a free port of 127.0.0.1, or where LISTEN says.
 # Four things differ from deploy/prometheus. One is the service's address. The others make changes visible

@@ -1,14 +1,15 @@
 #!/bin/sh
-# Starts the built binary on a free port, runs a command with its URL in BASE_URL, stops it again.
+# Starts the built binary on a free port, runs a command with its URL in BASE_URL, and stops the binary.
 # Usage: scripts/with-service.sh COMMAND [ARGUMENT...]      (settings as environment variables)
-# PROGRAM is another binary, RUNNER what runs one of another architecture.
+# PROGRAM is the binary (default: target/release/tiny-probe). RUNNER is an emulator, for a binary of
+# another architecture.
 set -eu
 # shellcheck source=/dev/null
 . "$(dirname "$0")/waits.sh"
 
 program=${PROGRAM:-target/release/tiny-probe}
 log=$(mktemp)
-# shellcheck disable=SC2086 # the runner may have options
+# shellcheck disable=SC2086 # The runner can have options.
 LISTEN=127.0.0.1:0 ${RUNNER:-} "$program" 2>"$log" &
 service=$!
 trap 'end "$service" "the service"; rm -f "$log"' EXIT

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::connection::{Buffers, Connection, MAX_LINGERING};
 use crate::date::Date;
 use crate::http::Status;
-use crate::listener::{RECEIVE_BUFFER, SEND_BUFFER};
+use crate::listener::SEND_BUFFER;
 
 use crate::reply::{Reply, unavailable};
 use crate::request::Request;
@@ -32,6 +32,9 @@ pub const TURN_TIME: Duration = Duration::from_micros(50);
 /// How long a reset may take to arrive after a response to a client that had closed its sending
 /// side: a round trip. Only then is it known whether the client had left or waits for the response.
 const CONFIRMATION_TIME: Duration = Duration::from_millis(250);
+
+/// The most bytes that one read takes while memory is scarce: requests wait in the kernel instead.
+const SCARCE_READ: usize = 1024;
 
 /// The body of the 503 when every connection is taken.
 const TOO_BUSY: &str = "Every connection is taken. Try again later.\n";
@@ -58,6 +61,11 @@ pub struct Shared<V> {
     pub held_bytes: usize,
     /// From that many held bytes on, a client gets its next response when it has read the last one.
     pub scarce_from: usize,
+    /// From that many on, requests that are not urgent wait until others hold less. Without this, many
+    /// clients that do read would fill the memory, and some of them would be reset.
+    pub full_from: usize,
+    /// The keys of the clients that wait for this, each once.
+    pub waiting_for_memory: Vec<usize>,
     /// How many more responses may close their connection to make room for clients that wait.
     pub turnovers: usize,
     /// When the service was given the request that it is answering now. Set before each call and cleared
@@ -93,6 +101,8 @@ pub struct Client<S, M> {
     /// The length of the last write, if it was longer than the kernel's buffer. The kernel may hold all
     /// of it until the next write succeeds.
     last_write: usize,
+    /// The client is among those that wait for memory.
+    waits_for_memory: bool,
     /// The bytes that its buffers held after the last turn.
     held_bytes: usize,
 }
@@ -152,12 +162,19 @@ pub enum Evictable {
     Idle(Instant),
 }
 
-impl Evictable {
-    /// Since when.
-    pub fn since(self) -> Instant {
-        match self {
-            Self::HalfClosed(since) | Self::Idle(since) => since,
-        }
+/// How much memory a client holds, and for how long it has not made progress.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldFor {
+    /// The bytes.
+    pub bytes: usize,
+    /// The time since bytes were last received or sent.
+    pub time: Duration,
+}
+
+impl HeldFor {
+    /// The bytes times the microseconds.
+    pub fn product(self) -> u128 {
+        self.bytes as u128 * self.time.as_micros().max(1)
     }
 }
 
@@ -183,6 +200,7 @@ impl<S: Stream, M> Client<S, M> {
             is_queued: false,
             finish_tag: 0,
             last_write: 0,
+            waits_for_memory: false,
             held_bytes: 0,
         }
     }
@@ -291,14 +309,18 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Whether a request is here that waits for a place.
     pub fn waits_for_admission<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
-        if self.admission != Admission::Waiting {
-            return false;
-        }
+        self.admission == Admission::Waiting
+            && self.connection.can_answer()
+            && !self.is_next_urgent(shared)
+    }
+
+    /// Whether the next complete request is urgent, or will be rejected, which takes as little.
+    fn is_next_urgent<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         let mut space = field_space();
         let head = self.connection.peek_request(&mut space);
-        head.is_some_and(|head| {
+        head.is_none_or(|head| {
             let request = Request::new(head.method, head.target).with_fields(head.fields);
-            !shared.service.is_urgent(&request)
+            shared.service.is_urgent(&request)
         })
     }
 
@@ -313,11 +335,18 @@ impl<S: Stream, M> Client<S, M> {
         next
     }
 
-    /// The bytes that its buffers held after the last turn, times the microseconds since it last
-    /// received or sent any.
-    pub fn held_for(&self, now: Instant) -> u128 {
-        let age = now.saturating_duration_since(self.connection.active_at());
-        self.held_bytes as u128 * age.as_micros().max(1)
+    /// The bytes that its buffers held after the last turn, and the time since it last received or sent
+    /// any.
+    pub fn held_for(&self, now: Instant) -> HeldFor {
+        HeldFor {
+            bytes: self.held_bytes,
+            time: now.saturating_duration_since(self.connection.active_at()),
+        }
+    }
+
+    /// Ends the wait for memory.
+    pub fn stop_waiting_for_memory(&mut self) {
+        self.waits_for_memory = false;
     }
 
     /// Looks whether the kernel still holds the last write, and corrects what the client holds.
@@ -418,7 +447,14 @@ impl<S: Stream, M> Client<S, M> {
         goes_on
     }
 
-    fn next<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> Next {
+    fn next<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> Next {
+        let wants_memory = self.connection.can_answer()
+            && self.connection.unsent().is_empty()
+            && shared.held_bytes >= shared.full_from;
+        if wants_memory && !self.waits_for_memory {
+            self.waits_for_memory = true;
+            shared.waiting_for_memory.push(self.key);
+        }
         if self.connection.is_finished() && self.unconfirmed.is_none() {
             // An event comes when the client has read more. If it does not, the deadline does.
             if shared.is_stopping || self.socket.has_delivered() {
@@ -443,11 +479,15 @@ impl<S: Stream, M> Client<S, M> {
         let is_scarce = shared.held_bytes >= shared.scarce_from;
         self.connection.can_answer()
             && (!is_scarce || self.connection.unsent().is_empty())
+            && (shared.held_bytes < shared.full_from || self.is_next_urgent(shared))
             && !self.waits_for_admission(shared)
     }
 
     fn read<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Received> {
-        let received = self.socket.read(&mut shared.read_buffer)?;
+        let is_scarce = shared.held_bytes >= shared.scarce_from;
+        let length = shared.read_buffer.len();
+        let length = if is_scarce { length.min(SCARCE_READ) } else { length };
+        let received = self.socket.read(&mut shared.read_buffer[..length])?;
         match received {
             Received::Nothing => {}
             Received::End => self.connection.receive_end(),
@@ -471,12 +511,11 @@ impl<S: Stream, M> Client<S, M> {
 
     fn return_buffers<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) {
         self.connection.put_back(&mut shared.spare_buffers);
-        // The kernel's part is the most that it may be: what it really is, it does not tell.
-        let is_read_blocked = self.socket.is_readable() && !self.connection.wants_bytes();
+        // What a client has sent and nobody has read is in the kernel's receive buffer, which is small
+        // and has its place beside these.
         let held_bytes = self.connection.held_bytes()
             + self.last_write
-            + usize::from(!self.connection.unsent().is_empty()) * 2 * SEND_BUFFER
-            + usize::from(is_read_blocked) * 2 * RECEIVE_BUFFER;
+            + usize::from(!self.connection.unsent().is_empty()) * 2 * SEND_BUFFER;
         shared.held_bytes = shared.held_bytes - self.held_bytes + held_bytes;
         self.held_bytes = held_bytes;
     }

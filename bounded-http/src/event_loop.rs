@@ -18,6 +18,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::mem;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,7 +28,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use crate::client::{Admission, Client, Evictable, Next, Shared};
+use crate::client::{Admission, Client, Evictable, HeldFor, Next, Shared};
 use crate::connection::{Buffers, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
 use crate::date::Date;
 use crate::fair_queue::FairQueue;
@@ -63,7 +64,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How many bytes all buffers may hold together, for each connection that there may be, the kernel's
 /// buffers of clients that do not read included. Beyond that, connections that hold the most for the
 /// longest time are reset.
-const HELD_BYTES_PER_CONNECTION: usize = 2 * 1024;
+const HELD_BYTES_PER_CONNECTION: usize = 4 * 1024;
+/// How long a client may make no progress while others wait for memory that it holds.
+const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 /// The least that is allowed for all connections together.
 const MIN_HELD_BYTES: usize = 1024 * 1024;
 /// How long the 503s for delayed replies that came too late may take to be sent.
@@ -92,6 +95,8 @@ pub struct EventLoop<V: Service> {
     is_refusing: bool,
     /// The most bytes that all buffers may hold.
     max_held_bytes: usize,
+    /// When all clients are looked at next if they hold much.
+    next_memory_check: Instant,
     /// The listener may have more connections than were accepted.
     may_accept: bool,
     /// A client was accepted in this wake-up and has not had a turn.
@@ -169,6 +174,8 @@ impl<V: Service> EventLoop<V> {
                 spare_buffers: Buffers::default(),
                 held_bytes: 0,
                 scarce_from: max_held_bytes / 2,
+                full_from: max_held_bytes / 4 * 3,
+                waiting_for_memory: Vec::new(),
                 turnovers: 0,
                 answering_since: None,
                 is_stopping: false,
@@ -180,6 +187,7 @@ impl<V: Service> EventLoop<V> {
             next_look: now,
             is_refusing: false,
             max_held_bytes,
+            next_memory_check: now,
             may_accept: false,
             has_accepted: false,
             work_deferrals: 0,
@@ -245,11 +253,14 @@ impl<V: Service> EventLoop<V> {
         }
         let next_look_at_reserve =
             (!self.reserve.is_empty()).then(|| self.shared.now + SEARCH_INTERVAL);
+        let next_memory_check =
+            (!self.shared.waiting_for_memory.is_empty()).then_some(self.next_memory_check);
         [
             self.shared.timers.next_due(),
             self.next_sweep,
             self.accept_paused_until,
             next_look_at_reserve,
+            next_memory_check,
             self.stop.as_ref().map(|stop| self.next_step(stop)),
             self.next_call,
         ]
@@ -593,37 +604,58 @@ impl<V: Service> EventLoop<V> {
         false
     }
 
-    /// Resets connections if all together hold too much: those that hold the most for the longest time. A
-    /// client that makes progress is spared, even if it holds more than each of many that do not.
+    /// Lets clients go on that wait until all connections together hold less, and resets connections if they hold too much, or if others wait: those first that have held the most for the
+    /// longest time without progress.
     fn limit_held_bytes(&mut self) {
-        if self.shared.held_bytes <= self.max_held_bytes {
-            return;
+        let now = self.shared.now;
+        let is_over = self.shared.held_bytes > self.max_held_bytes;
+        let is_full = self.shared.held_bytes >= self.shared.full_from;
+        if is_over || (is_full && self.next_memory_check <= now) {
+            self.next_memory_check = now + SEARCH_INTERVAL;
+            for (_, client) in &mut self.clients {
+                client.check_last_write(&mut self.shared);
+            }
+            self.reset_stalled();
         }
-        for (_, client) in &mut self.clients {
-            client.check_last_write(&mut self.shared);
+        if self.shared.held_bytes < self.shared.full_from {
+            for key in mem::take(&mut self.shared.waiting_for_memory) {
+                if let Some(client) = self.clients.get_mut(key) {
+                    client.stop_waiting_for_memory();
+                    self.queue_turn(key);
+                }
+            }
         }
-        if self.shared.held_bytes <= self.max_held_bytes {
+    }
+
+    fn reset_stalled(&mut self) {
+        if self.shared.held_bytes < self.shared.full_from {
             return;
         }
         let now = self.shared.now;
         let holding = (self.clients.iter()).map(|(key, client)| (client.held_for(now), key));
-        let mut holding: Vec<(u128, usize)> = holding.filter(|(held, _)| *held > 0).collect();
-        holding.sort_unstable();
+        let mut holding: Vec<(HeldFor, usize)> =
+            holding.filter(|(held_for, _)| held_for.bytes > 0).collect();
+        holding.sort_unstable_by_key(|(held_for, key)| (held_for.product(), *key));
         // Some more than necessary, so that the next look at all clients is not soon.
-        let enough = self.max_held_bytes / 4 * 3;
+        let enough = self.shared.scarce_from;
         let mut count = 0_u32;
         while self.shared.held_bytes > enough
-            && let Some((_, key)) = holding.pop()
+            && let Some((held_for, key)) = holding.pop()
         {
-            self.close(key, true);
-            count += 1;
+            // A client that makes progress is spared unless the limit itself is exceeded.
+            if held_for.time >= STALL_TOLERANCE || self.shared.held_bytes > self.max_held_bytes {
+                self.close(key, true);
+                count += 1;
+            }
         }
-        let message = format!(
-            "reset {count} connections of clients that do not read their responses, or send only \
-             parts of requests: all buffers together may hold {} bytes",
-            self.max_held_bytes
-        );
-        self.shared.service.report(&message);
+        if count > 0 {
+            let message = format!(
+                "reset {count} connections of clients that do not read their responses, or send \
+                 only parts of requests: all buffers together may hold {} bytes",
+                self.max_held_bytes
+            );
+            self.shared.service.report(&message);
+        }
     }
 
     /// Closes a connection. `is_lost` says that it has failed, and responses on their way with it.

@@ -88,7 +88,7 @@ impl Example {
             assert!(took < PROMPTLY, "a scrape took {took:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
-        let used = self.cpu_time() - cpu_time;
+        let used = self.cpu_time().saturating_sub(cpu_time);
         assert!(used < started.elapsed() / 2, "{used:?} of CPU time");
         let peak = self.status("VmHWM");
         assert!(peak < 16 * 1024, "{peak} KiB resident");

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SendFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::{Answer, Client, Service, TIMEOUT, wait_until};
@@ -44,7 +44,13 @@ impl Service {
 
     /// Connects with a receive buffer of about this many bytes, so that few responses fit into it.
     pub fn connect_with_receive_buffer(&self, bytes: usize) -> Client {
-        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let socket = rustix::net::socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
         // The window is negotiated when the connection is made: this must come before.
         sockopt::set_socket_recv_buffer_size(&socket, bytes).unwrap();
         rustix::net::connect(&socket, &self.address).unwrap();

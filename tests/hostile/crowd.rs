@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 
 use crate::support::{Answer, Client, Service, TIMEOUT, request};
 
@@ -109,7 +109,13 @@ impl ReusingClient {
 
 /// Connects with a receive buffer of 4608 bytes, so that the responses wait at the service.
 pub fn connect_with_small_window(service: &Service) -> TcpStream {
-    let socket: OwnedFd = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    let socket: OwnedFd = socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
     sockopt::set_socket_recv_buffer_size(&socket, 2304).unwrap();
     connect(&socket, &service.address).expect("the service accepts");
     socket.into()

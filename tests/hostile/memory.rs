@@ -118,7 +118,12 @@ fn assert_memory_is_bounded(flags: &[&str], bytes: String) {
             progress_at = Instant::now();
         }
         let process = service.status("RssAnon");
-        let queued = queued_kib(&service);
+        // The table is not read in one step, and shows connections that are being closed twice or with
+        // bytes that are gone, so the least of some readings is the one that counts.
+        let queued = (0..3)
+            .map(|_| queued_kib(&service))
+            .min()
+            .unwrap_or_default();
         let total = process + queued + KERNEL_KIB_PER_CONNECTION * CLIENTS as u64;
         most = most.max(total);
         assert!(

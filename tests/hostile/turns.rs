@@ -351,7 +351,7 @@ fn a_new_client_does_not_wait_for_all_others_whatever_they_request() {
         ("HEAD", "/metrics", Pipelining::Batches(32)),
         ("GET", "/metrics", Pipelining::Endless),
         ("GET", "/probe", Pipelining::Endless),
-        ("GET", "/", Pipelining::Endless),
+        ("GET", "/healthz", Pipelining::Endless),
     ] {
         let request = request(method, path);
         let waits = flood(&service, CLIENTS, &request, pipelining, || {
