@@ -45,6 +45,8 @@ const STOPPING: &str = "The service is stopping. Try again later, or elsewhere.\
 pub struct Shared<V> {
     /// The service.
     pub service: V,
+    /// Reads the time: `Instant::now`, except where a test sets the clock.
+    pub clock: fn() -> Instant,
     /// The time, as of the last turn or request.
     pub now: Instant,
     /// The wall clock's time, as the value of the `Date` field.
@@ -598,7 +600,7 @@ impl<S: Stream, M> Client<S, M> {
             let Some(head) = self.connection.next_request(&mut space) else {
                 return;
             };
-            let started = Instant::now();
+            let started = (shared.clock)();
             let head = match head {
                 Ok(head) => head,
                 Err(rejection) => return self.reject(rejection, started, shared),
@@ -713,7 +715,7 @@ impl<S: Stream, M> Client<S, M> {
         started: Instant,
         shared: &mut Shared<V>,
     ) -> Ended<N> {
-        let now = Instant::now();
+        let now = (shared.clock)();
         shared.now = now;
         self.requests_in_turn += 1;
         let is_last = !self.is_pipelining()

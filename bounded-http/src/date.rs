@@ -22,7 +22,8 @@ impl Date {
         self.set(SystemTime::now());
     }
 
-    fn set(&mut self, now: SystemTime) {
+    /// Sets the time.
+    pub fn set(&mut self, now: SystemTime) {
         let epoch = SystemTime::UNIX_EPOCH;
         let now = now.clamp(epoch, epoch + LATEST);
         let second = now

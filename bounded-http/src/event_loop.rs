@@ -166,6 +166,7 @@ impl<V: Service> EventLoop<V> {
             grace: limits.grace,
             shared: Shared {
                 service,
+                clock: Instant::now,
                 now,
                 date: Date::default(),
                 timers: TimerQueue::default(),
