@@ -622,6 +622,8 @@ impl<S: Stream, M> Client<S, M> {
             shared.answering_since = None;
             if reply.delay.is_zero() && reply.work.is_zero() {
                 self.answer(reply, started, shared);
+            } else if shared.is_grace_over {
+                self.answer(reply.replaced(STOPPING), started, shared);
             } else {
                 let due = started + reply.delay;
                 shared.timers.push(due, self.key);
