@@ -149,6 +149,25 @@ fn a_client_that_has_sent_a_request_is_not_closed_to_make_room() {
 }
 
 #[test]
+fn a_request_on_the_reserve_that_arrives_while_the_process_is_stopped_gets_its_response() {
+    let flags = ["--max-connections", "1", "--fault-injection"];
+    let service = Service::start(SERVER, &flags);
+    let mut holder = service.connect();
+    holder.send_delayed("/probe?delay=30s");
+    let mut client = service.connect();
+    client.send("GET /healthz HTTP/1.1\r\nHo");
+    // The scrape's connection is accepted after both.
+    assert!(service.scrape().count("app_connections_open") >= 3);
+    service.pause();
+    // Longer than the two seconds for which a connection may stay on the reserve.
+    thread::sleep(Duration::from_millis(2500));
+    client.send("st: a\r\n\r\n");
+    service.resume();
+    let response = client.response_or_ending();
+    assert_eq!(response.map(|response| response.status), Ok(200));
+}
+
+#[test]
 fn a_head_with_urgent_data_is_read_at_once() {
     let service = Service::start(SERVER, &[]);
     let head = request("GET", "/healthz");
