@@ -66,16 +66,14 @@ macro_rules! internal {
     )*};
 }
 
-internal!(client connection date request_head socket timer_queue);
+internal!(client connection date listener request_head room socket timer_queue);
 
 mod descriptors;
 mod event_loop;
 mod fair_queue;
 mod http;
-mod listener;
 mod reply;
 mod request;
-mod room;
 mod server;
 mod service;
 mod work;

@@ -1,6 +1,5 @@
 //! Answers as a client reads them: strictly.
 
-use bounded_http::Reply;
 use tiny_probe::metrics::Format;
 use tiny_probe::page::FIELDS;
 
@@ -15,23 +14,6 @@ pub struct Answer {
     pub content_length: Option<usize>,
     pub body: String,
     pub closes: bool,
-}
-
-impl Answer {
-    /// What the client is to read of a reply that is not the last.
-    pub fn new<M>(reply: &Reply<M>, is_to_head: bool) -> Self {
-        let has_body = reply.content_type().is_some();
-        let body = if is_to_head { &[] } else { reply.body() };
-        let allow = reply.fields().find(|(name, _)| *name == "Allow");
-        Self {
-            status: reply.status().code(),
-            allow: allow.map(|(_, methods)| methods.to_owned()),
-            content_type: reply.content_type().map(str::to_owned),
-            content_length: has_body.then_some(reply.body().len()),
-            body: String::from_utf8_lossy(body).into_owned(),
-            closes: false,
-        }
-    }
 }
 
 /// Whether this is the type of the page, in either format.
@@ -51,7 +33,7 @@ pub fn read(bytes: &mut &str, method: &str) -> Option<Answer> {
         .and_then(|status| status.split_once(' '))
         .filter(|(code, reason)| code.len() == 3 && !reason.is_empty())
         .and_then(|(code, _)| code.parse().ok())
-        .filter(|code| (200..600).contains(code))
+        .filter(|code| (200..600).contains(code) && *code != 499)
         .unwrap_or_else(|| panic!("no status line: {status_line:?}"));
 
     let mut fields: Vec<(&str, &str)> = lines
@@ -76,6 +58,8 @@ pub fn read(bytes: &mut &str, method: &str) -> Option<Answer> {
             assert_eq!(take(name), Some(*value));
         }
     }
+    let retry_after = take("Retry-After");
+    assert!(retry_after.is_none_or(|seconds| seconds == "1" && status == 503));
     let connection = take("Connection");
     assert!(matches!(connection, None | Some("close" | "keep-alive")));
     assert!(fields.is_empty(), "fields too many: {fields:?}");

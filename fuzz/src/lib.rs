@@ -12,3 +12,4 @@ pub mod faults;
 pub mod fields;
 pub mod flags;
 pub mod schedule;
+mod simulated_socket;

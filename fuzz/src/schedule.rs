@@ -1,331 +1,877 @@
-//! One connection through everything that can happen to it, in any order: bytes in any pieces, a
-//! client that reads slowly or never, delayed replies, time, ends, and being told to stop.
+//! A few clients through everything that can happen to them, in any order: bytes in any pieces, readers at
+//! any pace, delayed replies and work, disconnects of every kind, pauses of the process, a limit on
+//! connections, scarce memory, and the end of the service.
+//!
+//! [`Client`] is driven through a simulated socket. What the event loop calls on it, this calls in the same
+//! order, without a poll and with a clock that the input turns.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
 
-use tiny_probe::app::{App, Reply};
-use tiny_probe::config::Config;
-use tiny_probe::server::event_loop::connection::{
-    Buffers, Connection, KEEP_ALIVE_TIMEOUT, MAX_LINGERING, MAX_UNSENT, WRITE_TIMEOUT,
+use bounded_http::Service;
+use bounded_http::client::{Admission, Client, Evictable, Next, Shared};
+use bounded_http::connection::{
+    Buffers, KEEP_ALIVE_TIMEOUT, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING, LINGERING_TIMEOUT, MAX_UNSENT,
+    WRITE_TIMEOUT,
 };
-use tiny_probe::server::event_loop::request_head::{MAX_HEAD, Rejection};
+use bounded_http::listener::{RECEIVE_BUFFER, SEND_BUFFER};
+use bounded_http::request_head::MAX_HEAD;
+use bounded_http::room::{MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, SEARCH_INTERVAL};
+use tiny_probe::app::{App, Exchange};
+use tiny_probe::config::Config;
+use tiny_probe::metrics::Format;
+use tiny_probe::shutdown::GRACE;
 
-use super::answers::{Answer, read};
-use crate::drive::{DATE, drive, rejected_method};
+use super::answers::read;
+use super::simulated_socket::{Kernel, SimulatedSocket};
+use crate::drive::{Outcome, drive};
 use crate::request_heads::REQUEST_HEADS;
 
-/// What the event loop reads at once, and answers in one turn, at most.
-const READ: usize = 16 * 1024;
-const REQUESTS_PER_TURN: usize = 32;
-/// What the client sends in all, at most: enough to reach every bound, and soon done.
-const MOST: usize = 96 * 1024;
+/// How many clients there can be at a time.
+const PEERS: usize = 4;
+/// The most bytes that one read takes.
+const READ_SIZE: usize = 16 * 1024;
+/// The most bytes that all clients send, and the most requests that they pipeline: enough to reach
+/// every bound, and soon done.
+const MOST_BYTES: usize = 128 * 1024;
+const MOST_REQUESTS: usize = 600;
+/// The largest response is far smaller.
+const MOST_IN_A_RESPONSE: usize = 32 * 1024;
+/// More than it takes to send the responses to all of them through the smallest queue.
+const MOST_WAKE_UPS: usize = 50_000;
+/// The most that the buffers of one client may hold, the kernel's included.
+const MOST_HELD: usize = MAX_HEAD
+    + READ_SIZE
+    + 2 * (MAX_UNSENT + MOST_IN_A_RESPONSE)
+    + 2 * SEND_BUFFER
+    + 2 * RECEIVE_BUFFER;
+/// The most that a client takes beside its buffers.
+const MOST_BESIDE_BUFFERS: usize = 1024;
+/// Turns in a row without progress: one may read nothing, another may find that there is no more.
+const MOST_IDLE_TURNS: usize = 3;
+/// The event loop's.
+const LAST_RESPONSES_TIME: Duration = Duration::from_millis(500);
+/// A turn takes what time it was when it began, or when its last response was given.
+const TOLERANCE: Duration = Duration::from_millis(5);
+/// A reset this soon after a response certainly comes before the client is taken to have received it.
+const SURELY_UNCONFIRMED: Duration = Duration::from_millis(100);
 
-const REQUEST: &[u8] = b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
-const WITH_BODY: &[u8] = b"POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n";
-const EXPECTING: &[u8] =
-    b"PUT /probe HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 300\r\n\r\n";
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Has it all happen: the input is pairs of what, and how much of it. Returns the connection as it
-/// is left, and how many bytes it may hold.
-pub fn check(mut input: &[u8]) -> (Connection, usize) {
-    let mut world = World::new();
-    while let [what, how_much, rest @ ..] = input
-        && !world.is_closed
-    {
-        input = rest;
-        let count = usize::from(*how_much);
-        let tenths = Duration::from_millis(100) * u32::from(*how_much);
-        match what % 11 {
-            0 => world.client_sends(REQUEST_HEADS[count % REQUEST_HEADS.len()].1.as_bytes()),
-            1 => world.client_sends(&REQUEST.repeat(count)),
-            2 => {
-                let (bytes, rest) = input.split_at(count.min(input.len()));
-                input = rest;
-                world.client_sends(bytes);
-            }
-            3 => world.client_sends(&b"x".repeat(count * count)),
-            4 => world.client_sends(WITH_BODY),
-            5 => world.client_sends(EXPECTING),
-            6 => world.client_reads(count * count),
-            7 => world.now += tenths,
-            8 => world.delay = tenths,
-            9 => world.read_size = (count * count).clamp(1, READ),
-            _ if count % 2 == 0 => world.client_ends(),
-            _ => world.stop(),
-        }
-        world.take_turns();
-    }
-    world.settle();
-    world.check_conversation();
-    let may_hold = world.may_hold();
-    (world.connection, may_hold)
+thread_local! {
+    static NOW: Cell<Instant> = Cell::new(Instant::now());
+    /// How long everything takes: the time between two looks at the clock.
+    static TICK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// A connection, what the event loop keeps of it, its socket, and its client.
+fn clock() -> Instant {
+    let now = NOW.get() + TICK.get();
+    NOW.set(now);
+    now
+}
+
+/// The same without a tick.
+fn time() -> Instant {
+    NOW.get()
+}
+
+/// Has it all happen. The input is pairs of two bytes, what and how much of it, with comments between
+/// them, so that it can be written by hand. `freed_by` says how much memory something frees.
+pub fn check(mut input: &[u8], freed_by: fn(&mut dyn FnMut()) -> usize) {
+    let mut world = World::new(freed_by);
+    world.select(0);
+    while let [what, rest @ ..] = input {
+        input = rest;
+        match what {
+            b'#' => {
+                let end = input.iter().position(|byte| *byte == b'\n');
+                input = &input[end.unwrap_or(input.len())..];
+                continue;
+            }
+            b' ' | b'\n' => continue,
+            _ => {}
+        }
+        let [how_much, rest @ ..] = input else { break };
+        input = rest;
+        let raw;
+        (raw, input) = match what % 32 {
+            14 => input.split_at(amount(*how_much).min(input.len())),
+            _ => (&[][..], input),
+        };
+        world.happen(*what, amount(*how_much), raw);
+    }
+    world.settle();
+    world.check_records();
+}
+
+/// The digits are their own values.
+fn amount(how_much: u8) -> usize {
+    usize::from(how_much ^ b'0')
+}
+
+/// The clients, their sockets, and what the event loop keeps of them.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is independent of the others"
 )]
 struct World {
-    app: App,
-    now: Instant,
-
-    connection: Connection,
-    spare: Buffers,
-    delayed: Option<(Instant, Reply)>,
-    is_readable: bool,
-    is_stopping: bool,
-    is_closed: bool,
-    /// An event has come, and is worth a turn.
-    is_woken: bool,
-
-    /// How long the next replies are delayed.
-    delay: Duration,
-    read_size: usize,
-    /// Sent by the client, and not yet read.
-    in_flight: VecDeque<u8>,
-    sent_in_all: usize,
+    shared: Shared<App>,
+    peers: [Option<Peer>; PEERS],
+    selected: usize,
+    queue: VecDeque<usize>,
+    max_clients: usize,
+    max_held_bytes: usize,
+    /// The process is stopped: time goes on without it.
+    is_frozen: bool,
+    /// It was stopped after it had asked for events.
+    has_polled: bool,
+    is_signaled: bool,
+    next_look: Instant,
+    is_refusing: bool,
+    grace_ends: Option<Instant>,
     has_ended: bool,
-    /// How many more bytes the socket takes.
-    room: usize,
-    got: String,
 
-    /// What was read and was to be answered.
-    read: Vec<u8>,
-    requests: Vec<Line>,
-    answers: Vec<Answer>,
-    /// Since when none of the unsent answers was taken.
-    stalled_since: Option<Instant>,
-    lingers_since: Option<Instant>,
-    is_last_answered_while_stopping: bool,
-    has_timed_out: bool,
-    was_given_up: bool,
+    bytes_sent: usize,
+    requests_sent: usize,
+    /// Where in the next bytes the urgent one is.
+    urgent: Option<usize>,
+
+    /// Answers the same requests, to compare with.
+    oracle: App,
+    tally: Tally,
+    freed_by: fn(&mut dyn FnMut()) -> usize,
 }
 
-/// Method, target and status of a request that was given out, as in an `Outcome`.
-type Line = (String, String, u16);
+/// One client.
+struct Peer {
+    kernel: Rc<RefCell<Kernel>>,
+    /// Until the connection is accepted.
+    socket: Option<SimulatedSocket>,
+    /// From then on.
+    client: Option<Client<SimulatedSocket, Exchange>>,
+    accepted_at: Instant,
+    /// At how many looks at the reserve a request waited for a place, and the time was over.
+    looks: u32,
+    looks_after_time: u32,
+    /// Responses may have closed the connection to make room.
+    may_turn_over: bool,
+    was_on_reserve: bool,
+    turns_without_progress: usize,
+    /// When its last response was given, if it is delayed and the client had closed its sending side.
+    unconfirmed_since: Option<Instant>,
+}
 
-#[derive(PartialEq, Eq)]
-enum Next {
-    Wait,
-    AnotherTurn,
-    Close,
+/// Why a connection ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// A turn says so.
+    Turn,
+    /// It has failed.
+    Lost,
+    /// It makes room.
+    Evicted(Evictable),
+    /// It has been on the reserve for too long.
+    LongOnReserve { is_served: bool },
+    /// It holds too much memory.
+    HoldsMost,
+    /// The service ends.
+    Stop,
+}
+
+/// What was written to one client.
+#[derive(Default)]
+struct Responses {
+    statuses: Vec<u16>,
+    /// How many requests all the received bytes hold.
+    understood: usize,
+    /// The last of them says that it is the last.
+    has_closed: bool,
+    /// The last of them says that a head took too long.
+    has_timed_out: bool,
+}
+
+/// What was written to all clients, to be compared with what was recorded.
+#[derive(Default)]
+struct Tally {
+    /// How many responses were written, by status.
+    written: BTreeMap<u16, usize>,
+    /// Requests that certainly ended with a 499.
+    disconnects: usize,
+    /// Written responses that were certainly recorded as a 499.
+    withdrawn: usize,
+    /// Written responses that may have been.
+    may_be_withdrawn: usize,
+    /// Responses that were recorded may not have been written.
+    has_unwritten: bool,
+}
+
+impl Tally {
+    fn add(&mut self, peer: &Peer, responses: &Responses, is_lost: bool, is_pending: bool) {
+        let kernel = peer.kernel.borrow();
+        for status in &responses.statuses {
+            *self.written.entry(*status).or_default() += 1;
+        }
+        self.has_unwritten |= kernel.refused_writes > 0 || kernel.has_failed_early;
+        self.disconnects += usize::from(is_pending);
+        if is_lost && let Some(since) = peer.unconfirmed_since {
+            if NOW.get() < since + SURELY_UNCONFIRMED && kernel.refused_writes == 0 {
+                self.withdrawn += 1;
+            } else {
+                self.may_be_withdrawn += 1;
+            }
+        }
+    }
 }
 
 /// What happens.
 impl World {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self {
-            app: App::new(&Config::default()),
+    #[expect(
+        clippy::default_trait_access,
+        reason = "these types are the event loop's own"
+    )]
+    fn new(freed_by: fn(&mut dyn FnMut()) -> usize) -> Self {
+        let config = Config {
+            fault_injection: true,
+            work: Duration::from_nanos(1),
+            random_seed: Some(1),
+            ..Config::default()
+        };
+        TICK.set(Duration::ZERO);
+        let now = clock();
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let mut shared = Shared {
+            service: App::new(&config),
+            clock,
             now,
-            connection: Connection::new(now),
-            spare: Buffers::default(),
-            delayed: None,
-            is_readable: false,
+            date: Default::default(),
+            timers: Default::default(),
+            work_queue: VecDeque::new(),
+            read_buffer: vec![0; READ_SIZE].into_boxed_slice(),
+            spare_buffers: Buffers::default(),
+            held_bytes: 0,
+            scarce_from: usize::MAX / 2,
+            turnovers: 0,
             is_stopping: false,
-            is_closed: false,
-            is_woken: false,
-            delay: Duration::ZERO,
-            read_size: READ,
-            in_flight: VecDeque::new(),
-            sent_in_all: 0,
+            is_grace_over: false,
+        };
+        shared.date.set(time);
+        Self {
+            shared,
+            peers: Default::default(),
+            selected: 0,
+            queue: VecDeque::new(),
+            max_clients: PEERS,
+            max_held_bytes: usize::MAX,
+            is_frozen: false,
+            has_polled: false,
+            is_signaled: false,
+            next_look: now,
+            is_refusing: false,
+            grace_ends: None,
             has_ended: false,
-            room: 0,
-            got: String::new(),
-            read: Vec::new(),
-            requests: Vec::new(),
-            answers: Vec::new(),
-            stalled_since: None,
-            lingers_since: None,
-            is_last_answered_while_stopping: false,
-            has_timed_out: false,
-            was_given_up: false,
+            bytes_sent: 0,
+            requests_sent: 0,
+            urgent: None,
+            oracle: App::new(&config),
+            tally: Tally::default(),
+            freed_by,
         }
     }
 
-    fn client_sends(&mut self, bytes: &[u8]) {
-        let bytes = &bytes[..bytes.len().min(MOST - self.sent_in_all)];
-        if bytes.is_empty() || self.has_ended {
+    fn happen(&mut self, what: u8, count: usize, raw: &[u8]) {
+        let square = count * count;
+        let tenths = Duration::from_millis(100) * count as u32;
+        match what % 32 {
+            // a: one of the clients acts, and connects if it is not connected.
+            1 => self.select(count % PEERS),
+            // b: the head of a request with a body; v sends the body.
+            2 => self.send_request(&format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {square}\r\n\r\n"
+            )),
+            // c: a last request, for a response after so many tenths of a second.
+            3 => self.send_request(&format!(
+                "GET /probe?delay={}ms HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+                tenths.as_millis()
+            )),
+            // d: a request for a response after so many tenths of a second.
+            4 => self.send_request(&format!(
+                "GET /probe?delay={}ms HTTP/1.1\r\nHost: a\r\n\r\n",
+                tenths.as_millis()
+            )),
+            // e: a request whose client waits for permission to send its body.
+            5 => self.send_request(&format!(
+                "PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {square}\r\n\r\n"
+            )),
+            // f: the client closes its sending side (even) or its socket (odd).
+            6 => self.with_kernel(|kernel| kernel.finish(count % 2 == 1)),
+            // g, h, m, p: so many requests.
+            7 => self.send_requests("GET /", count),
+            8 => self.send_requests("HEAD /metrics", count),
+            13 => self.send_requests("GET /metrics", count),
+            // Its response takes work.
+            16 => self.send_requests("GET /probe", count),
+            // i: an odd request.
+            9 => self.send_request(REQUEST_HEADS[count % REQUEST_HEADS.len()].1),
+            // j: whether the kernel takes whole writes (odd), however little room it has.
+            10 => self.with_kernel(|kernel| kernel.takes_whole_writes = count % 2 == 1),
+            // k: the client resets the connection.
+            11 => self.with_kernel(Kernel::reset),
+            // l: a limit on memory.
+            12 => {
+                self.max_held_bytes = (count * 4096).max(MOST_HELD);
+                self.shared.scarce_from = count * 2048;
+            }
+            // n: so many bytes of the input. Without an equals sign none asks for expensive work.
+            14 => {
+                let raw: Vec<u8> = raw.iter().copied().filter(|byte| *byte != b'=').collect();
+                self.send(&raw);
+            }
+            // o: how much the kernel takes to send.
+            15 => self.with_kernel(|kernel| kernel.send_queue = (count * 512).max(512)),
+            // q: a connection makes room.
+            17 if !self.is_frozen => drop(self.make_room()),
+            // r: how much the client reads at a time.
+            18 => self.with_kernel(|kernel| kernel.pace = Some(square * 16)),
+            // s: the service is told to stop.
+            19 => self.is_signaled = true,
+            // t, ~: time passes.
+            20 => self.pass_time(tenths),
+            30 => self.pass_time(100 * tenths),
+            // u: there will be urgent data.
+            21 => self.urgent = Some(count),
+            // v: meaningless bytes.
+            22 => self.send(&b"x".repeat(square)),
+            // w: the stopped process goes on, or runs for so many turns.
+            23 if count == 0 => self.is_frozen = false,
+            23 if self.is_frozen && !self.has_ended => {
+                for _ in 0..count % 16 {
+                    self.wake_up(1);
+                }
+            }
+            // x: the most that is read at once.
+            24 => self.with_kernel(|kernel| {
+                kernel.max_read = if count == 0 { usize::MAX } else { square };
+            }),
+            // y: responses that may close their connection.
+            25 => {
+                self.shared.turnovers = count;
+                for peer in self.peers.iter_mut().flatten() {
+                    peer.may_turn_over |= count > 0;
+                }
+            }
+            // z: the process is stopped, before (even) or after (odd) it has asked for events.
+            26 if !self.has_ended => {
+                self.is_frozen = true;
+                if count % 2 == 1 && !self.has_polled {
+                    self.poll();
+                    self.has_polled = true;
+                }
+            }
+            // [, ]: the first bytes of a request, and the rest.
+            27 => self.send(&REQUEST[..count.min(REQUEST.len())]),
+            29 => self.send(&REQUEST[count.min(REQUEST.len())..]),
+            // |: how many microseconds everything takes.
+            28 => TICK.set(Duration::from_micros(count as u64)),
+            // _: how many connections have a place.
+            31 => self.max_clients = count.max(1),
+            _ => {}
+        }
+        self.run_until_quiet();
+    }
+
+    fn select(&mut self, key: usize) {
+        self.selected = key;
+        let no_listener = self.has_ended
+            || self
+                .grace_ends
+                .is_some_and(|end| NOW.get() + GRACE >= end + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING);
+        if self.peers[key].is_some() || no_listener {
             return;
         }
-        self.in_flight.extend(bytes);
-        self.sent_in_all += bytes.len();
-        self.is_readable = true;
-        self.is_woken = true;
+        let (socket, kernel) = SimulatedSocket::new(time);
+        self.peers[key] = Some(Peer {
+            kernel,
+            socket: Some(socket),
+            client: None,
+            accepted_at: NOW.get(),
+            looks: 0,
+            looks_after_time: 0,
+            may_turn_over: self.shared.turnovers > 0,
+            was_on_reserve: false,
+            turns_without_progress: 0,
+            unconfirmed_since: None,
+        });
     }
 
-    fn client_ends(&mut self) {
-        self.has_ended = true;
-        self.is_readable = true;
-        self.is_woken = true;
+    fn with_kernel(&mut self, act: impl FnOnce(&mut Kernel)) {
+        if let Some(peer) = &self.peers[self.selected] {
+            act(&mut peer.kernel.borrow_mut());
+        }
     }
 
-    fn client_reads(&mut self, count: usize) {
-        self.room += count;
-        self.is_woken |= count > 0 && !self.connection.unsent().is_empty();
+    fn send_request(&mut self, request: &str) {
+        self.send(request.as_bytes());
     }
 
-    fn stop(&mut self) {
-        self.is_stopping = true;
-        self.is_readable = true;
-        self.is_woken = true;
+    fn send_requests(&mut self, what: &str, count: usize) {
+        let count = count.min(MOST_REQUESTS - self.requests_sent);
+        self.requests_sent += count;
+        self.send_request(&format!("{what} HTTP/1.1\r\nHost: a\r\n\r\n").repeat(count));
     }
 
-    /// Waits until nothing is to be waited for but the client, which reads everything.
-    fn settle(&mut self) {
-        self.client_reads(usize::MAX / 2);
-        self.take_turns();
-        while !self.is_closed
-            && let Some((due, _)) = self.delayed
+    fn send(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[..bytes.len().min(MOST_BYTES - self.bytes_sent)];
+        self.bytes_sent += bytes.len();
+        let urgent = self.urgent.take();
+        self.with_kernel(|kernel| kernel.send(bytes, urgent));
+    }
+
+    /// Lets time pass. Unless it is stopped, the process wakes up for everything that falls due.
+    fn pass_time(&mut self, time: Duration) {
+        let end = NOW.get() + time;
+        self.run_until_quiet();
+        while !self.is_frozen
+            && !self.has_ended
+            && let Some(next) = self.next_wake_up()
+            && next < end
         {
-            self.now = due;
-            self.take_turns();
+            NOW.set(NOW.get().max(next));
+            self.run_until_quiet();
+        }
+        NOW.set(NOW.get().max(end));
+    }
+
+    /// Lets every client read what it gets, until all are gone.
+    fn settle(&mut self) {
+        self.is_frozen = false;
+        for peer in self.peers.iter().flatten() {
+            peer.kernel.borrow_mut().pace = None;
+        }
+        self.run_until_quiet();
+        let mut steps = 0;
+        while !self.has_ended && self.peers.iter().any(Option::is_some) {
+            let next = self.next_wake_up().expect("nothing ends this");
+            NOW.set(NOW.get().max(next));
+            self.run_until_quiet();
+            steps += 1;
+            assert!(
+                steps < 10 * MOST_REQUESTS,
+                "clients that do nothing stay forever"
+            );
         }
     }
 }
 
 /// What the event loop does about it. The names are its own.
 impl World {
-    fn take_turns(&mut self) {
-        let is_due = self
-            .delayed
-            .as_ref()
-            .is_some_and(|(due, _)| *due <= self.now);
-        if self.is_closed || !(self.is_woken || is_due || self.has_deadline_passed()) {
-            return;
-        }
-        self.is_woken = false;
+    fn client(&mut self, key: usize) -> Option<&mut Client<SimulatedSocket, Exchange>> {
+        self.peers[key].as_mut()?.client.as_mut()
+    }
+
+    fn clients(&self) -> impl Iterator<Item = (usize, &Client<SimulatedSocket, Exchange>)> {
+        let clients = self.peers.iter().map(|peer| peer.as_ref()?.client.as_ref());
+        clients
+            .enumerate()
+            .filter_map(|(key, client)| Some((key, client?)))
+    }
+
+    fn run_until_quiet(&mut self) {
+        let mut wake_ups = 0;
         loop {
-            let before = self.progress();
-            self.connection.take_spare(&mut self.spare);
-            let next = self.serve();
-            self.connection.put_back(&mut self.spare);
-            match next {
-                Next::AnotherTurn => assert_ne!(self.progress(), before, "turns without an end"),
-                Next::Wait => return self.check_wait(),
-                Next::Close => return self.is_closed = true,
+            for peer in self.peers.iter().flatten() {
+                peer.kernel.borrow_mut().keep_pace();
+            }
+            if self.is_frozen || self.has_ended || !self.has_something_to_do() {
+                break;
+            }
+            self.wake_up(PEERS);
+            wake_ups += 1;
+            assert!(wake_ups < MOST_WAKE_UPS, "it never waits");
+        }
+        if !self.is_frozen {
+            self.check_wait();
+        }
+    }
+
+    fn has_something_to_do(&self) -> bool {
+        let has_event = |peer: &Peer| peer.socket.is_some() || peer.kernel.borrow().has_event();
+        self.has_polled
+            || self.is_signaled
+            || self.peers.iter().flatten().any(has_event)
+            || !self.queue.is_empty()
+            || !self.shared.work_queue.is_empty()
+            || self.next_wake_up().is_some_and(|next| next <= NOW.get())
+    }
+
+    /// When something falls due.
+    fn next_wake_up(&self) -> Option<Instant> {
+        let deadlines = self.clients().filter_map(|(_, client)| client.deadline());
+        let is_reserved = |client: &Client<_, _>| client.admission() != Admission::Admitted;
+        let next_look =
+            (self.clients().any(|(_, client)| is_reserved(client))).then_some(self.next_look);
+        let stop = self.grace_ends.map(|end| {
+            if self.shared.is_grace_over {
+                end + LAST_RESPONSES_TIME
+            } else {
+                end
+            }
+        });
+        deadlines
+            .chain(next_look)
+            .chain(self.shared.timers.next_due())
+            .chain(stop)
+            .min()
+    }
+
+    fn wake_up(&mut self, max_turns: usize) {
+        if !std::mem::take(&mut self.has_polled) {
+            self.poll();
+        }
+        self.run_turns(max_turns);
+        self.limit_held_bytes();
+        self.advance_stop();
+        self.work();
+    }
+
+    fn poll(&mut self) {
+        self.shared.now = clock();
+        for key in 0..PEERS {
+            let readiness = match &self.peers[key] {
+                Some(peer) if peer.client.is_some() => peer.kernel.borrow_mut().poll(),
+                _ => None,
+            };
+            match readiness {
+                Some(readiness) if readiness.is_error => self.close(key, Ending::Lost),
+                Some(readiness) => {
+                    let now = self.shared.now;
+                    let client = self.client(key).expect("it has an event");
+                    client.update_readiness(readiness, now);
+                    self.queue_turn(key);
+                }
+                None => {}
+            }
+        }
+        if std::mem::take(&mut self.is_signaled) && self.grace_ends.is_none() {
+            self.stop();
+        }
+        self.accept();
+        self.serve_reserve();
+        while let Some(key) = self.shared.timers.pop_due(self.shared.now) {
+            self.queue_turn(key);
+        }
+        self.sweep();
+    }
+
+    fn queue_turn(&mut self, key: usize) {
+        if let Some(client) = self.client(key)
+            && !client.is_queued
+        {
+            client.is_queued = true;
+            self.queue.push_back(key);
+        }
+    }
+
+    fn accept(&mut self) {
+        let now = self.shared.now;
+        for key in 0..PEERS {
+            let has_place = self.has_place();
+            let is_stopping = self.shared.is_stopping;
+            let Some(peer) = &mut self.peers[key] else {
+                continue;
+            };
+            let Some(socket) = peer.socket.take() else {
+                continue;
+            };
+            let admission = if has_place {
+                Admission::Admitted
+            } else {
+                Admission::Waiting
+            };
+            let address = ([127, 0, 0, 1], 4242).into();
+            let mut client = Client::new(key, socket, address, admission, now);
+            if is_stopping {
+                client.stop(now);
+            }
+            peer.accepted_at = now;
+            peer.was_on_reserve |= !has_place;
+            peer.client = Some(client);
+            self.count_connections();
+        }
+    }
+
+    fn has_place(&self) -> bool {
+        let admitted = self.clients();
+        admitted
+            .filter(|(_, client)| client.admission() == Admission::Admitted)
+            .count()
+            < self.max_clients
+    }
+
+    fn serve_reserve(&mut self) {
+        let now = self.shared.now;
+        let is_look = self.next_look <= now;
+        if is_look {
+            self.next_look = now + SEARCH_INTERVAL;
+        }
+        for key in 0..PEERS {
+            let Some(peer) = &mut self.peers[key] else {
+                continue;
+            };
+            let Some(client) = &mut peer.client else {
+                continue;
+            };
+            if client.admission() == Admission::Admitted {
+                continue;
+            }
+            let waits = client.waits_for_admission(&self.shared);
+            if self.has_place() || (waits && self.make_room()) {
+                let client = self.client(key).expect("only others make room");
+                client.admit(Admission::Admitted);
+                self.queue_turn(key);
+                continue;
+            }
+            let peer = self.peers[key].as_mut().expect("only others make room");
+            let client = peer.client.as_mut().expect("it is accepted");
+            let is_time_over = peer.accepted_at + MAX_TIME_ON_RESERVE <= now;
+            if is_time_over {
+                peer.looks_after_time += u32::from(is_look);
+                let is_served = !waits && !client.is_queued && !client.has_unread(&mut self.shared);
+                if is_served || peer.looks_after_time > PATIENCE {
+                    let ending = Ending::LongOnReserve { is_served };
+                    self.close(key, ending);
+                    continue;
+                }
+                self.queue_turn(key);
+            }
+            if waits {
+                let peer = self.peers[key].as_mut().expect("it is not closed");
+                peer.looks += u32::from(is_look);
+                if is_time_over || self.is_refusing || peer.looks > PATIENCE {
+                    self.is_refusing = true;
+                    let client = self.client(key).expect("it is accepted");
+                    client.admit(Admission::Refused);
+                    self.queue_turn(key);
+                }
             }
         }
     }
 
-    fn progress(&self) -> (usize, usize, usize, bool) {
-        let (asked, got) = (self.requests.len(), self.got.len());
-        (self.in_flight.len(), asked, got, self.is_readable)
+    fn make_room(&mut self) -> bool {
+        let now = self.shared.now;
+        let admitted = self.clients();
+        let mut candidates: Vec<(Evictable, usize)> = admitted
+            .filter(|(_, client)| client.admission() == Admission::Admitted)
+            .filter_map(|(key, client)| Some((client.evictable()?, key)))
+            .filter(|(evictable, _)| evictable.since() + MOMENT <= now)
+            .collect();
+        candidates.sort_unstable();
+        for (evictable, key) in candidates {
+            let peer = self.peers[key].as_mut().expect("it is a candidate");
+            let client = peer.client.as_mut().expect("it is a candidate");
+            if client.has_unread(&mut self.shared) {
+                self.queue_turn(key);
+            } else {
+                self.close(key, Ending::Evicted(evictable));
+                return true;
+            }
+        }
+        false
     }
 
-    fn has_deadline_passed(&self) -> bool {
-        let deadline = self.connection.deadline();
-        deadline.is_some_and(|deadline| deadline <= self.now)
-    }
-
-    fn serve(&mut self) -> Next {
-        if let Some((_, reply)) = self.delayed.take_if(|(due, _)| *due <= self.now) {
-            self.answer(&reply);
-        }
-        let mut budget = REQUESTS_PER_TURN;
-        self.answer_received(&mut budget);
-        if self.is_readable && self.connection.wants_bytes() {
-            self.read();
-            self.answer_received(&mut budget);
-        }
-        self.send();
-        if self.has_deadline_passed() {
-            let Some(rejection) = self.connection.expire() else {
-                self.was_given_up = true;
-                return Next::Close;
-            };
-            self.has_timed_out = true;
-            self.refuse(rejection);
-            self.send();
-        }
-        if self.connection.wants_half_close() {
-            self.connection.linger(self.now);
-            self.lingers_since = Some(self.now);
-        }
-        let may_read = self.is_readable && self.connection.wants_bytes();
-        let is_to_end = self.is_stopping && self.connection.is_idle();
-        if self.connection.is_finished() || (is_to_end && !may_read) {
-            Next::Close
-        } else if may_read || self.connection.can_answer() {
-            Next::AnotherTurn
-        } else {
-            Next::Wait
+    fn sweep(&mut self) {
+        let now = self.shared.now;
+        for key in 0..PEERS {
+            if let Some(client) = self.client(key)
+                && client.deadline().is_some_and(|deadline| deadline <= now)
+            {
+                client.check_deadline();
+                self.queue_turn(key);
+            }
         }
     }
 
-    fn answer_received(&mut self, budget: &mut usize) {
-        while *budget > 0 {
-            let unsent = self.connection.unsent().len();
-            let Some(request) = self.connection.next_request() else {
+    fn run_turns(&mut self, max_turns: usize) {
+        for _ in 0..max_turns {
+            let Some(key) = self.queue.pop_front() else {
                 return;
             };
-            *budget -= 1;
-            assert!(unsent < MAX_UNSENT && self.delayed.is_none());
-            let request = match request {
-                Ok(request) => request,
-                Err(rejection) => return self.refuse(rejection),
-            };
-            let (method, target) = (request.method.to_owned(), request.target.to_owned());
-            let reply = self.app.answer(&request, self.now);
-            assert_eq!(
-                self.connection.unsent().len(),
-                unsent,
-                "sent before the answer"
-            );
-            self.requests.push((method, target, reply.status.code()));
-            if self.delay.is_zero() {
-                self.answer(&reply);
-            } else {
-                self.delayed = Some((self.now + self.delay, reply));
+            self.shared.now = clock();
+            let next = self.give_turn(key);
+            self.shared.now = clock();
+            match next {
+                Some(Next::AnotherTurn) => self.queue_turn(key),
+                Some(Next::Wait) => {}
+                Some(Next::Close) => self.close(key, Ending::Turn),
+                None => self.close(key, Ending::Lost),
             }
         }
     }
 
-    fn refuse(&mut self, rejection: Rejection) {
-        let reply = rejection.reply();
-        let method = rejected_method(rejection);
-        self.requests
-            .push((method, String::new(), reply.status.code()));
-        self.answer(&reply);
-    }
+    /// `None` if the socket fails.
+    fn give_turn(&mut self, key: usize) -> Option<Next> {
+        let Some(peer) = &mut self.peers[key] else {
+            return Some(Next::Wait);
+        };
+        let Some(client) = &mut peer.client else {
+            return Some(Next::Wait);
+        };
+        client.is_queued = false;
+        let before = Progress::of(client, &peer.kernel.borrow());
+        let half_closed_due = client.reply_due().filter(|_| client.is_half_closed());
+        let next = client.take_turn(&mut self.shared).ok();
 
-    fn answer(&mut self, reply: &Reply) {
-        if self.connection.unsent().is_empty() {
-            self.stalled_since = Some(self.now);
-        }
-        self.answers.push(Answer::new(reply));
-        self.is_last_answered_while_stopping = self.is_stopping;
-        self.connection
-            .answer(reply, DATE, self.is_stopping, self.now);
-    }
-
-    fn read(&mut self) {
-        let count = self.in_flight.len().min(self.read_size);
-        if count > 0 {
-            let bytes: Vec<u8> = self.in_flight.drain(..count).collect();
-            if self.lingers_since.is_none() {
-                self.read.extend_from_slice(&bytes);
-            }
-            self.is_readable = count == self.read_size || self.has_ended;
-            self.connection.receive(&bytes, self.now);
+        let after = Progress::of(client, &peer.kernel.borrow());
+        assert!(client.held_bytes() <= MOST_HELD, "{}", client.held_bytes());
+        peer.turns_without_progress = if before == after && next == Some(Next::AnotherTurn) {
+            peer.turns_without_progress + 1
         } else {
-            self.is_readable = false;
-            if self.has_ended {
-                self.connection.receive_end();
+            0
+        };
+        assert!(
+            peer.turns_without_progress <= MOST_IDLE_TURNS,
+            "turns without an end"
+        );
+        let has_written = before.written != after.written;
+        let is_given = half_closed_due
+            .is_some_and(|due| has_written || client.reply_due().is_none_or(|next| next != due));
+        if is_given {
+            peer.unconfirmed_since = Some(self.shared.now);
+        }
+        let held: usize = self.clients().map(|(_, client)| client.held_bytes()).sum();
+        assert_eq!(held, self.shared.held_bytes);
+        next
+    }
+
+    fn limit_held_bytes(&mut self) {
+        if self.shared.held_bytes > self.max_held_bytes {
+            for client in self
+                .peers
+                .iter_mut()
+                .flatten()
+                .filter_map(|peer| peer.client.as_mut())
+            {
+                client.check_last_write(&mut self.shared);
+            }
+        }
+        while self.shared.held_bytes > self.max_held_bytes {
+            let holding = self.clients();
+            let most = holding.max_by_key(|(_, client)| client.held_bytes());
+            let (key, _) = most.expect("some hold something");
+            self.close(key, Ending::HoldsMost);
+        }
+    }
+
+    fn stop(&mut self) {
+        let now = self.shared.now;
+        self.grace_ends = Some(now + GRACE);
+        self.shared.is_stopping = true;
+        for key in 0..PEERS {
+            if let Some(client) = self.client(key) {
+                client.stop(now);
+                self.queue_turn(key);
             }
         }
     }
 
-    fn send(&mut self) {
-        let unsent = self.connection.unsent();
-        let count = unsent.len().min(self.room);
-        if count > 0 {
-            self.got += str::from_utf8(&unsent[..count]).expect("answers are ASCII");
-            self.room -= count;
-            self.connection.sent(count, self.now);
-            self.stalled_since = Some(self.now);
+    fn advance_stop(&mut self) {
+        let now = self.shared.now;
+        let Some(grace_ends) = self.grace_ends.filter(|end| *end <= now) else {
+            return;
+        };
+        if !self.shared.is_grace_over {
+            self.shared.is_grace_over = true;
+            self.shared.work_queue.clear();
+            for key in 0..PEERS {
+                if (self.client(key)).is_some_and(|client| client.reply_due().is_some()) {
+                    self.queue_turn(key);
+                }
+            }
+        } else if grace_ends + LAST_RESPONSES_TIME <= now {
+            self.has_ended = true;
+            for key in 0..PEERS {
+                self.close(key, Ending::Stop);
+            }
+        }
+    }
+
+    fn work(&mut self) {
+        let is_half_closed = |key: &usize| {
+            let peer = self.peers[*key].as_ref();
+            let client = peer.and_then(|peer| peer.client.as_ref());
+            client.is_some_and(Client::is_half_closed)
+        };
+        let queue = &self.shared.work_queue;
+        let next = queue.iter().position(|key| !is_half_closed(key));
+        let Some(key) = self.shared.work_queue.remove(next.unwrap_or(0)) else {
+            return;
+        };
+        let client = self.client(key).expect("those who left are removed");
+        if client.has_failed() {
+            return self.close(key, Ending::Lost);
+        }
+        client.work();
+        self.queue_turn(key);
+    }
+
+    fn close(&mut self, key: usize, ending: Ending) {
+        let Some(mut peer) = self.peers[key].take() else {
+            return;
+        };
+        // It was not accepted.
+        let Some(client) = peer.client.take() else {
+            return;
+        };
+        self.queue.retain(|queued| *queued != key);
+        self.is_refusing &= client.admission() != Admission::Admitted;
+        if client.waits_for_work() {
+            self.shared.work_queue.retain(|waiting| *waiting != key);
+        }
+        let is_pending = client.reply_due().is_some();
+        let is_lost = matches!(ending, Ending::Lost | Ending::HoldsMost);
+        let responses = self.read_responses(&peer);
+        self.check_end(&peer, ending, is_pending, &responses);
+        self.tally.add(&peer, &responses, is_lost, is_pending);
+
+        let may_free = client.held_bytes() + MOST_BESIDE_BUFFERS;
+        let mut client = Some(client);
+        let shared = &mut self.shared;
+        let mut leave = || client.take().expect("once").leave(is_lost, shared);
+        if is_pending || peer.unconfirmed_since.is_some() {
+            leave();
+        } else {
+            let freed = (self.freed_by)(&mut leave);
+            assert!(freed <= may_free, "{freed} bytes, not {may_free}");
+        }
+        self.check_what_is_left(&peer.kernel.borrow(), ending);
+        self.count_connections();
+    }
+
+    fn count_connections(&mut self) {
+        let count = self.clients().count();
+        self.shared.service.connections_changed(count);
+    }
+}
+
+/// What a turn can change.
+#[derive(PartialEq, Eq)]
+struct Progress {
+    read: usize,
+    written: usize,
+    held_bytes: usize,
+    reply_due: Option<Instant>,
+    waits_for_work: bool,
+}
+
+impl Progress {
+    fn of(client: &Client<SimulatedSocket, Exchange>, kernel: &Kernel) -> Self {
+        Self {
+            read: kernel.read,
+            written: kernel.written.len(),
+            held_bytes: client.held_bytes(),
+            reply_due: client.reply_due(),
+            waits_for_work: client.waits_for_work(),
         }
     }
 }
@@ -333,94 +879,225 @@ impl World {
 /// What must hold.
 impl World {
     /// Nothing is to be done: something must be waited for, and not forever.
-    fn check_wait(&self) {
-        let connection = &self.connection;
-        let is_answering = self.delayed.is_some();
-        let is_sending = !connection.unsent().is_empty();
-        assert!(!is_sending || self.room == 0);
-        assert!(!connection.wants_bytes() || self.in_flight.is_empty());
-        assert!(
-            is_answering || is_sending || connection.wants_bytes(),
-            "stuck"
-        );
-        assert!(!connection.can_answer() && !connection.wants_half_close());
-        assert!(connection.unsent().len() < 2 * MAX_UNSENT);
-        let is_idle = !is_answering && !is_sending && self.lingers_since.is_none();
-        assert_eq!(connection.is_idle(), is_idle);
-        assert!(
-            connection
-                .idle_since()
-                .is_none_or(|since| since <= self.now)
-        );
+    fn check_wait(&mut self) {
+        let now = NOW.get();
+        let mut pending = 0;
+        for key in 0..PEERS {
+            let Some(peer) = &mut self.peers[key] else {
+                continue;
+            };
+            let Some(client) = &mut peer.client else {
+                continue;
+            };
+            let kernel = peer.kernel.borrow();
+            let waits_for_admission = client.waits_for_admission(&self.shared);
+            let is_delayed = client.reply_due().is_some();
+            pending += usize::from(is_delayed);
+            assert!(!client.waits_for_work(), "work that is not done");
+            assert!(
+                kernel.unread() == 0
+                    || is_delayed
+                    || waits_for_admission
+                    || !kernel.is_writable()
+                    || self.shared.held_bytes >= self.shared.scarce_from,
+                "unread, and nothing is waited for"
+            );
+            let Some(deadline) = client.deadline() else {
+                assert!(is_delayed || waits_for_admission, "nobody ends this");
+                continue;
+            };
+            assert!(deadline <= now + KEEP_ALIVE_TIMEOUT);
+            assert!(
+                !is_delayed || !kernel.is_writable() || peer.unconfirmed_since.is_some(),
+                "the client waits, and is to blame"
+            );
+        }
+        let in_flight = self.shared.service.metrics().requests_in_flight().get();
+        let in_flight = usize::try_from(in_flight).expect("it is not negative");
+        let most = pending + self.clients().count();
+        assert!((pending..=most).contains(&in_flight), "{in_flight}");
+    }
 
-        let Some(deadline) = connection.deadline() else {
-            assert!(is_answering && !is_sending, "nobody ends this");
+    fn requests_in(&mut self, bytes: &[u8]) -> Outcome {
+        drive(&mut self.oracle, [bytes])
+    }
+
+    /// Reads what was written to a client. Each response answers its request.
+    fn read_responses(&mut self, peer: &Peer) -> Responses {
+        let kernel = peer.kernel.borrow();
+        let understood = self.requests_in(&kernel.received);
+        let mut responses = Responses {
+            understood: understood.requests.len(),
+            ..Responses::default()
+        };
+        let mut rest = str::from_utf8(&kernel.written).expect("responses are ASCII");
+        while !rest.is_empty() {
+            assert!(!responses.has_closed, "a response after the last");
+            let answered = responses.statuses.len();
+            let is_timeout = rest.starts_with("HTTP/1.1 408 ");
+            let (method, status) = if is_timeout {
+                let has_no_body = rest.ends_with("\r\n\r\n");
+                (if has_no_body { "HEAD" } else { "GET" }, 408)
+            } else {
+                let request = understood.requests.get(answered);
+                let (method, _, status) = request.expect("no request asked for this");
+                (&**method, *status)
+            };
+            let Some(response) = read(&mut rest, method) else {
+                assert!(kernel.refused_writes > 0, "half a response");
+                break;
+            };
+            let may_be_refused = peer.was_on_reserve || self.shared.is_grace_over;
+            assert!(
+                response.status == status || (response.status == 503 && may_be_refused),
+                "{response:?}"
+            );
+            let is_told_to_close = is_timeout
+                || expects_a_100(&kernel)
+                || (answered + 1 == understood.requests.len() && !understood.is_open);
+            let may_close = self.shared.is_stopping || peer.was_on_reserve || peer.may_turn_over;
+            let closes = response.closes;
+            assert!(
+                !closes || is_told_to_close || may_close,
+                "the last for no reason"
+            );
+            responses.statuses.push(response.status);
+            responses.has_closed = closes;
+            responses.has_timed_out = is_timeout;
+        }
+        responses
+    }
+
+    /// Checks that nothing that was received is lost.
+    fn check_end(&mut self, peer: &Peer, ending: Ending, is_pending: bool, responses: &Responses) {
+        let kernel = peer.kernel.borrow();
+        let now = NOW.get() + TOLERANCE;
+        let is_stalled = !kernel.is_writable()
+            && (kernel.written_at).is_none_or(|written_at| written_at + WRITE_TIMEOUT <= now);
+        let is_excused = match ending {
+            Ending::Lost => {
+                assert!(kernel.is_reset, "closed for no reason");
+                true
+            }
+            Ending::Stop => {
+                assert!(!is_pending || is_stalled, "stopped without a response");
+                true
+            }
+            Ending::HoldsMost | Ending::Evicted(Evictable::HalfClosed(_)) => true,
+            Ending::Evicted(Evictable::Idle(_)) => false,
+            Ending::LongOnReserve { is_served } => {
+                !is_served || kernel.half_close.is_some() || !kernel.is_writable()
+            }
+            Ending::Turn => is_stalled,
+        };
+        if is_excused {
             return;
+        }
+        assert!(!is_pending, "closed without a response");
+        let received = if let Some(half_close) = kernel.half_close {
+            let has_lingered = half_close.at + LINGERING_TIMEOUT <= now;
+            assert!(
+                has_lingered || kernel.is_end_received(),
+                "closed without lingering"
+            );
+            assert!(
+                has_lingered || kernel.unread() == 0,
+                "closed with unread bytes"
+            );
+            match (kernel.refused_writes, responses.has_timed_out) {
+                (0, true) => half_close.received,
+                (0, false) => half_close.read.max(half_close.known),
+                _ => half_close.read,
+            }
+        } else {
+            assert_eq!(kernel.unread(), 0, "closed with unread bytes");
+            let timeout = if self.shared.is_stopping {
+                KEEP_ALIVE_TIMEOUT_WHILE_STOPPING
+            } else {
+                WRITE_TIMEOUT
+            };
+            let is_silent = kernel.written_at.is_none_or(|at| at + timeout <= now);
+            assert!(
+                ending != Ending::Turn || kernel.is_end_received() || is_silent,
+                "closed for no reason"
+            );
+            kernel.received.len()
+        };
+        let answered = responses.statuses.len() - usize::from(responses.has_timed_out);
+        if answered >= responses.understood {
+            return;
+        }
+        let received = self.requests_in(&kernel.received[..received]);
+        let is_closed_early = responses.has_closed && expects_a_100(&kernel);
+        assert!(
+            answered >= received.requests.len() || is_closed_early,
+            "{answered} responses to {} requests",
+            received.requests.len()
+        );
+    }
+
+    /// Checks what becomes of the bytes that the kernel holds after a connection was closed.
+    fn check_what_is_left(&self, kernel: &Kernel, ending: Ending) {
+        assert!(
+            !kernel.holds_much()
+                || kernel.resets_on_close
+                || kernel.is_reset
+                || self.shared.is_stopping,
+            "the kernel is left with memory that nobody counts"
+        );
+        let now = NOW.get() + TOLERANCE;
+        let is_stalled = (kernel.written_at).is_none_or(|at| at + WRITE_TIMEOUT <= now);
+        let may_reset = match ending {
+            Ending::Turn => is_stalled,
+            Ending::Evicted(Evictable::Idle(_)) => false,
+            _ => true,
         };
         assert!(
-            is_sending || !is_answering,
-            "the client waits, and is to blame"
+            !kernel.resets_on_close || kernel.unread_by_client == 0 || may_reset,
+            "reset before the response was read"
         );
-        assert!(deadline > self.now && deadline <= self.now + KEEP_ALIVE_TIMEOUT);
-        if let Some(since) = self.lingers_since {
-            assert!(deadline <= since + MAX_LINGERING);
-        } else if let (true, Some(since)) = (is_sending, self.stalled_since) {
-            assert_eq!(deadline, since + WRITE_TIMEOUT);
-        }
     }
 
-    /// What was asked is what the same bytes ask for in one piece, and what was got answers it.
-    fn check_conversation(&mut self) {
-        let in_one_piece = drive(&mut self.app, [&self.read[..]]).requests;
-        let understood = self.requests.len() - usize::from(self.has_timed_out);
-        let lines = &self.requests[..understood];
-        if self.was_given_up || self.may_have_expected_a_100() {
-            assert!(in_one_piece.starts_with(lines), "{in_one_piece:?}");
-        } else {
-            assert_eq!(lines, in_one_piece);
-            assert_eq!(self.answers.len(), self.requests.len());
-        }
-
-        let mut rest = &*self.got;
-        let mut closes = false;
-        for ((method, ..), expected) in self.requests.iter().zip(&self.answers) {
-            let Some(mut answer) = read(&mut rest, method) else {
-                assert!(self.was_given_up, "an answer was not sent");
-                return;
-            };
-            assert!(!closes, "an answer after the last");
-            closes = std::mem::take(&mut answer.closes);
-            assert_eq!(&answer, expected);
-        }
-        assert!(rest.is_empty(), "{rest:?}");
-        let is_over = self.is_closed || self.lingers_since.is_some();
-        assert!(is_over || !closes, "the last was not the last");
-        let is_refused = (self.requests.last()).is_some_and(|(_, target, _)| target.is_empty());
-        let lingers = self.lingers_since.is_some() || self.has_ended || self.was_given_up;
-        assert!(lingers || !is_refused, "the refusal may be lost to a reset");
-        let may_close = closes || self.has_ended || self.was_given_up;
-        let goes_unsaid = self.is_stopping && !self.is_last_answered_while_stopping;
+    /// Every request is recorded once, with the status that was sent or a 499.
+    fn check_records(&self) {
+        let metrics = self.shared.service.metrics();
+        assert_eq!(metrics.requests_in_flight().get(), 0);
+        assert_eq!(metrics.connections_open().get(), 0);
+        assert_eq!(self.shared.held_bytes, 0);
+        let page = metrics.exposition(Format::Text, &Config::default());
+        let recorded = |status: u16| -> usize {
+            let label = format!("http_status=\"{status}\"");
+            let lines = page.lines().filter(|line| {
+                line.starts_with("app_request_count_total{") && line.contains(&label)
+            });
+            let counts = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<usize>().ok());
+            counts.sum()
+        };
+        let tally = &self.tally;
+        let least = tally.disconnects + tally.withdrawn;
+        let most = least + tally.may_be_withdrawn;
+        let disconnects = recorded(499);
         assert!(
-            !is_over || may_close || goes_unsaid,
-            "no answer said that it was the last"
+            (least..=most).contains(&disconnects),
+            "{disconnects} recorded as 499, expected {least} to {most}"
         );
-    }
-
-    /// Whether a client may have been told to close because its body was not here with its head.
-    fn may_have_expected_a_100(&self) -> bool {
-        let read = self.read.to_ascii_lowercase();
-        read.windows(12).any(|word| word == b"100-continue")
-    }
-
-    /// The head that has begun to come, and nothing else.
-    fn may_hold(&self) -> usize {
-        let idle_since = self.connection.idle_since();
-        let is_within_head = self.connection.is_idle()
-            && idle_since.map(|since| since + KEEP_ALIVE_TIMEOUT) != self.connection.deadline();
-        match (self.is_closed, is_within_head) {
-            (true, _) => usize::MAX,
-            (false, true) => MAX_HEAD,
-            (false, false) => 0,
+        let withdrawn = tally.withdrawn + tally.may_be_withdrawn;
+        for (status, written) in &tally.written {
+            let recorded = recorded(*status);
+            assert!(
+                recorded + withdrawn >= *written,
+                "{written} written as {status}, {recorded} recorded"
+            );
+            assert!(
+                recorded <= *written || tally.has_unwritten,
+                "{written} written as {status}, {recorded} recorded"
+            );
         }
     }
+}
+
+/// Whether a client may have been told to close because its body was not here with its head.
+fn expects_a_100(kernel: &Kernel) -> bool {
+    let received = kernel.received.to_ascii_lowercase();
+    received.windows(12).any(|word| word == b"100-continue")
 }

@@ -13,6 +13,10 @@ mod faults;
 mod fields;
 #[path = "../../fuzz/src/flags.rs"]
 mod flags;
+#[path = "../../fuzz/src/schedule.rs"]
+mod schedule;
+#[path = "../../fuzz/src/simulated_socket.rs"]
+mod simulated_socket;
 
 fn replay(target: &str, check: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
@@ -30,6 +34,16 @@ fn replay(target: &str, check: fn(&[u8])) {
 #[test]
 fn of_the_connection() {
     replay("connection", connection::check);
+}
+
+#[test]
+fn of_the_schedule() {
+    replay("schedule", |input| {
+        schedule::check(input, |leave| {
+            leave();
+            0
+        });
+    });
 }
 
 #[test]
