@@ -13,7 +13,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::connection::{Buffers, Connection, MAX_LINGERING};
+use crate::connection::{Buffers, Connection};
 use crate::date::Date;
 use crate::http::Status;
 use crate::listener::SEND_BUFFER;
@@ -403,7 +403,7 @@ impl<S: Stream, M> Client<S, M> {
         {
             self.confirm(false, shared);
         }
-        if self.is_expired(shared) && !self.lingers_on(shared) {
+        if self.is_expired(shared) {
             let Some(rejection) = self.connection.expire() else {
                 return Ok(Next::Close);
             };
@@ -414,7 +414,12 @@ impl<S: Stream, M> Client<S, M> {
             self.socket.reset_on_close();
             return Ok(Next::Close);
         }
-        if self.connection.wants_half_close() {
+        // The kernel says that everything is delivered once the sending side is closed. So that the
+        // rest of a response is not left to it, in memory that nobody counts, it is delivered before. An
+        // event comes when the client has read more. If it does not, the deadline does.
+        if self.connection.wants_half_close()
+            && (shared.is_stopping || self.socket.has_delivered())
+        {
             self.socket.close_sending_side()?;
             self.connection.linger(shared.now);
         }
@@ -433,20 +438,6 @@ impl<S: Stream, M> Client<S, M> {
                 || !(self.can_read()
                     || self.can_answer(shared)
                     || self.waits_for_admission(shared)))
-    }
-
-    /// Whether an expired client that lingers goes on lingering, because it still reads its last
-    /// response. To close its connection would leave the rest to the kernel, in memory that nobody
-    /// counts.
-    fn lingers_on<V>(&mut self, shared: &Shared<V>) -> bool {
-        let lingers = self.connection.lingers_since();
-        let goes_on = lingers.is_some_and(|since| shared.now < since + MAX_LINGERING)
-            && !shared.is_stopping
-            && !self.socket.has_delivered();
-        if goes_on {
-            self.connection.linger_on(shared.now);
-        }
-        goes_on
     }
 
     fn next<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> Next {

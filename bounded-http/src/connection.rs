@@ -388,11 +388,6 @@ impl Connection {
         }
     }
 
-    /// Begins to linger anew, for as long as lingering may take in all: the client still reads.
-    pub fn linger_on(&mut self, now: Instant) {
-        self.since = now;
-    }
-
     /// When the current wait ends with [`expire`](Self::expire); `None` while the client waits for
     /// the service.
     pub fn deadline(&self) -> Option<Instant> {

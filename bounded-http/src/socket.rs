@@ -22,7 +22,8 @@ pub trait Stream: Read + Write {
     fn has_failed(&self) -> bool;
 
     /// Whether the kernel has delivered most of what was written. It may take a whole response at
-    /// once, however small its buffer, and keep it for a client that does not read.
+    /// once, however small its buffer, and keep it for a client that does not read. Only known until
+    /// the sending side is closed.
     fn has_delivered(&self) -> bool;
 
     /// Has the connection be reset when it is closed. The kernel then drops the bytes that the client
