@@ -248,6 +248,12 @@ impl<S: Stream, M> Client<S, M> {
         self.connection.idle_since().map(Evictable::Idle)
     }
 
+    /// Whether the client is idle as far as the server is concerned, and still reads its last response.
+    /// To close the connection would reset it.
+    pub fn is_reading(&self) -> bool {
+        self.connection.is_idle() && !self.socket.has_delivered()
+    }
+
     /// Whether the client has sent bytes that are unread. It reads them if so; the next turn answers.
     pub fn has_unread<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> bool {
         self.socket.assume_readable();
@@ -337,11 +343,16 @@ impl<S: Stream, M> Client<S, M> {
         next
     }
 
+    /// The bytes that its buffers held after the last turn.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     /// The bytes that its buffers held after the last turn, and the time since it last received or sent
     /// any.
     pub fn held_for(&self, now: Instant) -> HeldFor {
         HeldFor {
-            bytes: self.held_bytes,
+            bytes: self.held_bytes(),
             time: now.saturating_duration_since(self.connection.active_at()),
         }
     }

@@ -34,7 +34,7 @@ use crate::date::Date;
 use crate::fair_queue::FairQueue;
 use crate::listener::BACKLOG;
 use crate::room::{
-    LAST_LOOKS, MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, RESERVE, Room, SEARCH_INTERVAL,
+    LAST_LOOKS, MAX_READING, MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, RESERVE, Room, SEARCH_INTERVAL,
 };
 use crate::server::Limits;
 use crate::service::Service;
@@ -553,6 +553,7 @@ impl<V: Service> EventLoop<V> {
     /// Closes the connection that has been idle longest, among those that can go. Gives whether there
     /// was one.
     fn make_room(&mut self) -> bool {
+        let mut reading = 0;
         for _ in 0..2 {
             while let Some((evictable, key)) = self.room.next_candidate() {
                 let Some(client) = self.clients.get_mut(key) else {
@@ -565,6 +566,13 @@ impl<V: Service> EventLoop<V> {
                 }
                 if client.has_unread(&mut self.shared) {
                     self.queue_turn(key);
+                    continue;
+                }
+                if client.is_reading() {
+                    reading += 1;
+                    if reading == MAX_READING {
+                        return false;
+                    }
                     continue;
                 }
                 self.close(key, false);
@@ -605,8 +613,9 @@ impl<V: Service> EventLoop<V> {
         false
     }
 
-    /// Lets clients go on that wait until all connections together hold less, and resets connections if they hold too much, or if others wait: those first that have held the most for the
-    /// longest time without progress.
+    /// Lets clients go on that wait until all connections together hold less. Resets connections if
+    /// they hold too much, or if others wait: those first that have held the most for the longest time
+    /// without progress.
     fn limit_held_bytes(&mut self) {
         let now = self.shared.now;
         let is_over = self.shared.held_bytes > self.max_held_bytes;

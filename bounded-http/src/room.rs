@@ -18,7 +18,7 @@ pub const RESERVE: usize = 16;
 /// connections asks again within less, so that it is not closed between two requests.
 pub const MOMENT: Duration = Duration::from_millis(100);
 /// The same for a connection that is half-closed: most clients close their side within a round trip.
-const SHORT_MOMENT: Duration = Duration::from_millis(20);
+pub const SHORT_MOMENT: Duration = Duration::from_millis(20);
 /// At how many looks, one every [`SEARCH_INTERVAL`], a request on the reserve waits for a place before
 /// it gets a 503. That is longer than it takes until a connection that has just become idle can be
 /// closed. Looks are counted, not time, since nobody has had a chance to make room while a busy machine
@@ -36,6 +36,9 @@ pub const LAST_LOOKS: u32 = 10;
 const TURNOVER_INTERVAL: Duration = Duration::from_micros(250);
 /// The most responses that close their connections within one wake-up.
 const MAX_TURNOVERS: usize = 64;
+/// How many idle clients may be found to be reading before no more are looked at for now. Each look asks
+/// the kernel, and all clients may be slow readers.
+pub const MAX_READING: usize = 16;
 /// How often the connections are searched for some that can go. A search looks at every client.
 pub const SEARCH_INTERVAL: Duration = Duration::from_millis(10);
 

@@ -123,6 +123,10 @@ fn told(path: &str, outcome: Outcome, status: u16, length: usize) -> Told {
 }
 
 /// Sends one request, has the client do something, and asserts that the service is told of it once.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "each caller makes the value that it expects"
+)]
 fn assert_told_once(request: &str, act: impl FnOnce(&mut Client), expected: Told) {
     let running = Running::start(Limits::default());
     let mut client = running.connect();
@@ -333,11 +337,11 @@ fn a_stop_signal_ends_run() {
         let server = Server::from_listener(listener).unwrap();
         let address = server.address();
         let (stop_signal, mut stop) = UnixStream::pair().unwrap();
-        let mut served = 0;
+        let mut answered = 0;
         let server = thread::spawn(move || {
             let service = |_: &Request<'_>| {
-                served += 1;
-                Reply::text(Status::Ok, format!("{served}"))
+                answered += 1;
+                Reply::text(Status::Ok, format!("{answered}"))
             };
             server.stop_when_readable(stop_signal).run(service)
         });

@@ -97,7 +97,7 @@ fn theirs(mut bytes: &[u8]) -> Theirs {
                     BodyFraming::Length(length) => usize::try_from(length).unwrap(),
                     _ => 0,
                 };
-                let fields = head.headers().into_iter();
+                let fields = head.headers();
                 let request = Understood {
                     method: head.method_str().to_owned(),
                     target: head.target().to_owned(),

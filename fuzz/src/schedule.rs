@@ -18,7 +18,7 @@ use bounded_http::connection::{
 };
 use bounded_http::listener::{RECEIVE_BUFFER, SEND_BUFFER};
 use bounded_http::request_head::MAX_HEAD;
-use bounded_http::room::{MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, SEARCH_INTERVAL};
+use bounded_http::room::{MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, SEARCH_INTERVAL, SHORT_MOMENT};
 use tiny_probe::app::{App, Exchange};
 use tiny_probe::config::Config;
 use tiny_probe::metrics::Format;
@@ -252,6 +252,9 @@ impl World {
             spare_buffers: Buffers::default(),
             held_bytes: 0,
             scarce_from: usize::MAX / 2,
+            full_from: usize::MAX,
+            waiting_for_memory: Vec::new(),
+            answering_since: None,
             turnovers: 0,
             is_stopping: false,
             is_grace_over: false,
@@ -664,7 +667,10 @@ impl World {
         let mut candidates: Vec<(Evictable, usize)> = admitted
             .filter(|(_, client)| client.admission() == Admission::Admitted)
             .filter_map(|(key, client)| Some((client.evictable()?, key)))
-            .filter(|(evictable, _)| evictable.since() + MOMENT <= now)
+            .filter(|(evictable, _)| match evictable {
+                Evictable::HalfClosed(since) => *since + SHORT_MOMENT <= now,
+                Evictable::Idle(since) => *since + MOMENT <= now,
+            })
             .collect();
         candidates.sort_unstable();
         for (evictable, key) in candidates {
@@ -672,7 +678,7 @@ impl World {
             let client = peer.client.as_mut().expect("it is a candidate");
             if client.has_unread(&mut self.shared) {
                 self.queue_turn(key);
-            } else {
+            } else if !client.is_reading() {
                 self.close(key, Ending::Evicted(evictable));
                 return true;
             }
@@ -723,7 +729,8 @@ impl World {
         let next = client.take_turn(&mut self.shared).ok();
 
         let after = Progress::of(client, &peer.kernel.borrow());
-        assert!(client.held_bytes() <= MOST_HELD, "{}", client.held_bytes());
+        let held_bytes = client.held_for(self.shared.now).bytes;
+        assert!(held_bytes <= MOST_HELD, "{held_bytes}");
         peer.turns_without_progress = if before == after && next == Some(Next::AnotherTurn) {
             peer.turns_without_progress + 1
         } else {
@@ -739,7 +746,9 @@ impl World {
         if is_given {
             peer.unconfirmed_since = Some(self.shared.now);
         }
-        let held: usize = self.clients().map(|(_, client)| client.held_bytes()).sum();
+        let now = self.shared.now;
+        let held = self.clients().map(|(_, client)| client.held_for(now).bytes);
+        let held: usize = held.sum();
         assert_eq!(held, self.shared.held_bytes);
         next
     }

@@ -324,9 +324,10 @@ impl Kernel {
             return Err(ErrorKind::BrokenPipe.into());
         }
         let room = self.send_queue - self.unread_by_client.min(self.send_queue);
-        let count = match self.takes_whole_writes && room > 0 {
-            true => bytes.len().min(MAX_WRITE),
-            false => room.min(bytes.len()),
+        let count = if self.takes_whole_writes && room > 0 {
+            bytes.len().min(MAX_WRITE)
+        } else {
+            room.min(bytes.len())
         };
         if count < bytes.len() {
             self.awaits_room = true;

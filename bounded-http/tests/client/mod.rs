@@ -1,5 +1,7 @@
 //! A client that reads responses, for the tests.
 
+#![allow(dead_code, reason = "each test crate uses its own part of this module")]
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
