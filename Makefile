@@ -40,7 +40,7 @@ check-features: ## lint and test without tiny_http, and check that the crate is 
 	! $(CARGO) tree --locked --no-default-features --prefix none | grep '^tiny_http '
 
 .PHONY: check-crate
-check-crate: ## make bounded-http's package, build the README's service in a new project, ask it with curl
+check-crate: ## make the packages, build the README's service in a new project, ask it with curl
 	scripts/check-crate.sh
 
 .PHONY: compare

@@ -85,3 +85,8 @@ pub use self::request::{Field, Request};
 pub use self::server::{Handle, Limits, Server};
 pub use self::service::{Ended, Outcome, Service};
 pub use self::work::work;
+
+/// Has the code in the README be tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -123,16 +123,12 @@ fn told(path: &str, outcome: Outcome, status: u16, length: usize) -> Told {
 }
 
 /// Sends one request, has the client do something, and asserts that the service is told of it once.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "each caller makes the value that it expects"
-)]
-fn assert_told_once(request: &str, act: impl FnOnce(&mut Client), expected: Told) {
+fn assert_told_once(request: &str, act: impl FnOnce(&mut Client), expected: &Told) {
     let running = Running::start(Limits::default());
     let mut client = running.connect();
     client.send(request);
     act(&mut client);
-    assert_eq!(running.next_told(), expected, "{request}");
+    assert_eq!(&running.next_told(), expected, "{request}");
     drop(client);
     assert_eq!(running.stop(), [], "{request}");
 }
@@ -144,12 +140,12 @@ fn expect_body(client: &mut Client) {
 #[test]
 fn a_response_is_reported_once() {
     let responded = |path, length| told(path, Outcome::Responded, 200, length);
-    assert_told_once(&get("/"), expect_body, responded("/", 10));
-    assert_told_once(&get("/delayed"), expect_body, responded("/delayed", 10));
-    assert_told_once(&get("/work"), expect_body, responded("/work", 10));
+    assert_told_once(&get("/"), expect_body, &responded("/", 10));
+    assert_told_once(&get("/delayed"), expect_body, &responded("/delayed", 10));
+    assert_told_once(&get("/work"), expect_body, &responded("/work", 10));
     let head = "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
     let expect_head = |client: &mut Client| assert_eq!(client.head().status, 200);
-    assert_told_once(head, expect_head, responded("/", 0));
+    assert_told_once(head, expect_head, &responded("/", 0));
 }
 
 #[test]
@@ -160,7 +156,7 @@ fn a_rejected_request_is_reported_once() {
     };
     let length = "A request needs one Host, and one only.\n".len();
     let rejected = told("", Outcome::Rejected, 400, length);
-    assert_told_once("GET / HTTP/1.1\r\n\r\n", expect_400, rejected);
+    assert_told_once("GET / HTTP/1.1\r\n\r\n", expect_400, &rejected);
 }
 
 #[test]
@@ -185,10 +181,10 @@ fn a_response_that_is_dropped_on_purpose_is_reported_once() {
         let result = client.read_to_the_end();
         assert_eq!(result, Err(ErrorKind::ConnectionReset));
     };
-    assert_told_once(&get("/reset"), expect_reset, dropped("/reset"));
+    assert_told_once(&get("/reset"), expect_reset, &dropped("/reset"));
     let expect_close =
         |client: &mut Client| assert_eq!(client.read_to_the_end(), Ok(String::new()));
-    assert_told_once(&get("/close"), expect_close, dropped("/close"));
+    assert_told_once(&get("/close"), expect_close, &dropped("/close"));
 
     let running = Running::start(Limits::default());
     let mut client = running.connect();
@@ -207,13 +203,13 @@ fn a_response_that_is_incomplete_on_purpose_is_reported_once() {
         assert!(response.ends_with("\r\n\r\n01234"), "{response}");
     };
     let cut = told("/cut", Outcome::Responded, 200, 5);
-    assert_told_once(&get("/cut"), expect_half, cut);
+    assert_told_once(&get("/cut"), expect_half, &cut);
 
     let expect_head = |client: &mut Client| {
         assert!(client.head().head.contains("Content-Length: 10\r\n"));
     };
     let stalled = told("/stall", Outcome::Responded, 200, 5);
-    assert_told_once(&get("/stall"), expect_head, stalled);
+    assert_told_once(&get("/stall"), expect_head, &stalled);
 }
 
 #[test]
@@ -337,11 +333,11 @@ fn a_stop_signal_ends_run() {
         let server = Server::from_listener(listener).unwrap();
         let address = server.address();
         let (stop_signal, mut stop) = UnixStream::pair().unwrap();
-        let mut answered = 0;
+        let mut count = 0;
         let server = thread::spawn(move || {
             let service = |_: &Request<'_>| {
-                answered += 1;
-                Reply::text(Status::Ok, format!("{answered}"))
+                count += 1;
+                Reply::text(Status::Ok, format!("{count}"))
             };
             server.stop_when_readable(stop_signal).run(service)
         });

@@ -182,3 +182,18 @@ fn a_client_that_pipelines_and_reads_nothing_takes_little_memory() {
     daemon.assert_scrapes_are_served();
     daemon.assert_stops();
 }
+
+#[test]
+fn the_readme_shows_the_examples() {
+    let readme = include_str!("../README.md");
+    for example in [
+        include_str!("../examples/hello.rs"),
+        include_str!("../examples/daemon_metrics.rs"),
+    ] {
+        let (_, code) = example
+            .split_once("\n\n")
+            .expect("a comment, and then code");
+        let shown = format!("```rust,no_run\n{code}```\n");
+        assert!(readme.contains(&shown), "it does not show this:\n{shown}");
+    }
+}
