@@ -201,7 +201,7 @@ impl App {
     /// for all of them.
     pub fn flush_logs(&self) -> Option<Duration> {
         let is_full = self.access_log.flush() | diagnostics::flush();
-        is_full.then_some(line_writer::PAUSE)
+        is_full.then_some(line_writer::RETRY_INTERVAL)
     }
 
     fn begin(&self, request: &Request<'_>, route: Option<usize>) -> Exchange {

@@ -1,5 +1,5 @@
-//! The two logs: a line per request on standard output, and messages on standard error. Neither
-//! blocks a request loop.
+//! The two logs: a line per request on standard output, and diagnostics on standard error. Neither blocks
+//! a request loop.
 
 pub mod access;
 pub mod diagnostics;

@@ -1,19 +1,19 @@
-//! Which trace a request belongs to: `traceparent`, as W3C's Trace Context has it.
+//! The trace that a request belongs to, from its `traceparent` field (W3C Trace Context).
 
 use std::num::{NonZeroU64, NonZeroU128};
 
-/// The trace of a request, and in it the span of whoever sent the request.
+/// The trace that a request belongs to, and the span of its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceContext {
-    /// 16 bytes; all zeros are not valid.
+    /// 16 bytes. A trace ID of all zeros is invalid.
     pub trace_id: NonZeroU128,
-    /// 8 bytes; all zeros are not valid.
+    /// 8 bytes. A span ID of all zeros is invalid.
     pub span_id: NonZeroU64,
 }
 
 impl TraceContext {
-    /// Reads the value of `traceparent`, if it says that the trace is recorded somewhere (Trace
-    /// Context, section 3.2.2). Only version 00 is known here, and that is exact to the byte.
+    /// Parses the value of `traceparent` (Trace Context, section 3.2.2). Returns `None` if it is malformed,
+    /// if its version is not 00, or if the trace is not sampled.
     pub fn sampled(traceparent: &[u8]) -> Option<Self> {
         let value: &[u8; 55] = traceparent.try_into().ok()?;
         let has_shape = value.starts_with(b"00-") && value[35] == b'-' && value[52] == b'-';
@@ -26,7 +26,7 @@ impl TraceContext {
     }
 }
 
-/// A number of at most 32 digits. Upper-case ones are not allowed.
+/// Parses at most 32 hexadecimal digits. Uppercase digits are not allowed.
 fn hexadecimal(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0, |number, digit| {
         let digit = match digit {
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sampled_traceparent_is_read() {
+    fn a_sampled_traceparent_is_parsed() {
         for flags in ["01", "03", "ff"] {
             let value = format!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}");
             assert_eq!(
@@ -54,14 +54,14 @@ mod tests {
                 })
             );
         }
-        let most = format!("00-{}-{}-01", "f".repeat(32), "f".repeat(16));
-        let context = TraceContext::sampled(most.as_bytes()).unwrap();
+        let largest = format!("00-{}-{}-01", "f".repeat(32), "f".repeat(16));
+        let context = TraceContext::sampled(largest.as_bytes()).unwrap();
         assert_eq!(context.trace_id, NonZeroU128::MAX);
         assert_eq!(context.span_id, NonZeroU64::MAX);
     }
 
     #[test]
-    fn what_is_not_sampled_not_valid_or_of_another_version_is_none() {
+    fn a_traceparent_that_is_unsampled_malformed_or_of_another_version_is_ignored() {
         for value in [
             // Not sampled.
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
@@ -73,14 +73,14 @@ mod tests {
             "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-is-to-come",
-            // Not hexadecimal in lower case.
+            // Digits other than lowercase hexadecimal ones.
             "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-B7AD6B7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319g-b7ad6b7169203331-01",
             "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0 ",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-.1",
-            // Not of its shape.
+            // A wrong length or separator.
             "",
             "00",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1",

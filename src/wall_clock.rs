@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-/// The last nanosecond of the year 9999, counted from the epoch. Both formats have four digits for
-/// the year, and the crates that write them panic, or fail, outside of 1970 to 9999.
+/// The last nanosecond of the year 9999, since the epoch. Both formats have four digits for the year, and
+/// the crates that write them panic or fail outside of 1970 to 9999.
 const LATEST: Duration = Duration::new(253_402_300_799, 999_999_999);
 
-/// Reads the wall clock. A clock before 1970 or after 9999 reads as the nearest time in between.
+/// Reads the wall clock. A time before 1970 or after 9999 is replaced with the nearest time in that range.
 pub fn now() -> SystemTime {
     expressible(SystemTime::now())
 }
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_time_can_be_expressed() {
+    fn times_outside_1970_to_9999_are_clamped() {
         let epoch = SystemTime::UNIX_EPOCH;
         let second = Duration::from_secs(1);
         let first = "Thu, 01 Jan 1970 00:00:00 GMT";

@@ -10,30 +10,30 @@ use std::time::{Duration, Instant, SystemTime};
 use super::line_writer::LineWriter;
 use crate::peer::canonical;
 
-/// Writes a line per request, or nothing. Clones are of one log.
+/// The access log, which may be off. Clones refer to the same log.
 #[derive(Clone)]
 pub struct AccessLog(Option<Arc<Mutex<LineWriter<Stdout>>>>);
 
-/// What the line of a request says of the request itself: peer, method and path.
+/// The first part of a request's line, known when the request was received: peer, method and path.
 #[derive(Debug)]
 pub struct Entry(String);
 
 impl AccessLog {
-    /// An access log that writes if `enabled`.
+    /// Creates the log. It writes nothing unless `enabled`.
     pub fn new(enabled: bool) -> Self {
-        // The line of a request begins with a digit.
-        let lines = || LineWriter::new(io::stdout(), "# lines left out");
+        // Lines of requests start with a digit, so the notice can be told apart from them.
+        let lines = || LineWriter::new(io::stdout(), "# lines dropped");
         Self(enabled.then(|| Arc::new(Mutex::new(lines()))))
     }
 
-    /// The beginning of a request's line, if lines are written. `method` and `target` are as the
-    /// client sent them, empty if they could not be parsed.
+    /// Returns the first part of a request's line, or `None` if the log is off. `method` and `target` are
+    /// what the client sent, or empty if they could not be parsed.
     pub fn begin(&self, peer: Option<SocketAddr>, method: &str, target: &str) -> Option<Entry> {
         self.0.is_some().then(|| Entry::new(peer, method, target))
     }
 
-    /// Adds the line of a request, to be written by the next flush. `status` is what it is recorded
-    /// as, and `body_length` the bytes of body that were sent.
+    /// Adds the line of a request; the next flush writes it. `status` is the status that the metrics
+    /// record, and `body_length` the number of body bytes that were sent.
     pub fn push(
         &self,
         entry: &Entry,
@@ -53,12 +53,12 @@ impl AccessLog {
         }
     }
 
-    /// Writes as much as there is room for, as [`LineWriter::flush`] does.
+    /// Writes without blocking, and returns whether to try again soon. See [`LineWriter::flush`].
     pub fn flush(&self) -> bool {
         self.lines().is_some_and(|mut lines| lines.flush())
     }
 
-    /// Flushes as far as the reader takes it until then.
+    /// Writes the remaining lines, or as many as the reader takes before the deadline.
     pub fn flush_until(&self, deadline: Instant) {
         if let Some(mut lines) = self.lines() {
             lines.flush_until(deadline);
@@ -74,26 +74,27 @@ impl AccessLog {
 impl Entry {
     fn new(peer: Option<SocketAddr>, method: &str, target: &str) -> Self {
         let mut text = String::with_capacity(64);
-        // A String takes every write, here and below.
+        // Writing to a String cannot fail, here and below.
         let _ = match peer {
             Some(peer) => write!(text, "{}", canonical(peer)),
             None => text.write_char('-'),
         };
-        for sent in [method, target] {
+        for input in [method, target] {
             text.push(' ');
-            push_printable(&mut text, sent);
+            push_printable(&mut text, input);
         }
         Self(text)
     }
 }
 
-/// Appends what a client sent, in visible ASCII: it can neither break the line, nor add a field to
-/// it, nor reach the terminal that shows it. No client needs more than the first 200 bytes.
-pub fn push_printable(text: &mut String, sent: &str) {
-    if sent.is_empty() {
+/// Appends input from a client as visible ASCII, or `-` if it is empty. Other bytes and spaces are escaped,
+/// so that a client cannot break the line, add a field to it, or send control characters to a terminal.
+/// Input beyond 200 bytes is cut off.
+pub fn push_printable(text: &mut String, input: &str) {
+    if input.is_empty() {
         text.push('-');
     }
-    for byte in sent.bytes().take(200) {
+    for byte in input.bytes().take(200) {
         match byte {
             b' ' => text.push_str("\\x20"),
             _ => text.extend(ascii::escape_default(byte).map(char::from)),
@@ -101,7 +102,7 @@ pub fn push_printable(text: &mut String, sent: &str) {
     }
 }
 
-/// Time, peer, method, path, status, bytes of the body, seconds.
+/// A line with the fields time, peer, method, path, status, bytes of the body, and seconds.
 struct Line<'a> {
     time: SystemTime,
     entry: &'a Entry,
@@ -127,6 +128,7 @@ impl Display for Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
     fn line_of(method: &str, target: &str) -> String {
         let entry = Entry::new(Some(([127, 0, 0, 1], 4242).into()), method, target);
         let line = Line {
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_a_client_sends_breaks_the_line_or_reaches_the_terminal() {
+    fn client_input_cannot_break_the_line_or_control_the_terminal() {
         let lines = [
             line_of("GET", "/a\r\n1970-01-01 forged"),
             line_of("G\u{1b}[31mT", "/\u{1b}]0;title\u{7}"),

@@ -1,6 +1,6 @@
-//! Diagnostics: messages about the service itself, on standard error. Each problem and each change
-//! made by a client is one line, and their number per second is limited, whatever clients do. Panics
-//! are bugs: their lines are always printed.
+//! Diagnostics: messages about the service itself, on standard error. Each problem, and each change of the
+//! faults by a client, is one line. The number of these lines per second is limited, whatever clients do.
+//! Panics are always printed, because each one is a bug.
 
 use std::fmt::Display;
 use std::io::{self, Stderr};
@@ -14,14 +14,14 @@ use super::line_writer::LineWriter;
 use crate::peer::canonical;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Problems tend to repeat themselves, so that more lines would say no more.
+/// Only one, because a problem usually repeats itself, and more lines would add no information.
 const REPORTS_PER_SECOND: u32 = 1;
-/// Each change is worth a line, up to as many as somebody can read.
+/// Changes differ from each other. Ten lines are about as many as a person can read in a second.
 const CHANGES_PER_SECOND: u32 = 10;
 
 static DIAGNOSTICS: LazyLock<Mutex<Diagnostics>> = LazyLock::new(|| {
     Mutex::new(Diagnostics {
-        lines: LineWriter::new(io::stderr(), "tiny-probe: lines left out"),
+        lines: LineWriter::new(io::stderr(), "tiny-probe: lines dropped"),
         reports: RateLimit::new(REPORTS_PER_SECOND),
         changes: Changes::new(),
     })
@@ -48,13 +48,13 @@ fn lock() -> MutexGuard<'static, Diagnostics> {
     DIAGNOSTICS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Prints a line, as soon as whoever reads has room for it.
+/// Prints a line as soon as standard error has room for it.
 pub fn print(line: impl Display) {
     lock().print(line);
 }
 
-/// Prints a problem in one line. If another was printed within the second, it is only counted, and
-/// the next line has the number.
+/// Prints a problem in one line. If another problem was printed less than a second ago, this one is only
+/// counted; the next line that is printed ends with the count.
 pub fn report(message: impl Display) {
     let mut diagnostics = lock();
     if let Some(message) = diagnostics.reports.line(message, Instant::now()) {
@@ -62,8 +62,9 @@ pub fn report(message: impl Display) {
     }
 }
 
-/// Prints in one line which client has changed the faults, and to what. Of more than ten changes in
-/// a second, the last is printed when the second is over, and the others are counted.
+/// Prints in one line which client changed the faults, and the new settings. Of more than ten changes in a
+/// second, the first nine are printed at once and the last one when the second is over. The others are
+/// counted.
 pub fn announce_change(peer: SocketAddr, faults: &str) {
     let peer = canonical(peer);
     let change = format!("{peer} changed the faults: {}", faults.trim_end());
@@ -73,8 +74,8 @@ pub fn announce_change(peer: SocketAddr, faults: &str) {
     }
 }
 
-/// Writes as much as there is room for, as [`LineWriter::flush`] does. Returns whether to call it
-/// again soon: the reader is slow, or a change waits for the end of its second.
+/// Writes without blocking, as [`LineWriter::flush`] does. Returns whether to call it again soon, either
+/// because standard error had no room for all lines, or because a change is held until its second is over.
 pub fn flush() -> bool {
     let mut diagnostics = lock();
     if diagnostics.changes.held.is_some()
@@ -85,7 +86,7 @@ pub fn flush() -> bool {
     diagnostics.lines.flush() | diagnostics.changes.held.is_some()
 }
 
-/// Writes the last lines, as far as the reader takes them until then.
+/// Writes the remaining lines, or as many as the reader takes before the deadline.
 pub fn flush_until(deadline: Instant) {
     let mut diagnostics = lock();
     if let Some(message) = diagnostics.changes.release() {
@@ -94,7 +95,7 @@ pub fn flush_until(deadline: Instant) {
     diagnostics.lines.flush_until(deadline);
 }
 
-/// Prints every panic in one line. No other message suppresses it.
+/// Makes every panic print one line, whatever else was printed in the same second.
 pub fn report_panics() {
     panic::set_hook(Box::new(|panic| {
         lock().print_message(&one_line(&format_args!("panic: {panic}")));
@@ -105,11 +106,11 @@ fn one_line(message: &impl Display) -> String {
     message.to_string().replace(char::is_control, " ")
 }
 
-/// The changes of a second: all but one of its lines are printed at once, and the last of the other
-/// changes when it is over. So the latest state is always printed, within the limit.
+/// Limits the lines about changes. One line of each second is reserved for its last change, which is printed
+/// when the second is over. So the latest settings are always printed.
 struct Changes {
     rate_limit: RateLimit,
-    /// The latest change, if it was not printed.
+    /// The latest change, if it has not been printed yet.
     held: Option<String>,
 }
 
@@ -121,52 +122,58 @@ impl Changes {
         }
     }
 
+    /// Returns the line to print now for this change. If there is none, the change is held.
     fn line(&mut self, change: String, now: Instant) -> Option<String> {
         let line = self.rate_limit.line(&change, now);
         self.held = line.is_none().then_some(change);
         line
     }
 
-    /// The line of the latest change, if it was held and its second is over.
+    /// Returns the line of the held change, if there is one and its second is over.
     fn line_due(&mut self, now: Instant) -> Option<String> {
         let is_due = self.rate_limit.is_over(now);
         is_due.then(|| self.release()).flatten()
     }
 
-    /// The line of the latest change, if it was held.
+    /// Returns the line of the held change, if there is one.
     fn release(&mut self) -> Option<String> {
         let change = self.held.take()?;
-        // It was counted itself.
-        self.rate_limit.left_out -= 1;
+        // The held change was counted as omitted.
+        self.rate_limit.omitted -= 1;
         Some(self.rate_limit.with_count(&change))
     }
 }
 
-/// At most so many lines in a second, which begins with the first of them.
+/// Limits the number of lines per second. A second starts with its first line.
 struct RateLimit {
-    lines: u32,
-    second: Option<Instant>,
+    /// The maximum number of lines per second.
+    limit: u32,
+    /// The start of the current second; `None` before the first line.
+    start: Option<Instant>,
+    /// The number of lines printed in the current second.
     printed: u32,
-    left_out: u64,
+    /// The number of lines omitted since the last one that was printed.
+    omitted: u64,
 }
 
 impl RateLimit {
-    fn new(lines: u32) -> Self {
+    fn new(limit: u32) -> Self {
         Self {
-            lines,
-            second: None,
+            limit,
+            start: None,
             printed: 0,
-            left_out: 0,
+            omitted: 0,
         }
     }
 
+    /// Returns the line to print for this message, or `None` if the limit is reached.
     fn line(&mut self, message: impl Display, now: Instant) -> Option<String> {
         if self.is_over(now) {
-            self.second = Some(now);
+            self.start = Some(now);
             self.printed = 0;
         }
-        if self.printed == self.lines {
-            self.left_out += 1;
+        if self.printed == self.limit {
+            self.omitted += 1;
             return None;
         }
         self.printed += 1;
@@ -174,15 +181,15 @@ impl RateLimit {
     }
 
     fn is_over(&self, now: Instant) -> bool {
-        self.second.is_none_or(|start| now >= start + SECOND)
+        self.start.is_none_or(|start| now >= start + SECOND)
     }
 
-    /// The message in one line, with the number of those that were left out before it.
+    /// Returns the message in one line, followed by the number of messages omitted before it.
     fn with_count(&mut self, message: &impl Display) -> String {
         let line = one_line(message);
-        match mem::take(&mut self.left_out) {
+        match mem::take(&mut self.omitted) {
             0 => line,
-            left_out => format!("{line} ({left_out} more were left out)"),
+            omitted => format!("{line} (messages omitted before this one: {omitted})"),
         }
     }
 }
@@ -195,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_a_second_and_the_others_are_counted() {
+    fn one_line_per_second_is_printed_and_the_others_are_counted() {
         let mut rate_limit = RateLimit::new(1);
         let start = Instant::now();
         let mut at =
@@ -204,12 +211,13 @@ mod tests {
         assert_eq!(at(1, "two"), None);
         assert_eq!(at(999, "three"), None);
         let line = at(1000, "four\n\u{1b}[31m");
-        assert_eq!(line.as_deref(), Some("four  [31m (2 more were left out)"));
+        let expected = "four  [31m (messages omitted before this one: 2)";
+        assert_eq!(line.as_deref(), Some(expected));
         assert_eq!(at(2000, "five").as_deref(), Some("five"));
     }
 
     #[test]
-    fn ten_lines_a_second_if_so_many_are_allowed() {
+    fn as_many_lines_per_second_are_printed_as_the_limit_allows() {
         let mut rate_limit = RateLimit::new(10);
         let start = Instant::now();
         let mut lines = |millis| {
@@ -221,7 +229,7 @@ mod tests {
         assert!(lines(999).is_empty());
         let next = lines(1000);
         assert_eq!(next.len(), 10);
-        assert_eq!(next[0], "changed (1990 more were left out)");
+        assert_eq!(next[0], "changed (messages omitted before this one: 1990)");
     }
 
     #[test]
@@ -236,23 +244,26 @@ mod tests {
         }
         assert_eq!(changes.line_due(at(1000)), None);
         let line = changes.line_due(at(1001));
-        assert_eq!(line.as_deref(), Some("change 100 (90 more were left out)"));
+        let expected = "change 100 (messages omitted before this one: 90)";
+        assert_eq!(line.as_deref(), Some(expected));
         assert_eq!(changes.line_due(at(5000)), None);
         assert_eq!(changes.release(), None);
 
-        // A change in the next second supersedes the one that is held, which is counted.
+        // A change in the next second replaces the held one, which is then counted as omitted.
         let lines = |changes: &mut Changes, millis| {
             let lines = (0..11).filter_map(|_| changes.line("again".into(), at(millis)));
             lines.collect::<Vec<_>>()
         };
         assert_eq!(lines(&mut changes, 5000), ["again"; 9]);
         let next = lines(&mut changes, 6000);
-        assert_eq!(next[0], "again (2 more were left out)");
+        assert_eq!(next[0], "again (messages omitted before this one: 2)");
         let line = changes.release();
-        assert_eq!(line.as_deref(), Some("again (1 more were left out)"));
+        let expected = "again (messages omitted before this one: 1)";
+        assert_eq!(line.as_deref(), Some(expected));
     }
 
-    /// In a process of its own: it is the hook of the whole process, and standard error.
+    /// Runs itself in a second process, because the panic hook and standard error belong to the whole
+    /// process.
     #[test]
     fn every_panic_is_reported_in_one_line() {
         const NAME: &str = "log::diagnostics::tests::every_panic_is_reported_in_one_line";
@@ -267,7 +278,7 @@ mod tests {
             .env("PANIC", "1")
             .output();
         let Ok(output) = output else {
-            println!("skipped: an emulator that runs this process starts no other");
+            println!("skipped: the emulator cannot start another process");
             return;
         };
         let stderr = String::from_utf8(output.stderr).unwrap();

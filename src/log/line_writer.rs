@@ -1,11 +1,11 @@
-//! Whole lines to a standard stream, without ever waiting for whoever reads it.
+//! Writes whole lines to a standard stream without ever waiting for its reader.
 //!
-//! What finds no room in the stream waits in a buffer. What finds no room there is left out and
-//! counted, and the number is written where the lines would be.
+//! Lines that do not fit into the stream wait in a buffer. When the buffer is full, lines are dropped and
+//! counted, and the count is written in their place.
 //!
-//! The stream may be shared with other processes, so that its flags are not ours to change, and lines
-//! of theirs come between two writes of ours: each write is of whole lines, and no longer than what a
-//! pipe takes in one piece.
+//! Other processes may share the stream. So its flags must not be changed, and their lines may appear
+//! between two writes. Each write therefore consists of whole lines and is short enough for a pipe to take
+//! it in one piece.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -18,34 +18,34 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::Errno;
 use rustix::pipe::PIPE_BUF;
 
-/// What may wait, in bytes: some 3500 lines. A pipe holds another 64 KiB.
+/// The size of the buffer in bytes, about 3500 lines. A pipe holds another 64 KiB.
 const MAX_UNWRITTEN: usize = 256 * 1024;
-/// Beyond this many bytes lines do not wait for the flush: there may be more of them before it comes
-/// than may wait.
+/// Lines are written after every so many bytes without waiting for the next flush, before which the buffer
+/// could become full.
 const CHUNK: usize = 16 * 1024;
-/// The pause before a stream that was full is tried again.
-pub const PAUSE: Duration = Duration::from_millis(10);
+/// How long to wait before writing again to a stream that was full.
+pub const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Writes lines to a stream.
 pub struct LineWriter<S> {
     stream: S,
     kind: Kind,
-    /// What stands before the number of lines left out.
+    /// The text before the number of dropped lines.
     notice: &'static str,
-    /// Whole lines, but for the first of them if a part of it is written.
+    /// The buffer: whole lines, except that a part of the first one may already be written.
     unwritten: Vec<u8>,
-    /// How many lines are left out behind these.
-    left_out: u64,
+    /// The number of lines dropped after those in the buffer.
+    dropped: u64,
 }
 
-/// How to write without waiting.
+/// The kind of a stream, which decides how to write without waiting.
 enum Kind {
-    /// A regular file always has room.
+    /// A regular file, which always has room.
     File,
-    /// A pipe or a terminal, with a file description of our own, which is non-blocking.
+    /// A pipe or a terminal. It was opened a second time, and the new file description is non-blocking.
     Own(OwnedFd),
-    /// Anything else: `poll` says whether there is room. If another process is faster to take it, or
-    /// a terminal has less than a line, the write waits.
+    /// Any other stream. `poll` tells whether it has room. The write can still wait if another process
+    /// takes that room first, or if a terminal has room for less than a line.
     Shared,
 }
 
@@ -59,7 +59,8 @@ impl Kind {
             _ if stream.is_terminal() => {}
             _ => return Self::Shared,
         }
-        // Linux opens anew what is open, unless it belongs to another user. Others do not.
+        // On Linux this opens the stream a second time, unless it belongs to another user. Other systems do
+        // not support this.
         let path = format!("/proc/self/fd/{}", stream.as_raw_fd());
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         open(path, flags, Mode::empty()).map_or(Self::Shared, Self::Own)
@@ -67,76 +68,76 @@ impl Kind {
 }
 
 impl<S: AsFd> LineWriter<S> {
-    /// Writes to `stream`. The number of lines left out is a line of its own: `notice`, a colon and
-    /// the number.
+    /// Creates a writer for `stream`. Dropped lines are replaced with a line that consists of `notice`, a
+    /// colon and their number.
     pub fn new(stream: S, notice: &'static str) -> Self {
         Self {
             kind: Kind::of(&stream),
             stream,
             notice,
             unwritten: Vec::new(),
-            left_out: 0,
+            dropped: 0,
         }
     }
 
-    /// Takes a line, without its end, to be written by the next flush; or counts it, if there is no
-    /// room for it. Once one is left out all are, until the reader has caught up: what is missing
-    /// is missing in one place.
+    /// Adds a line, given without its line break; the next flush writes it. If the buffer is full, the
+    /// line is dropped and counted. After that all lines are dropped until the buffer has been written, so
+    /// that the dropped lines are consecutive.
     pub fn push(&mut self, line: impl Display) {
-        if self.left_out > 0 {
-            self.left_out += 1;
+        if self.dropped > 0 {
+            self.dropped += 1;
             return;
         }
         let before = self.unwritten.len();
-        // A Vec takes every write, here and below.
+        // Writing to a Vec cannot fail, here and below.
         let _ = writeln!(self.unwritten, "{line}");
         if MAX_UNWRITTEN < self.unwritten.len() {
             self.unwritten.truncate(before);
-            self.left_out = 1;
+            self.dropped = 1;
         } else if self.unwritten.len() / CHUNK != before / CHUNK {
             self.flush();
         }
     }
 
-    /// Writes as much as there is room for, and never waits. Gives whether the rest is worth another
-    /// try soon: the reader is slow. What fails in another way is kept, too, until the next flush: a
-    /// disk may have room again.
+    /// Writes as much as the stream has room for, without waiting. Returns whether the stream is full, so
+    /// that it is worth trying again after [`RETRY_INTERVAL`]. After any other error the lines are kept for
+    /// the next flush: a full disk, for example, can have room again later.
     pub fn flush(&mut self) -> bool {
-        let mut written = 0;
+        let mut written_bytes = 0;
         let is_full = loop {
-            let unwritten = &self.unwritten[written..];
-            if unwritten.is_empty() && self.left_out == 0 {
+            let rest = &self.unwritten[written_bytes..];
+            if rest.is_empty() && self.dropped == 0 {
                 break false;
             }
-            if unwritten.is_empty() {
+            if rest.is_empty() {
                 self.unwritten.clear();
-                written = 0;
-                let _ = writeln!(self.unwritten, "{}: {}", self.notice, self.left_out);
-                self.left_out = 0;
+                written_bytes = 0;
+                let _ = writeln!(self.unwritten, "{}: {}", self.notice, self.dropped);
+                self.dropped = 0;
                 continue;
             }
-            match self.write(unwritten) {
-                Ok(count) if count > 0 => written += count,
+            match self.write(rest) {
+                Ok(count) if count > 0 => written_bytes += count,
                 Err(Errno::INTR) => {}
                 result => break result == Err(Errno::AGAIN),
             }
         };
-        self.unwritten.drain(..written);
+        self.unwritten.drain(..written_bytes);
         if self.unwritten.is_empty() {
-            // A chunk may end within a line.
+            // Twice the chunk, because the line that completes a chunk can exceed it.
             self.unwritten.shrink_to(2 * CHUNK);
         }
         is_full
     }
 
-    /// Flushes as far as the reader takes it until then.
+    /// Flushes until everything is written, an error occurs, or the deadline has passed.
     pub fn flush_until(&mut self, deadline: Instant) {
         while self.flush() && Instant::now() < deadline {
-            thread::sleep(PAUSE);
+            thread::sleep(RETRY_INTERVAL);
         }
     }
 
-    /// Writes once.
+    /// Makes one attempt to write, and returns how many bytes were written.
     fn write(&self, lines: &[u8]) -> rustix::io::Result<usize> {
         match &self.kind {
             Kind::File => rustix::io::write(&self.stream, lines),
@@ -152,7 +153,8 @@ impl<S: AsFd> LineWriter<S> {
     }
 }
 
-/// As many lines as a pipe takes in one piece (POSIX, write), or a piece of a line that is longer.
+/// Returns as many whole lines as a pipe takes in one piece (POSIX, write). If the first line is longer than
+/// that, returns its beginning.
 fn piece(lines: &[u8]) -> &[u8] {
     let piece = &lines[..lines.len().min(PIPE_BUF)];
     let end = piece.iter().rposition(|byte| *byte == b'\n');
@@ -169,29 +171,30 @@ mod tests {
 
     use super::*;
 
-    const NOTICE: &str = "# lines left out";
+    const NOTICE: &str = "# lines dropped";
 
-    /// What is pushed: the number and enough to make many of them.
+    /// A line that starts with its number. The lengths vary.
     fn line(number: usize) -> String {
         format!("{number} {}", "x".repeat(number % 150))
     }
 
-    /// Lines for a reader that is stuck, far more than there is room for; then it reads on.
-    fn a_stuck_reader<S: AsFd>(mut writer: LineWriter<S>, mut reader: impl Read + Send) {
+    /// Writes far more lines than there is room for while the reader is stuck, then lets it read. Checks
+    /// that the count of dropped lines is right.
+    fn check_stuck_reader<S: AsFd>(mut writer: LineWriter<S>, mut reader: impl Read + Send) {
         const LINES: usize = 50_000;
         for number in 0..LINES {
             writer.push(line(number));
         }
-        assert!(writer.flush(), "worth another try");
-        assert!(writer.flush(), "again and again");
+        assert!(writer.flush(), "the stream is full");
+        assert!(writer.flush(), "the stream is still full");
         writer.flush_until(Instant::now());
         let flags = fcntl_getfl(&writer.stream).unwrap();
-        assert!(!flags.contains(OFlags::NONBLOCK), "the stream is as it was");
+        assert!(!flags.contains(OFlags::NONBLOCK), "the flags are unchanged");
 
         let read = thread::scope(|scope| {
             let read = scope.spawn(|| {
                 let mut read = Vec::new();
-                // A terminal that is closed ends with an error.
+                // Reading from a closed terminal ends with an error.
                 let _ = reader.read_to_end(&mut read);
                 String::from_utf8(read).unwrap()
             });
@@ -204,42 +207,44 @@ mod tests {
         assert!(read.ends_with('\n'));
         let mut lines = read.lines();
         assert_eq!(lines.next_back(), Some("the next"));
-        let left_out = lines.next_back().unwrap().strip_prefix(NOTICE).unwrap();
-        let left_out: usize = left_out.strip_prefix(": ").unwrap().parse().unwrap();
-        let whole = lines.enumerate().filter(|(at, got)| *got == line(*at));
-        assert_eq!(whole.count() + left_out, LINES);
-        let at_most = (MAX_UNWRITTEN + 1024 * 1024) / 75;
-        assert!(LINES - left_out < at_most, "{left_out} are left out");
+        let dropped = lines.next_back().unwrap().strip_prefix(NOTICE).unwrap();
+        let dropped: usize = dropped.strip_prefix(": ").unwrap().parse().unwrap();
+        let intact = lines
+            .enumerate()
+            .filter(|(number, text)| *text == line(*number));
+        assert_eq!(intact.count() + dropped, LINES);
+        let max_kept = (MAX_UNWRITTEN + 1024 * 1024) / 75;
+        assert!(LINES - dropped < max_kept, "only {dropped} are dropped");
     }
 
     #[test]
-    fn a_pipe_that_is_full_costs_lines_and_they_are_counted() {
+    fn lines_for_a_full_pipe_are_dropped_and_counted() {
         let (reader, stream) = io::pipe().unwrap();
         let writer = LineWriter::new(stream, NOTICE);
         assert!(matches!(writer.kind, Kind::Own(_)) || cfg!(not(target_os = "linux")));
-        a_stuck_reader(writer, reader);
+        check_stuck_reader(writer, reader);
     }
 
     #[test]
-    fn so_does_a_pipe_that_cannot_be_opened_anew() {
+    fn lines_for_a_full_pipe_that_cannot_be_reopened_are_dropped_and_counted() {
         let (reader, stream) = io::pipe().unwrap();
         let mut writer = LineWriter::new(stream, NOTICE);
         writer.kind = Kind::Shared;
-        a_stuck_reader(writer, reader);
+        check_stuck_reader(writer, reader);
     }
 
     #[test]
-    fn so_does_a_socket() {
+    fn lines_for_a_full_socket_are_dropped_and_counted() {
         let (reader, stream) = UnixStream::pair().unwrap();
         let writer = LineWriter::new(stream, NOTICE);
         assert!(matches!(writer.kind, Kind::Shared));
-        a_stuck_reader(writer, reader);
+        check_stuck_reader(writer, reader);
     }
 
-    /// Elsewhere the write waits if the terminal has less than a line.
+    /// On other systems the write waits if the terminal has room for less than a line.
     #[cfg(target_os = "linux")]
     #[test]
-    fn so_does_a_terminal() {
+    fn lines_for_a_full_terminal_are_dropped_and_counted() {
         use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
 
         let reader = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -249,11 +254,11 @@ mod tests {
         let stream = open(name, flags, Mode::empty()).unwrap();
         let writer = LineWriter::new(stream, NOTICE);
         assert!(matches!(writer.kind, Kind::Own(_)));
-        a_stuck_reader(writer, File::from(reader));
+        check_stuck_reader(writer, File::from(reader));
     }
 
     #[test]
-    fn a_reader_that_keeps_up_misses_none() {
+    fn a_reader_that_keeps_up_gets_every_line() {
         let (mut reader, stream) = io::pipe().unwrap();
         let mut writer = LineWriter::new(stream, NOTICE);
         let mut expected = String::new();
@@ -274,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_takes_everything_at_once() {
+    fn a_file_gets_every_line() {
         let path = std::env::temp_dir().join(format!("tiny-probe-{}", std::process::id()));
         let mut options = File::options();
         let mut file = options
@@ -291,15 +296,18 @@ mod tests {
         }
         assert!(!writer.flush());
         drop(writer);
-        let mut written = String::new();
+        let mut text = String::new();
         file.rewind().unwrap();
-        file.read_to_string(&mut written).unwrap();
-        let whole = written.lines().enumerate();
-        assert_eq!(whole.filter(|(at, got)| *got == line(*at)).count(), 10_000);
+        file.read_to_string(&mut text).unwrap();
+        let intact = text
+            .lines()
+            .enumerate()
+            .filter(|(number, text)| *text == line(*number));
+        assert_eq!(intact.count(), 10_000);
     }
 
     #[test]
-    fn a_piece_is_of_whole_lines_unless_one_is_too_long() {
+    fn a_piece_consists_of_whole_lines_unless_the_first_one_is_too_long() {
         assert_eq!(piece(b"one\ntwo\n"), b"one\ntwo\n");
         let long = [b"one\ntwo\n", &[b'x'; PIPE_BUF][..]].concat();
         assert_eq!(piece(&long), b"one\ntwo\n");
@@ -307,10 +315,10 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_not_waited_for() {
+    fn a_stream_with_an_error_is_not_waited_for() {
         let (_, broken) = io::pipe().unwrap();
         let mut streams = vec![OwnedFd::from(broken)];
-        // macOS has no such device.
+        // macOS does not have this device.
         if let Ok(full) = File::options().write(true).open("/dev/full") {
             streams.push(full.into());
         }
@@ -328,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_longer_than_a_pipe_takes_in_one_piece_comes_whole() {
+    fn a_line_that_is_too_long_for_one_piece_is_written_completely() {
         let (mut reader, stream) = io::pipe().unwrap();
         let mut writer = LineWriter::new(stream, NOTICE);
         let long = "x".repeat(3 * PIPE_BUF);

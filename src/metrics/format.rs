@@ -1,30 +1,30 @@
-//! The formats of the page, and which of them a scraper is given: the one that its `Accept` prefers.
+//! The formats of the exposition, and the choice between them by the `Accept` field of a scrape.
 
 use bounded_http::is_token_byte;
 
-/// A format of the page.
+/// A format of the exposition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Prometheus' text format 0.0.4.
+    /// The Prometheus text format 0.0.4.
     Text,
     /// `OpenMetrics` 1.0.0.
     OpenMetrics,
 }
 
 impl Format {
-    /// The value of `Content-Type`. Prometheus 3 refuses a scrape without one that it knows.
+    /// The value of `Content-Type`. Prometheus 3 rejects a page whose content type it does not know.
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
-            // The names here have nothing that the escaping of names would change.
+            // No name contains a character that would have to be escaped, whatever the scheme.
             Self::OpenMetrics => {
                 "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores"
             }
         }
     }
 
-    /// The format that an `Accept` field prefers (RFC 9110, section 12.5.1). The text format if both
-    /// are as welcome, if neither is, or if the field is not there or cannot be read.
+    /// Returns the format that an `Accept` field prefers (RFC 9110, section 12.5.1). This is the text
+    /// format if both are equally acceptable, if neither is, or if the field is missing or malformed.
     pub fn preferred(accept: Option<&[u8]>) -> Self {
         match accept.and_then(qualities) {
             Some([text, open_metrics]) if open_metrics > text => Self::OpenMetrics,
@@ -32,7 +32,7 @@ impl Format {
         }
     }
 
-    /// What a media range is held against: type, subtype and version.
+    /// The type, subtype and version that a media range is compared with.
     fn media_type(self) -> [&'static [u8]; 3] {
         match self {
             Self::Text => [b"text", b"plain", b"0.0.4"],
@@ -41,14 +41,15 @@ impl Format {
     }
 }
 
-/// How welcome the text format is, and `OpenMetrics`, in thousandths; `None` if a field is malformed.
+/// Returns the quality values of the text format and of `OpenMetrics`, in thousandths, or `None` if the
+/// field is malformed.
 fn qualities(accept: &[u8]) -> Option<[u16; 2]> {
     let mut input = Input(accept);
     let mut best = [(0, 0); 2];
     while input.skip_to_element() {
         let range = input.media_range()?;
         for (best, format) in best.iter_mut().zip([Format::Text, Format::OpenMetrics]) {
-            // The most specific range decides, whatever the others say.
+            // Only the most specific range counts.
             if let Some(specificity) = range.specificity(format) {
                 *best = (*best).max((specificity, range.quality));
             }
@@ -57,7 +58,7 @@ fn qualities(accept: &[u8]) -> Option<[u16; 2]> {
     Some(best.map(|(_, quality)| quality))
 }
 
-/// An element of `Accept`.
+/// An element of `Accept`, with the parameters that matter here.
 struct MediaRange<'a> {
     kind: &'a [u8],
     subtype: &'a [u8],
@@ -67,21 +68,22 @@ struct MediaRange<'a> {
 }
 
 impl MediaRange<'_> {
-    /// How closely it describes a format, 1 at least; `None` if it does not. Other parameters say
-    /// nothing of it: Prometheus 3 adds `escaping=allow-utf-8`, which is an offer.
+    /// Returns how specifically the range matches a format, at least 1, or `None` if it does not match.
+    /// Unknown parameters are ignored: Prometheus 3 adds `escaping=allow-utf-8`, which says what it
+    /// supports and not what it requires.
     fn specificity(&self, format: Format) -> Option<u8> {
         let [kind, subtype, version] = format.media_type();
-        let is_same = |asked: &[u8], own: &[u8]| asked.eq_ignore_ascii_case(own);
+        let is_same = |accepted: &[u8], own: &[u8]| accepted.eq_ignore_ascii_case(own);
         let by_name = match (self.kind, self.subtype) {
             (b"*", b"*") => 1,
-            (asked, b"*") if is_same(asked, kind) => 2,
-            (asked, b) if is_same(asked, kind) && is_same(b, subtype) => 3,
+            (accepted, b"*") if is_same(accepted, kind) => 2,
+            (accepted, b) if is_same(accepted, kind) && is_same(b, subtype) => 3,
             _ => return None,
         };
         let mut parameters = 0;
-        for (asked, own) in [(self.version, version), (self.charset, b"utf-8")] {
-            if let Some(asked) = asked {
-                if !is_same(asked, own) {
+        for (accepted, own) in [(self.version, version), (self.charset, b"utf-8")] {
+            if let Some(accepted) = accepted {
+                if !is_same(accepted, own) {
                     return None;
                 }
                 parameters += 1;
@@ -91,18 +93,18 @@ impl MediaRange<'_> {
     }
 }
 
-/// What is still to be read of a field value.
+/// The part of a field value that is not parsed yet.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
-    /// Skips to the next element of the list, past empty ones (RFC 9110, section 5.6.1.2). `false` at
-    /// the end.
+    /// Skips whitespace and empty elements (RFC 9110, section 5.6.1.2). Returns whether another element
+    /// follows.
     fn skip_to_element(&mut self) -> bool {
         while self.skip_whitespace().take(b',') {}
         !self.0.is_empty()
     }
 
-    /// A media range with its parameters, and nothing behind it but a comma.
+    /// Parses a media range with its parameters, up to the next comma or the end.
     fn media_range(&mut self) -> Option<MediaRange<'a>> {
         let kind = self.token()?;
         let subtype = self.take(b'/').then(|| self.token())??;
@@ -113,20 +115,20 @@ impl<'a> Input<'a> {
             charset: None,
             quality: 1000,
         };
-        let mut is_weighed = false;
+        let mut has_weight = false;
         while self.skip_whitespace().take(b';') {
             if matches!(self.skip_whitespace().0, [] | [b';' | b',', ..]) {
                 continue;
             }
             let name = self.token()?;
             let value = self.take(b'=').then(|| self.token_or_quoted())??;
-            if is_weighed {
-                // What follows the weight is no parameter of the media type.
+            if has_weight {
+                // Parameters after the weight do not belong to the media type.
                 continue;
             }
             if name.eq_ignore_ascii_case(b"q") {
                 range.quality = read_quality(value)?;
-                is_weighed = true;
+                has_weight = true;
             } else if name.eq_ignore_ascii_case(b"version") {
                 range.version = Some(value);
             } else if name.eq_ignore_ascii_case(b"charset") {
@@ -143,8 +145,8 @@ impl<'a> Input<'a> {
         (!token.is_empty()).then_some(token)
     }
 
-    /// A token, or what is between quotes. A quoted pair stays as it is: no value that is looked for
-    /// needs one.
+    /// Parses a token, or a quoted string without its quotes. Quoted pairs are not unescaped, because no
+    /// value compared here contains one.
     fn token_or_quoted(&mut self) -> Option<&'a [u8]> {
         if !self.take(b'"') {
             return self.token();
@@ -172,7 +174,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// A weight from 0 to 1 with three decimals at most (RFC 9110, section 12.4.2), in thousandths.
+/// Parses a weight from 0 to 1 with at most three decimals (RFC 9110, section 12.4.2), in thousandths.
 fn read_quality(text: &[u8]) -> Option<u16> {
     let (whole, decimals) = match text {
         [whole @ (b'0' | b'1')] => (whole, &[][..]),
@@ -193,16 +195,16 @@ mod tests {
     use super::Format::{OpenMetrics, Text};
     use super::*;
 
-    /// Who sends it, the field, what it gets.
+    /// The client or the case, the field, the expected format.
     const ACCEPTS: &[(&str, &str, Format)] = &[
         // Scrapers.
         (
-            "Prometheus 2.5 to 2.48, 2.42 among them",
+            "Prometheus 2.5 to 2.48, including 2.42",
             "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
             OpenMetrics,
         ),
         (
-            "Prometheus 2.49 to 2.54, 2.53 among them",
+            "Prometheus 2.49 to 2.54, including 2.53",
             "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
             OpenMetrics,
         ),
@@ -217,7 +219,7 @@ mod tests {
             OpenMetrics,
         ),
         (
-            "Prometheus 3 with names as before",
+            "Prometheus 3 with legacy names",
             "application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=underscores;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
             OpenMetrics,
         ),
@@ -244,64 +246,68 @@ mod tests {
             Text,
         ),
         (
-            "Firefox, of an image",
+            "Firefox, for an image",
             "image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5",
             Text,
         ),
         // The most specific range decides.
         ("one type", "application/openmetrics-text", OpenMetrics),
-        ("any type of one kind", "application/*", OpenMetrics),
-        ("any text", "text/*", Text),
+        ("any subtype of application", "application/*", OpenMetrics),
+        ("any subtype of text", "text/*", Text),
         ("a tie", "text/plain, application/openmetrics-text", Text),
         (
-            "a tie by three decimals",
+            "a tie written with three decimals",
             "application/openmetrics-text;q=0.5,text/plain;q=0.500",
             Text,
         ),
         (
-            "a thousandth",
+            "a difference of a thousandth",
             "application/openmetrics-text;q=0.501,text/plain;q=0.5",
             OpenMetrics,
         ),
         (
-            "all the same, one refused",
+            "anything except text/plain",
             "*/*, text/plain;q=0",
             OpenMetrics,
         ),
         (
-            "all the same, the other refused",
+            "anything except OpenMetrics",
             "application/openmetrics-text;q=0,*/*",
             Text,
         ),
-        ("all but text", "text/*;q=0.1,*/*;q=0.2", OpenMetrics),
         (
-            "a kind before a type",
+            "anything rather than text",
+            "text/*;q=0.1,*/*;q=0.2",
+            OpenMetrics,
+        ),
+        (
+            "a wildcard range before a specific one",
             "application/*;q=0.9, application/openmetrics-text;q=0.1, text/plain;q=0.5",
             Text,
         ),
         (
-            "a type before its version",
+            "a type before the same type with a version",
             "application/openmetrics-text;q=0.1,application/openmetrics-text;version=1.0.0;q=0.9,text/plain;q=0.5",
             OpenMetrics,
         ),
         (
-            "of two the same the better",
+            "the same range twice: the better quality counts",
             "application/openmetrics-text;q=0.1,application/openmetrics-text;q=0.9,text/plain;q=0.5",
             OpenMetrics,
         ),
         // Versions.
         (
-            "another version only",
+            "only another version",
             "application/openmetrics-text;version=0.0.1",
             Text,
         ),
         (
-            "a later version first",
+            "a later version and, less preferred, this one",
             "application/openmetrics-text;version=2.0.0,application/openmetrics-text;version=1.0.0;q=0.5",
             OpenMetrics,
         ),
         (
-            "a later version, and any",
+            "a later version or anything",
             "application/openmetrics-text;version=2.0.0,*/*;q=0.5",
             Text,
         ),
@@ -311,38 +317,38 @@ mod tests {
             Text,
         ),
         (
-            "the charset",
+            "the same charset",
             "application/openmetrics-text; charset=UTF-8",
             OpenMetrics,
         ),
-        // Nothing that is here: never a 406.
+        // None of the two formats is accepted: the text format, never a 406.
         (
-            "protobuf only",
+            "only protobuf",
             "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited",
             Text,
         ),
-        ("JSON only", "application/json", Text),
-        ("nothing is welcome", "*/*;q=0", Text),
+        ("only JSON", "application/json", Text),
+        ("nothing", "*/*;q=0", Text),
         ("an empty list", "", Text),
-        ("a list of nothing", " , ,\t,", Text),
-        // Odd, and well-formed.
+        ("a list of empty elements", " , ,\t,", Text),
+        // Unusual but well-formed.
         (
-            "in any case",
+            "mixed case",
             "APPLICATION/OpenMetrics-Text;Version=1.0.0;Q=0.5",
             OpenMetrics,
         ),
         (
-            "in quotes",
+            "a quoted value",
             "application/openmetrics-text;version=\"1.0.0\"",
             OpenMetrics,
         ),
         (
-            "a comma in quotes",
+            "a quoted comma",
             "application/openmetrics-text;x=\"a,b;q=0\\\"\";q=1.000,text/plain;q=0.9",
             OpenMetrics,
         ),
         (
-            "white space",
+            "whitespace",
             " application/openmetrics-text \t; version=1.0.0 ; q=0.9 , text/plain;q=0.8 ",
             OpenMetrics,
         ),
@@ -357,31 +363,31 @@ mod tests {
             OpenMetrics,
         ),
         (
-            "more after the weight",
+            "a parameter after the weight",
             "application/openmetrics-text;q=0.5;version=9,text/plain;q=0.4",
             OpenMetrics,
         ),
         (
-            "a version more closely, before",
+            "a better quality for the version, listed first",
             "application/openmetrics-text;version=1.0.0;q=0.9,application/openmetrics-text;q=0.1,text/plain;q=0.5",
             OpenMetrics,
         ),
         (
-            "a version more closely, behind",
+            "a better quality for the version, listed last",
             "application/openmetrics-text;q=0.1,application/openmetrics-text;version=1.0.0;q=0.9,text/plain;q=0.5",
             OpenMetrics,
         ),
         (
-            "a version less wanted, before",
+            "a worse quality for the version, listed first",
             "application/openmetrics-text;version=1.0.0;q=0.1,application/openmetrics-text;q=0.9,text/plain;q=0.5",
             Text,
         ),
         (
-            "a version less wanted, behind",
+            "a worse quality for the version, listed last",
             "application/openmetrics-text;q=0.9,application/openmetrics-text;version=1.0.0;q=0.1,text/plain;q=0.5",
             Text,
         ),
-        // Broken, and so as none.
+        // Malformed: treated like a missing field.
         (
             "Java before 19",
             "application/openmetrics-text, text/html, image/gif, *; q=.2, */*; q=.2",
@@ -395,7 +401,7 @@ mod tests {
         ),
         ("no type", "application/openmetrics-text,/plain", Text),
         (
-            "a space for a comma",
+            "a space instead of a comma",
             "application/openmetrics-text text/plain",
             Text,
         ),
@@ -430,42 +436,43 @@ mod tests {
             "application/openmetrics-text;q=high",
             Text,
         ),
-        ("no weight", "application/openmetrics-text;q=", Text),
+        ("an empty weight", "application/openmetrics-text;q=", Text),
         (
-            "quotes without an end",
+            "a missing closing quote",
             "application/openmetrics-text;version=\"1.0.0",
             Text,
         ),
         (
-            "bytes beyond ASCII",
+            "non-ASCII bytes",
             "application/openmetrics-text;x=\u{e9}",
             Text,
         ),
     ];
 
     #[test]
-    fn accept_gets_what_it_prefers() {
+    fn the_accept_field_selects_the_format() {
         assert_eq!(Format::preferred(None), Text);
-        for (who, accept, expected) in ACCEPTS {
+        for (case, accept, expected) in ACCEPTS {
             let format = Format::preferred(Some(accept.as_bytes()));
-            assert_eq!(format, *expected, "{who}: {accept}");
+            assert_eq!(format, *expected, "{case}: {accept}");
         }
     }
 
     #[test]
-    fn every_broken_accept_is_broken_for_its_end() {
-        // Each begins with what would be preferred.
-        for (who, accept, format) in ACCEPTS {
-            let is_broken = qualities(accept.as_bytes()).is_none();
-            assert!(!is_broken || *format == Text, "{who}");
+    fn a_malformed_accept_field_is_ignored_as_a_whole() {
+        // Each malformed field starts with OpenMetrics, which would be preferred if only the malformed
+        // rest were ignored.
+        for (case, accept, format) in ACCEPTS {
+            let is_malformed = qualities(accept.as_bytes()).is_none();
+            assert!(!is_malformed || *format == Text, "{case}");
             assert!(
-                !is_broken || accept.starts_with("application/openmetrics-text"),
-                "{who}"
+                !is_malformed || accept.starts_with("application/openmetrics-text"),
+                "{case}"
             );
         }
-        let broken = ACCEPTS
+        let malformed = ACCEPTS
             .iter()
             .filter(|(_, accept, _)| qualities(accept.as_bytes()).is_none());
-        assert_eq!(broken.count(), 15);
+        assert_eq!(malformed.count(), 15);
     }
 }

@@ -1,7 +1,8 @@
-//! `process_*`: what the kernel says of this process.
+//! `process_*`: metrics about this process, from the kernel.
 //!
-//! The names and HELP texts are those of the Python client. What cannot be read is left out: a 0
-//! would be a lie. Nothing here takes longer for more descriptors or connections.
+//! The names and HELP texts are those of the Python client. A metric that cannot be read is left out
+//! instead of exposed as 0, which would be wrong. The time that reading takes does not depend on the
+//! number of descriptors or connections.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -12,17 +13,17 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::exposition::{Family, Page, family};
 
-/// This process, as the kernel accounts for it.
+/// Reads the metrics of this process.
 pub struct Process {
-    /// /proc/self/stat. It stays open: a scrape then needs no free descriptor.
+    /// /proc/self/stat. It is kept open so that a scrape needs no free descriptor.
     stat: Option<File>,
-    /// /proc/self/fd, for the same reason.
+    /// /proc/self/fd, kept open for the same reason.
     fds: Option<File>,
     /// In seconds since the epoch.
     start_time: Option<f64>,
 }
 
-/// What is read for one page. `None` is what cannot be read.
+/// The values for one page. `None` means that a value could not be read.
 struct Reading {
     cpu_time: Duration,
     stat: Option<Stat>,
@@ -30,24 +31,24 @@ struct Reading {
     max_fds: Option<u64>,
 }
 
-/// What proc(5) says in /proc/PID/stat.
+/// The fields of /proc/PID/stat that are exposed; see proc(5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
     threads: u64,
-    /// In clock ticks since the machine was started.
+    /// In clock ticks since the machine booted.
     start_time: u64,
     virtual_bytes: u64,
     resident_pages: u64,
 }
 
 impl Process {
-    /// The process that this runs in. What never changes is read now.
+    /// Opens the files, and reads the values that never change.
     pub fn current() -> Self {
         let stat = File::open("/proc/self/stat").ok();
         let fds = File::open(FDS).ok();
         #[cfg(target_os = "linux")]
         let start_time = stat.as_ref().and_then(read_stat).and_then(start_time);
-        // Elsewhere there is no /proc that says it.
+        // Other systems have no /proc/self/stat.
         #[cfg(not(target_os = "linux"))]
         let start_time = None;
         Self {
@@ -62,12 +63,13 @@ impl Process {
         self.start_time
     }
 
-    /// Writes the families, in the order of their names.
+    /// Writes the families, ordered by name.
     pub fn write(&self, page: &mut Page) {
         let reading = self.read();
         let stat = reading.stat.as_ref();
         let resident = stat.map(|stat| stat.resident_pages * rustix::param::page_size() as u64);
-        // Nanoseconds divided: as_secs_f64 adds two parts, and shows 1.59751103 as 1.5975110300000002.
+        // Unlike as_secs_f64, this divides the nanoseconds. as_secs_f64 adds whole seconds and a fraction,
+        // which turns 1.59751103 into 1.5975110300000002.
         let cpu_seconds = reading.cpu_time.div_duration_f64(Duration::from_secs(1));
         page.single(&CPU_SECONDS, cpu_seconds);
         for (family, value) in [
@@ -90,7 +92,7 @@ impl Process {
 
     fn read(&self) -> Reading {
         Reading {
-            cpu_time: since_zero(ClockId::ProcessCPUTime),
+            cpu_time: read_clock(ClockId::ProcessCPUTime),
             stat: self.stat.as_ref().and_then(read_stat),
             open_fds: self.fds.as_ref().and_then(count_fds),
             max_fds: getrlimit(Resource::Nofile).current,
@@ -98,20 +100,21 @@ impl Process {
     }
 }
 
-/// What a clock says. None of those that are asked here is ever negative.
-fn since_zero(clock: ClockId) -> Duration {
+/// Reads a clock. A negative time reads as 0; none of the clocks used here has one.
+fn read_clock(clock: ClockId) -> Duration {
     Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
 fn read_stat(file: &File) -> Option<Stat> {
-    // Enough for the name and 22 numbers of 64 bits.
+    // Long enough for the name and the fields up to `resident_pages`.
     let mut buffer = [0; 1024];
     let length = file.read_at(&mut buffer, 0).ok()?;
     parse_stat(&buffer[..length])
 }
 
 fn parse_stat(stat: &[u8]) -> Option<Stat> {
-    // The name may hold anything, spaces and parentheses too. The third field follows it.
+    // The process name, the second field, can contain any character, including spaces and parentheses. The
+    // third field follows the last parenthesis.
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
     let mut fields = stat[name_end..].split(|byte| *byte == b' ').skip(1);
     let mut skip_to = |count| -> Option<u64> {
@@ -126,22 +129,23 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     })
 }
 
-/// When the process was started, in seconds since the epoch, to a clock tick: 10 ms. /proc/stat has
-/// the start of the machine in whole seconds only.
+/// Returns the time when the process was started, in seconds since the epoch, with the precision of a
+/// clock tick (10 ms). It is computed from two clocks because the boot time in /proc/stat has only whole
+/// seconds.
 #[cfg(target_os = "linux")]
 fn start_time(stat: Stat) -> Option<f64> {
-    let booted = since_zero(ClockId::Realtime).checked_sub(since_zero(ClockId::Boottime))?;
+    let booted = read_clock(ClockId::Realtime).checked_sub(read_clock(ClockId::Boottime))?;
     let ticks_per_second = rustix::param::clock_ticks_per_second();
     let after_boot = Duration::from_millis(stat.start_time.checked_mul(1000)? / ticks_per_second);
     let milliseconds = (booted + after_boot).as_millis();
     Some(Duration::from_millis(u64::try_from(milliseconds).ok()?).as_secs_f64())
 }
 
-/// Counts the open descriptors. Linux 6.2 and later have their number as the size of the directory;
-/// before, that was 0, and they have to be read.
+/// Counts the open descriptors. In Linux 6.2 and later, the size of the directory is their number. In
+/// earlier versions the size is 0, and the directory must be read.
 fn count_fds(directory: &File) -> Option<u64> {
     match directory.metadata().ok()?.len() {
-        // The directory that is being read is one of them.
+        // Reading the directory opens one descriptor more.
         0 => Some((fs::read_dir(FDS).ok()?.count() as u64).saturating_sub(1)),
         count => Some(count),
     }
@@ -167,7 +171,7 @@ mod tests {
     use crate::metrics::Format;
 
     #[test]
-    fn stat_is_read_whatever_the_process_is_called() {
+    fn stat_is_parsed_for_any_process_name() {
         let fields = "S 1 2 3 0 -1 4194560 0 0 0 0 11 12 0 0 20 0 7 0 4711 115613696 8169 1844";
         let expected = Stat {
             threads: 7,
@@ -185,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_cannot_be_read_has_no_stat() {
+    fn values_that_cannot_be_read_are_left_out() {
         let process = Process {
             stat: File::open("/dev/null").ok(),
             fds: None,

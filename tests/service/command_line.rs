@@ -1,17 +1,17 @@
-//! Flags, environment, exit codes and the messages that go with them.
+//! Flags, environment variables, exit codes and messages.
 
 use std::net::{Ipv6Addr, TcpListener};
 
 use crate::support::{Client, Service, run};
 
 on_every_server!(
-    the_start_line_says_version_server_and_url,
-    the_healthcheck_asks_the_running_server,
-    a_port_alone_means_every_address_and_ipv4_clients_are_logged_as_such,
-    serving_works_on_every_ipv6_address,
+    the_start_line_has_version_server_and_url,
+    the_healthcheck_requests_healthz_from_the_running_server,
+    a_port_alone_means_every_address_and_ipv4_clients_are_logged_as_ipv4,
+    the_unspecified_ipv6_address_is_served,
 );
 
-/// One line on standard error and nothing on standard output.
+/// Asserts that there is one line on standard error and nothing on standard output, and returns the line.
 fn message(output: &std::process::Output) -> String {
     assert!(output.stdout.is_empty());
     let message = String::from_utf8(output.stderr.clone()).unwrap();
@@ -21,7 +21,7 @@ fn message(output: &std::process::Output) -> String {
 }
 
 #[test]
-fn a_bad_value_is_one_clear_line_and_exit_code_2() {
+fn an_invalid_value_prints_one_line_and_exits_with_2() {
     let share = "a share from 0 to 1, such as 0.01";
     let listen = "a port, such as :8080, or an IP address and a port, such as 127.0.0.1:8080 or \
                   [::1]:8080";
@@ -74,7 +74,7 @@ fn a_bad_value_is_one_clear_line_and_exit_code_2() {
 }
 
 #[test]
-fn an_unknown_server_is_told_the_known_ones() {
+fn the_message_for_an_unknown_server_names_the_known_ones() {
     let output = run(&["--server", "apache"], &[]);
     assert_eq!(output.status.code(), Some(2));
     let message = message(&output);
@@ -84,7 +84,7 @@ fn an_unknown_server_is_told_the_known_ones() {
 
 #[cfg(not(feature = "tiny-http"))]
 #[test]
-fn a_server_that_was_left_out_is_refused_with_what_to_do() {
+fn the_message_for_a_server_that_is_not_built_in_says_how_to_get_it() {
     let expected = "expected event-loop, or a build with the Cargo feature tiny-http";
     for (arguments, environment, written) in [
         (
@@ -108,8 +108,8 @@ fn a_server_that_was_left_out_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn what_is_no_flag_is_one_clear_line_and_exit_code_2() {
-    for (arguments, said) in [
+fn an_invalid_argument_prints_one_line_and_exits_with_2() {
+    for (arguments, expected) in [
         (&["--nope"][..], "'--nope'"),
         (&["-x"], "'-x'"),
         (&["serve"], "\"serve\""),
@@ -118,13 +118,13 @@ fn what_is_no_flag_is_one_clear_line_and_exit_code_2() {
         let output = run(arguments, &[]);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let message = message(&output);
-        assert!(message.contains(said), "{message}");
+        assert!(message.contains(expected), "{message}");
         assert!(message.ends_with("; see --help"), "{message}");
     }
 }
 
 #[test]
-fn a_value_with_line_breaks_is_still_one_line() {
+fn the_message_for_a_value_with_line_breaks_is_one_line() {
     let output = run(&["--fail-rate", "1\n2\r\u{1b}[31m"], &[]);
     assert_eq!(
         message(&output),
@@ -133,7 +133,7 @@ fn a_value_with_line_breaks_is_still_one_line() {
 }
 
 #[test]
-fn a_port_already_taken_is_one_clear_line_and_exit_code_1() {
+fn a_port_in_use_prints_one_line_and_exits_with_1() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run(&[], &[("LISTEN", &address)]);
@@ -160,7 +160,7 @@ fn help_and_version_are_printed() {
     assert_eq!(String::from_utf8(version.stdout).unwrap(), expected);
 }
 
-fn the_start_line_says_version_server_and_url(server: &str) {
+fn the_start_line_has_version_server_and_url(server: &str) {
     let service = Service::start(server, &[]);
     let version = env!("CARGO_PKG_VERSION");
     let address = service.address;
@@ -171,14 +171,14 @@ fn the_start_line_says_version_server_and_url(server: &str) {
     );
 }
 
-fn the_healthcheck_asks_the_running_server(server: &str) {
+fn the_healthcheck_requests_healthz_from_the_running_server(server: &str) {
     let mut service = Service::start_on("0.0.0.0:0", server, &["--fail-rate", "1"]);
     let listen = format!("0.0.0.0:{}", service.address.port());
     let output = run(&["healthcheck"], &[("LISTEN", &listen)]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(output.stdout.is_empty() && output.stderr.is_empty());
-    let asked = r#"app_request_count_total{method="GET",endpoint="/healthz",http_status="200"}"#;
-    assert_eq!(service.scrape().count(asked), 1);
+    let counter = r#"app_request_count_total{method="GET",endpoint="/healthz",http_status="200"}"#;
+    assert_eq!(service.scrape().count(counter), 1);
 
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
@@ -190,10 +190,10 @@ fn the_healthcheck_asks_the_running_server(server: &str) {
 }
 
 #[test]
-fn the_healthcheck_fails_on_an_answer_that_is_not_200() {
+fn the_healthcheck_fails_on_any_response_other_than_200() {
     use std::io::{Read, Write};
     let long = format!("HTTP/1.1 200 {}\r\n", "x".repeat(1000));
-    for (sent, said) in [
+    for (sent, shown) in [
         (
             "HTTP/1.1 503 \x1b[31mNo\r\n\r\n",
             "HTTP/1.1 503 \\u{1b}[31mNo",
@@ -214,17 +214,18 @@ fn the_healthcheck_fails_on_an_answer_that_is_not_200() {
         });
         let output = run(&["healthcheck", "--listen", &address], &[]);
         assert_eq!(output.status.code(), Some(1));
-        let expected = format!("tiny-probe: http://{address}/healthz: answered \"{said}\"");
+        let expected =
+            format!("tiny-probe: http://{address}/healthz: expected status 200, found \"{shown}\"");
         assert_eq!(message(&output), expected);
-        let asked = String::from_utf8(server.join().unwrap()).unwrap();
+        let request = String::from_utf8(server.join().unwrap()).unwrap();
         assert!(
-            asked.starts_with("GET /healthz HTTP/1.1\r\nHost: 127."),
-            "{asked}"
+            request.starts_with("GET /healthz HTTP/1.1\r\nHost: 127."),
+            "{request}"
         );
     }
 }
 
-fn a_port_alone_means_every_address_and_ipv4_clients_are_logged_as_such(server: &str) {
+fn a_port_alone_means_every_address_and_ipv4_clients_are_logged_as_ipv4(server: &str) {
     let flags = ["--access-log", "--fault-injection"];
     let mut service = Service::start_on(":0", server, &flags);
     let has_ipv6 = TcpListener::bind("[::1]:0").is_ok();
@@ -260,7 +261,7 @@ fn a_port_alone_means_every_address_and_ipv4_clients_are_logged_as_such(server: 
     }
 }
 
-fn serving_works_on_every_ipv6_address(server: &str) {
+fn the_unspecified_ipv6_address_is_served(server: &str) {
     if TcpListener::bind("[::1]:0").is_err() {
         println!("skipped: this machine has no IPv6");
         return;

@@ -1,5 +1,5 @@
-//! The logs: no line is lost on a reader that keeps up, and one that does not costs lines, not
-//! service.
+//! The logs: a reader that keeps up gets every line. If a reader is stuck, lines are dropped and requests
+//! are unaffected.
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Seek, Write, pipe};
@@ -15,32 +15,32 @@ use tiny_probe::shutdown::GRACE;
 use crate::support::{Client, Service, TIMEOUT, others_are_served, request, wait_until};
 
 on_every_server!(
-    a_stuck_reader_of_standard_output_costs_lines_and_they_are_counted,
-    a_stuck_reader_of_standard_error_costs_nothing,
-    a_stuck_reader_of_both_costs_lines_and_they_are_counted,
-    told_to_stop_it_waits_for_no_stuck_reader,
-    who_reads_on_after_the_signal_gets_the_last_lines,
-    a_reader_that_keeps_up_misses_none,
-    a_file_has_every_line,
-    a_full_disk_and_closed_streams_do_no_harm,
+    lines_for_a_stuck_reader_of_standard_output_are_dropped_and_counted,
+    a_stuck_reader_of_standard_error_does_not_affect_requests,
+    lines_for_a_stuck_reader_of_both_are_dropped_and_counted,
+    a_stuck_reader_does_not_delay_the_end,
+    a_reader_that_continues_after_the_signal_gets_the_last_lines,
+    a_reader_that_keeps_up_gets_every_line,
+    a_file_gets_every_line,
+    a_full_disk_or_closed_stream_does_not_affect_requests,
 );
 
 const ACCESS_LOG: &[&str] = &["--access-log"];
-/// What a pipe and the service hold between them is far less than this many long lines.
+/// Far more long lines than the pipe and the service can hold together.
 const TOO_MANY: usize = 3000;
 
-/// Requests in one go, whose answers are all alike.
+/// Equal requests that are sent together and whose responses have the same length.
 struct Batch {
     request: String,
-    answer_length: usize,
+    response_length: usize,
 }
 
 impl Batch {
     fn new(target: &str, client: &mut Client) -> Self {
-        let answer = client.ask("GET", target);
+        let response = client.ask("GET", target);
         Self {
             request: request("GET", target),
-            answer_length: answer.head.len() + "\r\n\r\n".len() + answer.body.len(),
+            response_length: response.head.len() + "\r\n\r\n".len() + response.body.len(),
         }
     }
 
@@ -49,14 +49,14 @@ impl Batch {
     }
 
     fn receive(&self, client: &mut Client, count: usize) {
-        let mut answers = vec![0; self.answer_length * count];
-        client.stream.read_exact(&mut answers).unwrap();
-        assert!(answers.starts_with(b"HTTP/1.1 "));
+        let mut responses = vec![0; self.response_length * count];
+        client.stream.read_exact(&mut responses).unwrap();
+        assert!(responses.starts_with(b"HTTP/1.1 "));
     }
 }
 
-/// Has so many long lines logged, while nobody reads them.
-fn ask_for_too_many(service: &Service) {
+/// Sends requests that produce `TOO_MANY` long lines in the access log.
+fn log_too_many_lines(service: &Service) {
     let mut client = service.connect();
     let batch = Batch::new(&format!("/{}", "x".repeat(190)), &mut client);
     for _ in 1..TOO_MANY / 100 {
@@ -67,18 +67,19 @@ fn ask_for_too_many(service: &Service) {
     batch.receive(&mut client, 99);
 }
 
-/// Reads what is here, or comes in time. An empty answer is the end.
+/// Waits for bytes and reads those that are available. An empty result means the end of the stream.
 fn read_some(reader: &mut (impl Read + AsFd)) -> String {
     let mut ready = [PollFd::new(&*reader, PollFlags::IN)];
     let timeout = Timespec::try_from(TIMEOUT).unwrap();
-    assert_eq!(poll(&mut ready, Some(&timeout)), Ok(1), "nothing comes");
+    let count = poll(&mut ready, Some(&timeout));
+    assert_eq!(count, Ok(1), "timed out: nothing to read");
     let mut some = vec![0; 64 * 1024];
     let count = reader.read(&mut some).unwrap();
     some.truncate(count);
-    String::from_utf8(some).expect("ASCII, of which a part is ASCII, too")
+    String::from_utf8(some).expect("the logs are ASCII, so any part of them is valid UTF-8")
 }
 
-/// Reads to the end.
+/// Reads to the end of the stream.
 fn read_rest(reader: &mut (impl Read + AsFd)) -> String {
     let mut text = String::new();
     loop {
@@ -89,13 +90,13 @@ fn read_rest(reader: &mut (impl Read + AsFd)) -> String {
     }
 }
 
-/// How many lines there are, and how many are said to be left out. Each line is whole.
+/// Asserts that every line is whole. Returns how many lines there are and how many are reported as dropped.
 fn count(log: &str) -> (usize, usize) {
     assert!(log.is_empty() || log.ends_with('\n'), "{log}");
-    let (mut lines, mut left_out) = (0, 0);
+    let (mut lines, mut dropped) = (0, 0);
     for line in log.lines() {
-        if let Some(number) = line.strip_prefix("# lines left out: ") {
-            left_out += number.parse::<usize>().unwrap();
+        if let Some(number) = line.strip_prefix("# lines dropped: ") {
+            dropped += number.parse::<usize>().unwrap();
             continue;
         }
         let fields: Vec<&str> = line.split(' ').collect();
@@ -104,13 +105,13 @@ fn count(log: &str) -> (usize, usize) {
         assert_eq!(fields[6].len(), "0.000000".len(), "{line}");
         lines += 1;
     }
-    (lines, left_out)
+    (lines, dropped)
 }
 
-/// Reads the log until it says how much was left out, ends the service, and gives the whole log.
-fn wake_up(service: &mut Service, log: &mut (impl Read + AsFd)) -> String {
+/// Reads the log until it reports dropped lines, stops the service, and returns the whole log.
+fn read_and_stop(service: &mut Service, log: &mut (impl Read + AsFd)) -> String {
     let mut text = String::new();
-    while !text.contains("# lines left out: ") {
+    while !text.contains("# lines dropped: ") {
         text += &read_some(log);
     }
     service.get("/healthz");
@@ -119,7 +120,7 @@ fn wake_up(service: &mut Service, log: &mut (impl Read + AsFd)) -> String {
     text + &read_rest(log)
 }
 
-/// Fills a pipe, as if its reader was stuck. Gives how much that takes.
+/// Fills a pipe, as if its reader were stuck. Returns the number of bytes written.
 fn fill(pipe: &mut PipeWriter) -> usize {
     let mut filled = 0;
     while poll(
@@ -132,14 +133,14 @@ fn fill(pipe: &mut PipeWriter) -> usize {
     filled
 }
 
-/// Reads what a pipe was filled with.
+/// Reads the bytes that [`fill`] has written.
 fn empty(pipe: &mut PipeReader, filled: usize) {
     let mut filling = vec![0; filled];
     pipe.read_exact(&mut filling).unwrap();
     assert!(filling.iter().all(|byte| *byte == b'~'));
 }
 
-/// Takes the diagnostics out of a log, and asserts that they are what is to be expected.
+/// Removes the diagnostics from a log, and asserts that they are the expected ones.
 fn without_diagnostics(log: &str, server: &str) -> String {
     let (diagnostics, rest): (Vec<&str>, Vec<&str>) = log
         .split_inclusive('\n')
@@ -155,19 +156,19 @@ fn without_diagnostics(log: &str, server: &str) -> String {
     rest.concat()
 }
 
-fn a_stuck_reader_of_standard_output_costs_lines_and_they_are_counted(server: &str) {
+fn lines_for_a_stuck_reader_of_standard_output_are_dropped_and_counted(server: &str) {
     let mut service = Service::start(server, ACCESS_LOG);
     let mut log = service.take_stdout();
-    ask_for_too_many(&service);
+    log_too_many_lines(&service);
     others_are_served(&service);
     service.waits();
-    let (lines, left_out) = count(&wake_up(&mut service, &mut log));
-    assert!(left_out > 0);
-    assert_eq!(lines + left_out, TOO_MANY + 21 + 1);
+    let (lines, dropped) = count(&read_and_stop(&mut service, &mut log));
+    assert!(dropped > 0);
+    assert_eq!(lines + dropped, TOO_MANY + 21 + 1);
     assert_eq!(service.stderr(), "");
 }
 
-fn a_stuck_reader_of_standard_error_costs_nothing(server: &str) {
+fn a_stuck_reader_of_standard_error_does_not_affect_requests(server: &str) {
     let (mut diagnostics, mut stderr) = pipe().unwrap();
     let filled = fill(&mut stderr);
     let stdout = File::options().write(true).open("/dev/null").unwrap();
@@ -175,7 +176,7 @@ fn a_stuck_reader_of_standard_error_costs_nothing(server: &str) {
     drop(stderr);
     others_are_served(&service);
     empty(&mut diagnostics, filled);
-    // They come without anything else happening.
+    // The service writes them as soon as there is room. No request is needed to trigger that.
     let waiting = read_some(&mut diagnostics);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
@@ -183,34 +184,37 @@ fn a_stuck_reader_of_standard_error_costs_nothing(server: &str) {
     assert_eq!(without_diagnostics(&diagnostics, server), "");
 }
 
-fn a_stuck_reader_of_both_costs_lines_and_they_are_counted(server: &str) {
+fn lines_for_a_stuck_reader_of_both_are_dropped_and_counted(server: &str) {
     let (mut log, mut stream) = pipe().unwrap();
     let filled = fill(&mut stream);
     let mut service = Service::start_into(server, ACCESS_LOG, &stream, &stream);
     drop(stream);
-    ask_for_too_many(&service);
+    log_too_many_lines(&service);
     others_are_served(&service);
     empty(&mut log, filled);
-    let log = wake_up(&mut service, &mut log);
-    let (lines, left_out) = count(&without_diagnostics(&log, server));
-    assert!(left_out > 0);
-    assert_eq!(lines + left_out, TOO_MANY + 21 + 1);
+    let log = read_and_stop(&mut service, &mut log);
+    let (lines, dropped) = count(&without_diagnostics(&log, server));
+    assert!(dropped > 0);
+    assert_eq!(lines + dropped, TOO_MANY + 21 + 1);
 }
 
-fn told_to_stop_it_waits_for_no_stuck_reader(server: &str) {
+fn a_stuck_reader_does_not_delay_the_end(server: &str) {
     let (mut log, mut stream) = pipe().unwrap();
     let filled = fill(&mut stream);
     let mut service = Service::start_into(server, ACCESS_LOG, &stream, &stream);
     drop(stream);
-    let told = Instant::now();
+    let signaled = Instant::now();
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
-    assert!(told.elapsed() < GRACE, "the reader has a second, no more");
+    assert!(
+        signaled.elapsed() < GRACE,
+        "the service waited longer than a second for the reader"
+    );
     empty(&mut log, filled);
     assert_eq!(read_rest(&mut log), "");
 }
 
-fn who_reads_on_after_the_signal_gets_the_last_lines(server: &str) {
+fn a_reader_that_continues_after_the_signal_gets_the_last_lines(server: &str) {
     let (mut log, mut stream) = pipe().unwrap();
     let filled = fill(&mut stream);
     let mut service = Service::start_into(server, ACCESS_LOG, &stream, &stream);
@@ -218,8 +222,8 @@ fn who_reads_on_after_the_signal_gets_the_last_lines(server: &str) {
     others_are_served(&service);
     service.signal("TERM");
     if server == "event-loop" {
-        // Then it has tried for the last time to write while it serves.
-        wait_until("it accepts no more connections", || {
+        // From then on, only the last lines are still written.
+        wait_until("the service accepts no more connections", || {
             TcpStream::connect(service.address).is_err()
         });
     }
@@ -229,7 +233,7 @@ fn who_reads_on_after_the_signal_gets_the_last_lines(server: &str) {
     assert_eq!(count(&without_diagnostics(&log, server)), (21, 0));
 }
 
-fn a_reader_that_keeps_up_misses_none(server: &str) {
+fn a_reader_that_keeps_up_gets_every_line(server: &str) {
     const CLIENTS: usize = 4;
     const REQUESTS: usize = 250;
     let total = if server == "event-loop" {
@@ -250,7 +254,7 @@ fn a_reader_that_keeps_up_misses_none(server: &str) {
         for client in &mut clients {
             batch.receive(client, REQUESTS);
         }
-        // Nobody keeps up better: it has read every line before the next request is sent.
+        // Read every line before the next requests are sent.
         while lines < CLIENTS * REQUESTS {
             let some = read_some(&mut log);
             lines += some.matches('\n').count();
@@ -264,10 +268,10 @@ fn a_reader_that_keeps_up_misses_none(server: &str) {
     assert_eq!(count(&text), (total + 1, 0));
 }
 
-fn a_file_has_every_line(server: &str) {
+fn a_file_gets_every_line(server: &str) {
     let mut file = File::from(memfd_create("log", MemfdFlags::CLOEXEC).unwrap());
     let mut service = Service::start_into(server, ACCESS_LOG, &file, &file);
-    ask_for_too_many(&service);
+    log_too_many_lines(&service);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
     let mut log = String::new();
@@ -276,7 +280,7 @@ fn a_file_has_every_line(server: &str) {
     assert_eq!(count(&without_diagnostics(&log, server)), (TOO_MANY, 0));
 }
 
-fn a_full_disk_and_closed_streams_do_no_harm(server: &str) {
+fn a_full_disk_or_closed_stream_does_not_affect_requests(server: &str) {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let broken = pipe().unwrap().1;
     let closed = Service::start_with(server, ACCESS_LOG, |program| {
@@ -289,7 +293,7 @@ fn a_full_disk_and_closed_streams_do_no_harm(server: &str) {
         Service::start_into(server, ACCESS_LOG, &broken, &broken),
         closed,
     ] {
-        ask_for_too_many(&service);
+        log_too_many_lines(&service);
         others_are_served(&service);
         service.signal("TERM");
         assert_eq!(service.wait(), Some(0));
