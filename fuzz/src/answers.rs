@@ -1,11 +1,11 @@
-//! Answers as a client reads them: strictly.
+//! A strict parser for responses.
 
 use tiny_probe::metrics::Format;
 use tiny_probe::page::FIELDS;
 
 use crate::drive::DATE;
 
-/// One answer, without what is the same in all of them.
+/// A response, without the parts that all responses have in common.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -22,8 +22,8 @@ pub fn is_page(content_type: Option<&str>) -> bool {
     content_type.is_some_and(|found| formats.map(Format::content_type).contains(&found))
 }
 
-/// Reads the answer to a request of this method off the front of `bytes`. `None` if more is to come.
-/// Panics on what is no well-formed answer.
+/// Parses the response to a request of this method and removes it from the front of `bytes`. Returns `None`
+/// if it is incomplete. Panics if it is malformed.
 pub fn read(bytes: &mut &str, method: &str) -> Option<Answer> {
     let (head, rest) = bytes.split_once("\r\n\r\n")?;
     let mut lines = head.split("\r\n");
@@ -62,7 +62,7 @@ pub fn read(bytes: &mut &str, method: &str) -> Option<Answer> {
     assert!(retry_after.is_none_or(|seconds| seconds == "1" && status == 503));
     let connection = take("Connection");
     assert!(matches!(connection, None | Some("close" | "keep-alive")));
-    assert!(fields.is_empty(), "fields too many: {fields:?}");
+    assert!(fields.is_empty(), "unexpected fields: {fields:?}");
 
     let length = content_length.filter(|_| method != "HEAD").unwrap_or(0);
     let (body, after) = rest.split_at_checked(length)?;

@@ -1,5 +1,5 @@
-//! However bytes are cut into pieces, the answers are well-formed, one to each request, and the
-//! same as in one piece.
+//! Checks that any bytes get well-formed responses, one for each request, and the same responses whether
+//! they arrive at once or in pieces.
 
 use tiny_probe::app::App;
 use tiny_probe::config::Config;
@@ -7,32 +7,32 @@ use tiny_probe::config::Config;
 use super::answers::{Answer, is_page, read};
 use crate::drive::{Outcome, drive};
 
-/// How many bytes of the input say how the rest is cut: the lengths of the pieces, in turn, and 0
-/// is all that is left.
-const CUTS: usize = 8;
+/// The number of input bytes that define how the rest is split. Each is the length of a piece, used in
+/// turn; 0 means all of the rest.
+const LENGTHS: usize = 8;
 
 pub fn check(input: &[u8]) {
-    let Some((lengths, bytes)) = input.split_at_checked(CUTS) else {
+    let Some((lengths, bytes)) = input.split_at_checked(LENGTHS) else {
         return;
     };
     let mut app = App::new(&Config::default());
     let whole = drive(&mut app, [bytes]);
-    let cut = drive(&mut app, pieces(lengths, bytes));
-    let (whole_answers, cut_answers) = (answers(&whole), answers(&cut));
-    if cut.requests.len() < whole.requests.len() {
-        // Who expects a 100 is told to close if its body is not here with the head.
-        assert!(cut_answers.last().is_some_and(|last| last.closes) && expects_continue(bytes));
-        assert_eq!(cut.requests, whole.requests[..cut.requests.len()]);
+    let split = drive(&mut app, pieces(lengths, bytes));
+    let (whole_responses, split_responses) = (responses(&whole), responses(&split));
+    if split.requests.len() < whole.requests.len() {
+        // A request with `Expect: 100-continue` closes the connection if its body arrives after its head.
+        assert!(split_responses.last().is_some_and(|last| last.closes) && expects_continue(bytes));
+        assert_eq!(split.requests, whole.requests[..split.requests.len()]);
     } else {
-        assert_eq!(cut.requests, whole.requests);
+        assert_eq!(split.requests, whole.requests);
         if !expects_continue(bytes) {
-            assert_eq!(cut.is_open, whole.is_open);
-            assert_eq!(cut_answers, whole_answers);
+            assert_eq!(split.is_open, whole.is_open);
+            assert_eq!(split_responses, whole_responses);
         }
     }
 }
 
-/// Whether a client may expect a 100 somewhere in its bytes.
+/// Returns whether a request in the bytes may have `Expect: 100-continue`.
 fn expects_continue(bytes: &[u8]) -> bool {
     bytes
         .to_ascii_lowercase()
@@ -57,29 +57,29 @@ fn pieces<'a>(lengths: &[u8], mut rest: &'a [u8]) -> Vec<&'a [u8]> {
     pieces
 }
 
-/// The answers, without the figures of the process, which change from one page to the next.
-fn answers(outcome: &Outcome) -> Vec<Answer> {
-    let mut rest = &*outcome.answers;
-    let mut answers = Vec::new();
+/// Parses the responses. Leaves out the `process_*` metrics, which differ from page to page.
+fn responses(outcome: &Outcome) -> Vec<Answer> {
+    let mut rest = &*outcome.responses;
+    let mut responses = Vec::new();
     for (method, target, status) in &outcome.requests {
-        let mut answer = read(&mut rest, method).expect("every request is answered");
-        assert_eq!(answer.status, *status, "{method} {target}");
-        if is_page(answer.content_type.as_deref()) {
-            answer.content_length = None;
-            let lines = answer.body.lines();
-            answer.body = lines
+        let mut response = read(&mut rest, method).expect("every request has a response");
+        assert_eq!(response.status, *status, "{method} {target}");
+        if is_page(response.content_type.as_deref()) {
+            response.content_length = None;
+            let lines = response.body.lines();
+            response.body = lines
                 .filter(|line| !line.starts_with("process_"))
                 .collect::<Vec<_>>()
                 .join("\n");
         }
-        answers.push(answer);
+        responses.push(response);
     }
-    assert!(rest.is_empty(), "no request asked for this: {rest:?}");
-    let closing = answers.iter().position(|answer| answer.closes);
-    let expected = (!outcome.is_open).then(|| answers.len() - 1);
+    assert!(rest.is_empty(), "a response without a request: {rest:?}");
+    let closing = responses.iter().position(|response| response.closes);
+    let expected = (!outcome.is_open).then(|| responses.len() - 1);
     assert_eq!(
         closing, expected,
-        "the last answer says that it is the last"
+        "only the last response announces the close"
     );
-    answers
+    responses
 }

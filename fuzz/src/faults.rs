@@ -1,12 +1,12 @@
-//! Whatever a query says, it changes the settings to others within their bounds, which can be asked
-//! for as they are shown; or it changes nothing, and one line says what is wrong.
+//! Checks that any query either changes the settings to valid ones, or changes nothing and gets one line that
+//! says what is wrong. The settings that /faults shows must be accepted as a query.
 
 use std::time::{Duration, Instant};
 
 use tiny_probe::config::Config;
 use tiny_probe::faults::{Faults, OwnFault};
 
-/// The input is queries, a line each; a second passes between them.
+/// The input consists of queries, one per line. A second passes between them.
 pub fn check(input: &[u8]) {
     let mut faults = Faults::new(&Config::default());
     let mut now = Instant::now();
@@ -41,7 +41,8 @@ fn check_change(faults: &Faults, now: Instant) {
     let page = faults.page(now);
     let query = page.trim_end().replace('\n', "&");
     let mut same = Faults::new(&Config::default());
-    same.change(&query, now).expect("what is shown is accepted");
+    let change = same.change(&query, now);
+    change.expect("the settings that are shown are accepted");
     assert_eq!(same.settings(now), settings);
     assert_eq!(same.page(now), page);
     if page.contains("for=") {

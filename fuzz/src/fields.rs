@@ -1,5 +1,5 @@
-//! Whatever `Accept` and `traceparent` say, the page is well-formed, in the format that it is said to be
-//! in, and shows no trace but the one that was sent.
+//! Checks that with any `Accept` and `traceparent`, the page is well-formed, has the format that its content
+//! type names, and contains no trace except the one that was sent.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tiny_probe::config::Config;
 use tiny_probe::metrics::Format;
 use tiny_probe::trace_context::TraceContext;
 
-/// The input is the values of the two fields, with a line break between them.
+/// The input consists of the values of the two fields, separated by a line break.
 pub fn check(input: &[u8]) {
     let mut lines = input.splitn(2, |byte| *byte == b'\n');
     let accept = lines.next().unwrap_or_default();
@@ -71,7 +71,8 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// Neither case, nor white space and empty elements around it, nor what nobody has, matters.
+/// Checks that the preferred format does not depend on case, surrounding whitespace, empty elements, or types
+/// that the service does not have.
 fn check_accept(accept: &[u8]) {
     let preferred = Format::preferred(Some(accept));
     for same in [

@@ -1,5 +1,5 @@
-//! Whatever the command line and the environment say, there are settings within their bounds, with
-//! which the service works, or there is one line that says what is wrong.
+//! Checks that any command line and environment result either in valid settings with which the service
+//! works, or in one line that says what is wrong.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -9,7 +9,7 @@ use bounded_http::{Request, Service};
 use tiny_probe::app::App;
 use tiny_probe::config::{Command, Config, ConfigError, FLAGS};
 
-/// The input is words with a NUL between them, as env(1) has them: variables, then arguments.
+/// The input consists of words separated by NUL. As with env(1), variables come first, then arguments.
 pub fn check(input: &[u8]) {
     let words: Vec<&[u8]> = input.split(|byte| *byte == 0).collect();
     let variables: Vec<(&str, OsString)> = words.iter().map_while(|word| variable(word)).collect();
@@ -44,21 +44,21 @@ fn check_settings(config: &Config) {
     assert!(config.work <= Duration::from_secs(1));
     assert!((1..=1_000_000).contains(&config.max_connections));
     assert_eq!(
-        Command::parse(written(config), |_| None),
+        Command::parse(arguments(config), |_| None),
         Ok(Command::Serve(config.clone()))
     );
 
     let mut app = App::new(config);
-    let mut ask = |target| {
+    let mut get = |target| {
         let reply = app.answer(&Request::new("GET", target));
         String::from_utf8(reply.body().to_vec()).expect("bodies are text")
     };
     for _ in 0..4 {
-        ask("/probe");
+        get("/probe");
     }
     // Its own, and none that came with the flags.
-    assert_eq!(ask("/").matches("<script").count(), 1);
-    let page = ask("/metrics");
+    assert_eq!(get("/").matches("<script").count(), 1);
+    let page = get("/metrics");
     for line in page.split_terminator('\n') {
         let value = line.rsplit_once(' ').map(|(_, value)| value.parse::<f64>());
         assert!(
@@ -68,8 +68,8 @@ fn check_settings(config: &Config) {
     }
 }
 
-/// The command line that says the same, flag by flag.
-fn written(config: &Config) -> Vec<OsString> {
+/// Returns a command line that results in these settings.
+fn arguments(config: &Config) -> Vec<OsString> {
     let nanoseconds = |latency: Duration| format!("{}ns", latency.as_nanos());
     let switch = |is_on| if is_on { "on" } else { "off" };
     let mut words = vec![

@@ -1,4 +1,4 @@
-//! The inputs that fuzzing has collected, each checked once more. `make fuzz` looks for others.
+//! Replays the inputs that fuzzing has collected. `make fuzz` searches for more.
 
 use std::fs;
 use std::path::Path;
@@ -32,12 +32,12 @@ fn replay(target: &str, check: fn(&[u8])) {
 }
 
 #[test]
-fn of_the_connection() {
+fn connection_inputs() {
     replay("connection", connection::check);
 }
 
 #[test]
-fn of_the_schedule() {
+fn schedule_inputs() {
     replay("schedule", |input| {
         schedule::check(input, |leave| {
             leave();
@@ -47,16 +47,16 @@ fn of_the_schedule() {
 }
 
 #[test]
-fn of_the_faults() {
+fn faults_inputs() {
     replay("faults", faults::check);
 }
 
 #[test]
-fn of_the_fields() {
+fn fields_inputs() {
     replay("fields", fields::check);
 }
 
 #[test]
-fn of_the_flags() {
+fn flags_inputs() {
     replay("flags", flags::check);
 }

@@ -1,4 +1,4 @@
-//! How long a connection waits for its client, by a clock that the tests turn.
+//! How long a connection waits for its client. The tests pass the time to it.
 
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,7 @@ impl Driver {
         self.connection.sent(count, self.now);
     }
 
-    /// The deadline in seconds from the beginning.
+    /// The deadline in seconds since the start.
     fn deadline(&self) -> Option<u64> {
         let deadline = self.connection.deadline()?;
         Some(deadline.duration_since(self.start).as_secs())
@@ -58,7 +58,7 @@ impl Driver {
 }
 
 #[test]
-fn silence_is_tolerated_for_75_seconds_from_the_last_answer() {
+fn idle_connections_close_75_seconds_after_the_last_response() {
     let mut driver = Driver::new();
     assert_eq!(driver.deadline(), Some(75));
     driver.wait(50);
@@ -67,12 +67,12 @@ fn silence_is_tolerated_for_75_seconds_from_the_last_answer() {
     assert_eq!(driver.deadline(), Some(125));
     assert!(
         driver.connection.expire().is_none(),
-        "closed without a word"
+        "closed without a response"
     );
 }
 
 #[test]
-fn a_head_may_take_10_seconds_from_its_first_byte_however_it_drips() {
+fn a_head_may_take_10_seconds_from_its_first_byte_in_any_number_of_pieces() {
     let mut driver = Driver::new();
     driver.wait(50);
     for byte in &REQUEST[..REQUEST.len() - 1] {
@@ -82,22 +82,22 @@ fn a_head_may_take_10_seconds_from_its_first_byte_however_it_drips() {
     let rejection = driver
         .connection
         .expire()
-        .expect("a head that takes too long");
+        .expect("an incomplete head is rejected");
     driver
         .connection
         .answer(&rejection.reply(), DATE, false, driver.now);
-    let answer = String::from_utf8_lossy(driver.connection.unsent()).into_owned();
+    let response = String::from_utf8_lossy(driver.connection.unsent()).into_owned();
     assert!(
-        answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
-        "{answer}"
+        response.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
+        "{response}"
     );
-    assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
+    assert!(response.contains("\r\nConnection: close\r\n"), "{response}");
     driver.send();
     assert!(driver.connection.wants_half_close());
 }
 
 #[test]
-fn the_next_head_has_its_own_10_seconds() {
+fn each_head_has_10_seconds_of_its_own() {
     let mut driver = Driver::new();
     driver.receive(&REQUEST[..5]);
     driver.wait(9);
@@ -107,7 +107,7 @@ fn the_next_head_has_its_own_10_seconds() {
 }
 
 #[test]
-fn a_body_may_take_10_seconds_and_is_no_head() {
+fn a_body_may_take_10_seconds_and_then_closes_without_a_408() {
     let mut driver = Driver::new();
     driver.receive(b"GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n");
     driver.send();
@@ -117,14 +117,14 @@ fn a_body_may_take_10_seconds_and_is_no_head() {
     assert_eq!(driver.deadline(), Some(10));
     assert!(
         driver.connection.expire().is_none(),
-        "it is answered already"
+        "its request has a response already"
     );
     driver.receive(b"9");
     assert_eq!(driver.deadline(), Some(80), "idle again");
 }
 
 #[test]
-fn answers_may_go_untaken_for_10_seconds_and_any_progress_counts() {
+fn responses_may_be_unread_for_10_seconds_after_any_progress() {
     let mut driver = Driver::new();
     driver.wait(50);
     driver.receive(REQUEST);
@@ -134,12 +134,12 @@ fn answers_may_go_untaken_for_10_seconds_and_any_progress_counts() {
     assert_eq!(driver.deadline(), Some(69));
     assert!(
         driver.connection.expire().is_none(),
-        "closed without a word"
+        "closed without another response"
     );
 }
 
 #[test]
-fn sending_more_is_no_progress_while_answers_go_untaken() {
+fn received_bytes_do_not_count_as_progress_while_responses_are_unread() {
     let with_body = b"POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n";
     let pieces: [&[u8]; 4] = [REQUEST, &REQUEST[..9], &REQUEST[9..], with_body];
     let mut driver = Driver::new();
@@ -153,7 +153,7 @@ fn sending_more_is_no_progress_while_answers_go_untaken() {
 }
 
 #[test]
-fn a_client_that_waits_for_its_answer_has_no_deadline() {
+fn a_client_that_waits_for_its_response_has_no_deadline() {
     let mut driver = Driver::new();
     driver.connection.receive(REQUEST, driver.now);
     let mut space = field_space();
@@ -164,7 +164,7 @@ fn a_client_that_waits_for_its_answer_has_no_deadline() {
 }
 
 #[test]
-fn a_rejected_client_may_be_silent_for_2_seconds_and_go_on_sending_for_30() {
+fn a_rejected_client_may_be_silent_for_2_seconds_and_keep_sending_for_30() {
     let mut driver = Driver::new();
     driver.wait(5);
     driver.receive(b"nonsense\r\n");
@@ -188,7 +188,7 @@ fn a_rejected_client_may_be_silent_for_2_seconds_and_go_on_sending_for_30() {
 }
 
 #[test]
-fn no_more_requests_are_given_out_while_64_kib_of_answers_wait() {
+fn no_more_requests_are_returned_while_64_kib_of_responses_are_unsent() {
     let mut driver = Driver::new();
     driver.receive(&REQUEST.repeat(10_000));
     let waiting = driver.connection.unsent().len();
@@ -199,10 +199,13 @@ fn no_more_requests_are_given_out_while_64_kib_of_answers_wait() {
     assert!(!driver.connection.wants_bytes() && !driver.connection.is_idle());
     driver.send();
     assert!(driver.connection.can_answer());
-    assert!(!driver.connection.wants_bytes(), "what is here comes first");
+    assert!(
+        !driver.connection.wants_bytes(),
+        "requests that have arrived come first"
+    );
 }
 
-/// Answers a request with so many bytes, head and all, that none are sent of.
+/// A connection with an unsent response of this many bytes, including its head.
 fn with_unsent(bytes: usize) -> Driver {
     let mut driver = Driver::new();
     driver.receive(REQUEST);
@@ -212,7 +215,7 @@ fn with_unsent(bytes: usize) -> Driver {
         let mut space = field_space();
         assert!(driver.connection.next_request(&mut space).is_some());
     };
-    // The head's length, with a Content-Length of as many digits.
+    // Measure the length of the head with a Content-Length that has the same number of digits.
     driver.send();
     request(&mut driver);
     let now = driver.now;
@@ -230,17 +233,17 @@ fn with_unsent(bytes: usize) -> Driver {
 }
 
 #[test]
-fn nothing_is_read_or_given_out_from_64_kib_of_unsent_answers_on() {
-    for (unsent, goes_on) in [(MAX_UNSENT - 1, true), (MAX_UNSENT, false)] {
+fn at_64_kib_of_unsent_responses_nothing_more_is_read_or_returned() {
+    for (unsent, continues) in [(MAX_UNSENT - 1, true), (MAX_UNSENT, false)] {
         let mut driver = with_unsent(unsent);
-        assert_eq!(driver.connection.wants_bytes(), goes_on);
+        assert_eq!(driver.connection.wants_bytes(), continues);
         driver.connection.receive(REQUEST, driver.now);
-        assert_eq!(driver.connection.can_answer(), goes_on);
+        assert_eq!(driver.connection.can_answer(), continues);
     }
 }
 
 #[test]
-fn a_head_is_looked_at_when_a_line_is_complete_or_it_is_too_long() {
+fn a_head_is_parsed_when_a_line_is_complete_or_the_head_is_too_long() {
     let mut driver = Driver::new();
     let mut receive = |bytes: &[u8]| {
         driver.connection.receive(bytes, driver.now);
@@ -261,29 +264,29 @@ fn a_head_is_looked_at_when_a_line_is_complete_or_it_is_too_long() {
 }
 
 #[test]
-fn a_client_that_is_owed_nothing_is_idle_since_then() {
+fn a_connection_is_idle_from_when_all_its_responses_are_sent() {
     let mut driver = Driver::new();
-    let since = |driver: &Driver| {
-        let since = driver.connection.idle_since()?;
-        Some(since.duration_since(driver.start).as_secs())
+    let idle_since = |driver: &Driver| {
+        let idle_since = driver.connection.idle_since()?;
+        Some(idle_since.duration_since(driver.start).as_secs())
     };
-    assert_eq!(since(&driver), Some(0));
+    assert_eq!(idle_since(&driver), Some(0));
     driver.wait(5);
     driver.receive(REQUEST);
-    assert_eq!(since(&driver), None, "its answer is not sent");
+    assert_eq!(idle_since(&driver), None, "its response is not sent");
     driver.send();
-    assert_eq!(since(&driver), Some(5));
+    assert_eq!(idle_since(&driver), Some(5));
     driver.wait(5);
     driver.receive(b"nonsense\r\n");
     driver.send();
-    assert_eq!(since(&driver), None, "the connection will be closed");
+    assert_eq!(idle_since(&driver), None, "the connection will be closed");
     driver.connection.linger(driver.now);
-    assert_eq!(since(&driver), None);
+    assert_eq!(idle_since(&driver), None);
     assert_eq!(driver.connection.lingers_since(), Some(driver.now));
 }
 
 #[test]
-fn empty_lines_between_requests_are_no_head() {
+fn empty_lines_between_requests_do_not_start_a_head() {
     let mut driver = Driver::new();
     driver.receive(REQUEST);
     driver.send();
@@ -295,7 +298,7 @@ fn empty_lines_between_requests_are_no_head() {
 }
 
 #[test]
-fn an_end_with_nothing_owed_finishes_the_connection() {
+fn a_half_close_finishes_the_connection_once_all_responses_are_sent() {
     for (bytes, is_finished) in [
         (&b""[..], true),
         (b"GET /pro", true),
@@ -315,28 +318,29 @@ fn an_end_with_nothing_owed_finishes_the_connection() {
 }
 
 #[test]
-fn silence_is_tolerated_for_a_moment_once_the_service_has_been_told_to_stop() {
+fn while_stopping_connections_close_after_200_milliseconds_of_silence() {
     let millis = |driver: &Driver| {
-        let deadline = driver.connection.deadline().expect("it is not answering");
+        let deadline = driver.connection.deadline();
+        let deadline = deadline.expect("a connection without a pending response has a deadline");
         deadline.duration_since(driver.start).as_millis()
     };
-    for (sent, answered) in [(&b""[..], 0), (b"GET /pro", 0), (REQUEST, 1)] {
+    for (received, has_response) in [(&b""[..], false), (b"GET /pro", false), (REQUEST, true)] {
         let mut driver = Driver::new();
-        driver.receive(sent);
+        driver.receive(received);
         driver.wait(5);
-        assert_eq!(driver.connection.unsent().is_empty(), answered == 0);
+        assert_eq!(driver.connection.unsent().is_empty(), !has_response);
         driver.send();
         driver.connection.stop(driver.now);
         assert_eq!(millis(&driver), 5200);
         driver.wait(1);
         driver.receive(b"G");
-        assert_eq!(millis(&driver), 6200, "bytes break the silence");
+        assert_eq!(millis(&driver), 6200, "received bytes restart the time");
         assert!(driver.connection.expire().is_none(), "no 408");
     }
 }
 
 #[test]
-fn sent_bytes_take_no_memory_however_slowly_the_client_reads() {
+fn sent_bytes_are_released_however_slowly_the_client_reads() {
     use bounded_http::connection::Buffers;
 
     let mut driver = Driver::new();
@@ -347,7 +351,10 @@ fn sent_bytes_take_no_memory_however_slowly_the_client_reads() {
         driver.receive(if wants_bytes { &requests } else { b"" });
         driver.connection.sent(2000, driver.now);
         driver.connection.put_back(&mut spare);
-        assert!(!driver.connection.unsent().is_empty(), "never everything");
+        assert!(
+            !driver.connection.unsent().is_empty(),
+            "the client never reads everything"
+        );
         assert!(driver.connection.held_bytes() < 2 * MAX_UNSENT);
     }
 }

@@ -1,5 +1,4 @@
-//! Drives a connection as the event loop does, without a socket. The fuzz target does it this way,
-//! too.
+//! Drives a connection as the event loop does, but without a socket. The fuzz targets use this as well.
 
 use std::time::Instant;
 
@@ -10,26 +9,26 @@ use tiny_probe::app::App;
 
 pub const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 
-/// What came of some bytes.
+/// The result of delivering some bytes to a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// Method and target of each request, and the status it was answered. What is rejected has no
-    /// target, and no method but HEAD.
+    /// The method and target of each request, and the status of its response. A rejected request has an
+    /// empty target, and its method is HEAD or empty.
     pub requests: Vec<(String, String, u16)>,
-    /// What the client receives.
-    pub answers: String,
+    /// All bytes that the client receives.
+    pub responses: String,
     /// Whether the connection is still open for requests.
     pub is_open: bool,
 }
 
-/// Delivers these pieces, one read each, and takes every answer at once.
+/// Delivers each piece as one read, and takes every response at once.
 pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
     let now = Instant::now();
     let mut connection = Connection::new(now);
     let mut spare = Buffers::default();
     let mut outcome = Outcome {
         requests: Vec::new(),
-        answers: String::new(),
+        responses: String::new(),
         is_open: true,
     };
     for piece in pieces {
@@ -37,9 +36,9 @@ pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
         connection.receive(piece, now);
         loop {
             answer_received(app, &mut connection, &mut outcome, now);
-            // The largest page is far below the bound: one answer more may pass it, no more.
+            // One response may exceed the limit, and even the largest page is far smaller than the limit.
             assert!(connection.unsent().len() < 2 * MAX_UNSENT);
-            outcome.answers += str::from_utf8(connection.unsent()).expect("answers are text");
+            outcome.responses += str::from_utf8(connection.unsent()).expect("responses are text");
             connection.sent(connection.unsent().len(), now);
             if !connection.can_answer() {
                 break;
@@ -51,7 +50,7 @@ pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
         outcome.is_open = connection.is_idle();
         assert!(
             connection.deadline().is_some(),
-            "nothing is waited for forever"
+            "a connection without a deadline"
         );
         connection.put_back(&mut spare);
     }
@@ -79,14 +78,14 @@ fn answer_received(
     }
 }
 
-/// The request with a head that was received at `now`.
+/// Returns the request with this head, received at `now`.
 pub fn request<'a>(head: &RequestHead<'a>, now: Instant) -> Request<'a> {
     Request::new(head.method, head.target)
         .with_fields(head.fields)
         .with_received_at(now)
 }
 
-/// The method of what is rejected, as far as it matters to who reads the answer.
+/// Returns the method of a rejected request, as far as the reader of the response needs it: HEAD or not.
 pub fn rejected_method(rejection: Rejection) -> String {
     if rejection.is_head { "HEAD" } else { "" }.to_owned()
 }

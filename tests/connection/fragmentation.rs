@@ -1,4 +1,4 @@
-//! However bytes are cut into pieces, the answers are the same as in one piece.
+//! Bytes that arrive in pieces get the same responses as bytes that arrive at once.
 
 use fastrand::Rng;
 use tiny_probe::app::App;
@@ -7,7 +7,8 @@ use tiny_probe::config::Config;
 use crate::drive::drive;
 use crate::request_heads::REQUEST_HEADS;
 
-/// Everything on one connection that it survives, valid and not, and then something refused.
+/// Sequences of requests on one connection: several that keep it open, followed by one of the heads or by
+/// one that is too long.
 fn conversations() -> Vec<String> {
     let get = |path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
     let with_body = "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\n1\r\n\r\n\r\n";
@@ -34,13 +35,13 @@ fn conversations() -> Vec<String> {
 fn check(app: &mut App, bytes: &[u8], pieces: Vec<&[u8]>) {
     let lengths: Vec<usize> = pieces.iter().map(|piece| piece.len()).collect();
     let whole = drive(app, [bytes]);
-    let cut = drive(app, pieces);
-    assert_eq!(cut, whole, "cut into {lengths:?}");
-    assert!(!whole.answers.is_empty());
+    let split = drive(app, pieces);
+    assert_eq!(split, whole, "split into {lengths:?}");
+    assert!(!whole.responses.is_empty());
 }
 
 #[test]
-fn byte_at_a_time() {
+fn one_byte_at_a_time() {
     let mut app = App::new(&Config::default());
     for conversation in conversations() {
         let bytes = conversation.as_bytes();
@@ -53,8 +54,8 @@ fn every_split_in_two() {
     let mut app = App::new(&Config::default());
     for conversation in conversations() {
         let bytes = conversation.as_bytes();
-        for cut in 0..bytes.len().min(1000) {
-            let (first, second) = bytes.split_at(cut);
+        for middle in 0..bytes.len().min(1000) {
+            let (first, second) = bytes.split_at(middle);
             check(&mut app, bytes, vec![first, second]);
         }
     }
@@ -85,7 +86,7 @@ fn random_pieces_of_random_conversations() {
             rest = after;
         }
         let whole = drive(&mut app, [&bytes[..]]);
-        let cut = drive(&mut app, pieces);
-        assert_eq!(cut, whole, "{}", bytes.escape_ascii());
+        let split = drive(&mut app, pieces);
+        assert_eq!(split, whole, "{}", bytes.escape_ascii());
     }
 }

@@ -1,4 +1,4 @@
-//! A connection without its socket: whatever the bytes, however they arrive, however long they take.
+//! Tests of a connection without a socket: any bytes, split in any way, at any time.
 
 mod corpus;
 mod deadlines;

@@ -1,4 +1,4 @@
-//! What a connection makes of its bytes, in one piece.
+//! How a connection handles requests that arrive in one piece.
 
 use tiny_probe::app::App;
 use tiny_probe::config::Config;
@@ -16,30 +16,30 @@ fn statuses(bytes: &str) -> Vec<u16> {
 }
 
 #[test]
-fn every_head_gets_the_status_it_must_get() {
+fn every_head_gets_its_expected_status() {
     for (what, head, status) in REQUEST_HEADS {
         assert_eq!(statuses(head), [*status], "{what}");
     }
 }
 
 #[test]
-fn what_is_refused_closes_the_connection_and_what_is_answered_does_not() {
+fn only_rejected_requests_and_http_1_0_close_the_connection() {
     for (what, head, status) in REQUEST_HEADS {
         let outcome = outcome(head);
-        let is_refused = matches!(status, 400 | 411 | 413 | 414 | 431 | 501 | 505);
-        let closes = is_refused || head.contains("HTTP/1.0");
+        let is_rejected = matches!(status, 400 | 411 | 413 | 414 | 431 | 501 | 505);
+        let closes = is_rejected || head.contains("HTTP/1.0");
         assert_eq!(outcome.is_open, !closes, "{what}");
-        let says_so = outcome.answers.contains("\r\nConnection: close\r\n");
-        assert_eq!(says_so, closes, "{what}");
+        let announces_close = outcome.responses.contains("\r\nConnection: close\r\n");
+        assert_eq!(announces_close, closes, "{what}");
     }
 }
 
 #[test]
-fn nothing_after_a_refused_head_is_a_request() {
+fn nothing_after_a_rejected_head_is_a_request() {
     for (what, head, _) in REQUEST_HEADS.iter().filter(|(_, _, status)| *status >= 400) {
         let smuggled = format!("{head}GET /probe HTTP/1.1\r\nHost: a\r\n\r\n");
         let statuses = statuses(&smuggled);
-        // 404 and 405 are answers to requests that were understood.
+        // 404 and 405 are responses to valid requests.
         let expected = if matches!(statuses[0], 404 | 405) {
             2
         } else {
@@ -50,23 +50,23 @@ fn nothing_after_a_refused_head_is_a_request() {
 }
 
 #[test]
-fn an_answer_is_complete_to_the_byte() {
+fn responses_have_exactly_the_expected_bytes() {
     assert_eq!(
-        outcome("GET /probe HTTP/1.1\r\nHost: a\r\n\r\n").answers,
+        outcome("GET /probe HTTP/1.1\r\nHost: a\r\n\r\n").responses,
         format!(
             "HTTP/1.1 200 OK\r\nDate: {DATE}\r\nContent-Type: text/plain; charset=utf-8\r\n\
              Content-Length: 7\r\n\r\nI'm ok!"
         )
     );
     assert_eq!(
-        outcome("HEAD /probe HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").answers,
+        outcome("HEAD /probe HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").responses,
         format!(
             "HTTP/1.1 200 OK\r\nDate: {DATE}\r\nConnection: keep-alive\r\n\
              Content-Type: text/plain; charset=utf-8\r\nContent-Length: 7\r\n\r\n"
         )
     );
     assert_eq!(
-        outcome("POST /probe HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").answers,
+        outcome("POST /probe HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").responses,
         format!(
             "HTTP/1.1 405 Method Not Allowed\r\nDate: {DATE}\r\nConnection: close\r\n\
              Content-Type: text/plain; charset=utf-8\r\nContent-Length: 54\r\n\
@@ -74,21 +74,21 @@ fn an_answer_is_complete_to_the_byte() {
         )
     );
     assert_eq!(
-        outcome("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").answers,
+        outcome("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").responses,
         format!("HTTP/1.1 204 No Content\r\nDate: {DATE}\r\nAllow: GET, HEAD, OPTIONS\r\n\r\n")
     );
     assert_eq!(
-        outcome("HEAD /probe HTTP/1.1\r\n\r\n").answers,
+        outcome("HEAD /probe HTTP/1.1\r\n\r\n").responses,
         format!(
             "HTTP/1.1 400 Bad Request\r\nDate: {DATE}\r\nConnection: close\r\n\
              Content-Type: text/plain; charset=utf-8\r\nContent-Length: 40\r\n\r\n"
         ),
-        "nothing but a head answers HEAD, whatever the status"
+        "the response to HEAD has no body, whatever the status"
     );
 }
 
 #[test]
-fn keep_alive_is_the_default_of_its_version_and_can_be_asked_for() {
+fn the_default_for_keep_alive_depends_on_the_version_and_can_be_overridden() {
     for (version, connection, keeps) in [
         ("1.1", "", true),
         ("1.1", "Connection: close\r\n", false),
@@ -112,7 +112,7 @@ fn keep_alive_is_the_default_of_its_version_and_can_be_asked_for() {
 }
 
 #[test]
-fn pipelined_requests_are_answered_in_order() {
+fn pipelined_requests_get_their_responses_in_order() {
     let paths = ["/probe", "/nope", "/healthz", "/nope", "/probe"];
     let burst = paths
         .map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"))
@@ -122,7 +122,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn bodies_within_the_bound_are_skipped() {
+fn bodies_within_the_limit_are_discarded() {
     let body = "GET /nope HTTP/1.1\r\nHost: a\r\n\r\n".repeat(10);
     let length = body.len();
     let head = format!("GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
@@ -133,7 +133,7 @@ fn bodies_within_the_bound_are_skipped() {
 }
 
 #[test]
-fn who_expects_a_100_gets_the_answer_and_a_close_unless_the_body_is_here() {
+fn expect_100_continue_gets_the_final_response_and_a_close_unless_the_body_has_arrived() {
     for (version, expect, length, body, closes) in [
         ("1.1", "100-continue", 3, "", true),
         ("1.1", "100-Continue", 3, "", true),
@@ -141,7 +141,7 @@ fn who_expects_a_100_gets_the_answer_and_a_close_unless_the_body_is_here() {
         ("1.1", "100-continue", 3, "abc", false),
         ("1.1", "100-continue", 0, "", false),
         ("1.1", "later", 3, "", false),
-        // RFC 9110, section 10.1.1: in HTTP/1.0 it is ignored.
+        // In HTTP/1.0 the field is ignored (RFC 9110, section 10.1.1).
         ("1.0", "100-continue", 3, "", false),
     ] {
         let bytes = format!(
@@ -149,15 +149,19 @@ fn who_expects_a_100_gets_the_answer_and_a_close_unless_the_body_is_here() {
              Content-Length: {length}\r\n\r\n{body}"
         );
         let outcome = outcome(&bytes);
-        assert!(outcome.answers.starts_with("HTTP/1.1 405 "), "{bytes}");
-        assert_eq!(outcome.answers.matches("HTTP/1.1").count(), 1, "{bytes}");
-        let says_so = outcome.answers.contains("\r\nConnection: close\r\n");
-        assert_eq!((says_so, outcome.is_open), (closes, !closes), "{bytes}");
+        assert!(outcome.responses.starts_with("HTTP/1.1 405 "), "{bytes}");
+        assert_eq!(outcome.responses.matches("HTTP/1.1").count(), 1, "{bytes}");
+        let announces_close = outcome.responses.contains("\r\nConnection: close\r\n");
+        assert_eq!(
+            (announces_close, outcome.is_open),
+            (closes, !closes),
+            "{bytes}"
+        );
     }
 }
 
 #[test]
-fn heads_are_bounded_in_bytes_and_fields() {
+fn heads_are_limited_in_bytes_and_fields() {
     let line = "GET /probe HTTP/1.1\r\nHost: a\r\n";
     let padded = |length: usize| {
         let field = "X: ";
@@ -177,7 +181,7 @@ fn heads_are_bounded_in_bytes_and_fields() {
     assert_eq!(statuses(&target(16_384)), [404]);
     assert_eq!(statuses(&target(16_500)), [414]);
     assert_eq!(statuses(&"x".repeat(16_383)), [0; 0]);
-    // It is not the target that is too long (RFC 9112, section 3).
+    // Without a space, the method is too long and not the target, which requires a 501 (RFC 9112, section 3).
     assert_eq!(statuses(&"x".repeat(16_384)), [501]);
     assert_eq!(statuses(&"x".repeat(100_000)), [501]);
     assert_eq!(statuses(&format!("X {}", "x".repeat(16_382))), [414]);
@@ -190,7 +194,7 @@ fn heads_are_bounded_in_bytes_and_fields() {
 }
 
 #[test]
-fn the_last_response_closes_unless_another_request_is_here() {
+fn the_last_response_closes_unless_another_request_has_arrived() {
     use bounded_http::connection::Connection;
     use bounded_http::request_head::field_space;
     use bounded_http::{Reply, Status};
@@ -214,17 +218,18 @@ fn the_last_response_closes_unless_another_request_is_here() {
         connection.receive(format!("{request}{after}").as_bytes(), now);
         let mut space = field_space();
         let head = connection.next_request(&mut space);
-        assert!(head.expect("it is complete").is_ok(), "it is well-formed");
+        let head = head.expect("the head is complete");
+        assert!(head.is_ok(), "the head is valid");
         let reply = Reply::text(Status::Ok, "I'm ok!");
         connection.answer(&reply, DATE, true, now);
-        let answer = String::from_utf8_lossy(connection.unsent()).into_owned();
+        let response = String::from_utf8_lossy(connection.unsent()).into_owned();
         assert_eq!(
-            answer.contains("\r\nConnection: close\r\n"),
+            response.contains("\r\nConnection: close\r\n"),
             closes,
             "{after}"
         );
         assert_eq!(connection.can_answer(), !closes, "{after}");
-        connection.sent(answer.len(), now);
+        connection.sent(response.len(), now);
         assert_eq!(connection.wants_half_close(), closes, "{after}");
         assert!(!connection.is_finished(), "the client may still send");
         connection.receive_end();

@@ -1,4 +1,4 @@
-//! What a client can send, open and announce.
+//! Limits on what a client can send, open and announce.
 
 use std::io::Write;
 use std::process::Command;
@@ -9,10 +9,10 @@ use crate::{little_memory_was_taken, others_are_served};
 
 const SERVER: &str = "event-loop";
 
-/// The statuses of a request that was no request.
-const REFUSED: [u16; 5] = [400, 411, 413, 501, 505];
+/// The statuses of rejected requests.
+const REJECTED: [u16; 5] = [400, 411, 413, 501, 505];
 
-/// Sends what the service will not want to the end of, until it is sent or refused.
+/// Sends a chunk many times, until everything is sent or the service refuses more.
 fn flood(client: &mut Client, chunk: &[u8], times: usize) {
     for _ in 0..times {
         if client.stream.write_all(chunk).is_err() {
@@ -22,34 +22,34 @@ fn flood(client: &mut Client, chunk: &[u8], times: usize) {
 }
 
 #[test]
-fn every_malformed_head_is_answered_closed_and_counted() {
+fn every_malformed_head_gets_its_status_and_a_close_and_is_counted() {
     let service = Service::start(SERVER, &[]);
     for (what, head, status) in REQUEST_HEADS {
         let mut client = service.connect();
         client.send(head);
-        let answer = if head.starts_with("HEAD ") {
+        let response = if head.starts_with("HEAD ") {
             client.answer_to_head()
         } else {
             client.answer()
         };
-        assert_eq!(answer.status, *status, "{what}");
-        if REFUSED.contains(status) {
+        assert_eq!(response.status, *status, "{what}");
+        if REJECTED.contains(status) {
             client.expect_close();
         }
         others_are_served(&service);
     }
     let page = service.scrape();
-    for refused in REFUSED {
-        let expected = REQUEST_HEADS.iter().filter(|head| head.2 == refused);
+    for rejected in REJECTED {
+        let expected = REQUEST_HEADS.iter().filter(|head| head.2 == rejected);
         let series = format!(
-            r#"app_request_count_total{{method="other",endpoint="other",http_status="{refused}"}}"#
+            r#"app_request_count_total{{method="other",endpoint="other",http_status="{rejected}"}}"#
         );
-        assert_eq!(page.count(&series), expected.count() as u64, "{refused}");
+        assert_eq!(page.count(&series), expected.count() as u64, "{rejected}");
     }
 }
 
 #[test]
-fn a_header_of_400_mb_is_refused_after_8_kib() {
+fn a_head_of_400_mb_is_rejected_without_being_read_completely() {
     let service = Service::start(SERVER, &[]);
     for (beginning, status) in [
         ("GET /probe HTTP/1.1\r\nHost: a\r\nX: ", 431),
@@ -71,7 +71,7 @@ fn a_header_of_400_mb_is_refused_after_8_kib() {
 }
 
 #[test]
-fn a_body_of_ten_petabytes_is_refused_at_once() {
+fn a_body_of_ten_petabytes_is_rejected_at_once() {
     let service = Service::start(SERVER, &[]);
     let mut client = service.connect();
     client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000000000000\r\n\r\n");
@@ -81,12 +81,12 @@ fn a_body_of_ten_petabytes_is_refused_at_once() {
 }
 
 #[test]
-fn an_answer_is_not_lost_to_a_reset_while_the_body_is_still_being_sent() {
+fn a_client_that_is_still_sending_its_body_gets_the_response_and_no_reset() {
     let service = Service::start(SERVER, &[]);
     for _ in 0..20 {
         let mut client = service.connect();
         client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000\r\n\r\n");
-        // All of it, as a client does that looks at the answer only when it is done.
+        // Send all of it, as clients do that read the response only afterward.
         client.send(vec![b'x'; 4_000_000]);
         assert_eq!(client.answer().status, 413);
         client.expect_close();
@@ -94,7 +94,7 @@ fn an_answer_is_not_lost_to_a_reset_while_the_body_is_still_being_sent() {
 }
 
 #[test]
-fn a_body_announced_and_never_sent_holds_up_nobody() {
+fn a_body_that_is_announced_and_never_sent_delays_no_other_client() {
     let service = Service::start(SERVER, &[]);
     let silent: Vec<Client> = (0..50)
         .map(|_| {
@@ -109,7 +109,7 @@ fn a_body_announced_and_never_sent_holds_up_nobody() {
 }
 
 #[test]
-fn a_body_within_the_bound_is_discarded_and_the_connection_goes_on() {
+fn a_body_within_the_limit_is_discarded_and_the_connection_stays_open() {
     let service = Service::start(SERVER, &[]);
     let mut client = service.connect();
     for length in [0, 1, 1024, 65536] {
@@ -123,29 +123,29 @@ fn a_body_within_the_bound_is_discarded_and_the_connection_goes_on() {
 }
 
 #[test]
-fn a_client_that_expects_a_100_gets_its_answer_at_once_and_a_close() {
+fn a_client_that_expects_a_100_gets_the_final_response_at_once_and_a_close() {
     let service = Service::start(SERVER, &[]);
     let expecting =
         "POST /probe HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
-    // It may send its body all the same.
+    // The client may still send its body.
     for body in ["", "abc"] {
         let mut client = service.connect();
         client.send(expecting);
-        let answer = client.answer();
-        assert_eq!(answer.status, 405);
-        assert_eq!(answer.field("Connection"), Some("close"));
+        let response = client.answer();
+        assert_eq!(response.status, 405);
+        assert_eq!(response.field("Connection"), Some("close"));
         client.send(body);
         client.expect_close();
     }
     let mut client = service.connect();
     client.send(format!("{expecting}abc"));
-    let answer = client.answer();
-    assert_eq!((answer.status, answer.field("Connection")), (405, None));
+    let response = client.answer();
+    assert_eq!((response.status, response.field("Connection")), (405, None));
     assert_eq!(client.ask("GET", "/probe").status, 200);
 }
 
 #[test]
-fn ten_thousand_pipelined_requests_are_answered_in_order() {
+fn ten_thousand_pipelined_requests_get_their_responses_in_order() {
     let service = Service::start(SERVER, &[]);
     let mut client = service.connect();
     let sender = client.stream.try_clone().unwrap();
@@ -164,7 +164,7 @@ fn ten_thousand_pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn a_client_that_pipelines_the_most_expensive_request_holds_up_nobody() {
+fn a_client_that_pipelines_the_most_expensive_request_delays_no_other_client() {
     let service = Service::start(SERVER, &[]);
     let mut client = service.connect();
     let mut sender = Client::from(client.stream.try_clone().unwrap());
@@ -181,7 +181,7 @@ fn a_client_that_pipelines_the_most_expensive_request_holds_up_nobody() {
 }
 
 #[test]
-fn the_connection_idle_longest_makes_room_for_a_new_one() {
+fn at_the_limit_the_connection_idle_longest_is_closed_for_a_new_one() {
     let service = Service::start(SERVER, &["--max-connections", "10"]);
     let mut clients: Vec<Client> = (0..10)
         .map(|_| {
@@ -190,7 +190,7 @@ fn the_connection_idle_longest_makes_room_for_a_new_one() {
             client
         })
         .collect();
-    // The first is not the longest idle any more.
+    // Now the second client has been idle longest.
     clients[0].ask("GET", "/probe");
     let mut new = service.connect();
     assert_eq!(new.ask("GET", "/probe").status, 200);
@@ -205,11 +205,12 @@ fn the_connection_idle_longest_makes_room_for_a_new_one() {
 }
 
 #[test]
-fn whoever_was_just_accepted_has_a_turn_before_it_makes_room() {
+fn a_client_that_was_just_accepted_is_served_before_it_is_closed_for_another() {
     let service = Service::start(SERVER, &["--max-connections", "1"]);
     let mut idle = service.connect();
     assert_eq!(idle.ask("GET", "/probe").status, 200);
-    // All three are accepted in one wake-up, as far as there is room.
+    // While the service is stopped, all three connect, so that one wake-up accepts as many as there is
+    // room for.
     service.signal("STOP");
     let mut clients: Vec<Client> = (0..3).map(|_| service.connect()).collect();
     for client in &mut clients {
@@ -222,7 +223,7 @@ fn whoever_was_just_accepted_has_a_turn_before_it_makes_room() {
 }
 
 #[test]
-fn the_next_client_is_let_in_when_one_of_those_that_wait_is_done() {
+fn when_every_connection_waits_a_new_client_is_served_after_the_next_response() {
     let slow = ["--slow-rate", "1", "--slow-latency", "500ms"];
     let service = Service::start(SERVER, &[&slow[..], &["--max-connections", "5"]].concat());
     let mut waiting: Vec<Client> = (0..5)
@@ -240,7 +241,7 @@ fn the_next_client_is_let_in_when_one_of_those_that_wait_is_done() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn where_every_connection_waits_accepting_does_not_spin() {
+fn when_every_connection_waits_the_service_does_not_spin() {
     let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
     let service = Service::start(SERVER, &[&slow[..], &["--max-connections", "5"]].concat());
     let mut waiting: Vec<Client> = (0..5).map(|_| service.connect()).collect();
@@ -252,10 +253,10 @@ fn where_every_connection_waits_accepting_does_not_spin() {
 }
 
 #[test]
-fn whoever_starts_it_with_too_few_descriptors_is_told() {
-    let told = "tiny-probe: the descriptor limit, 64, leaves room for 32 connections; raise it \
+fn a_descriptor_limit_below_max_connections_is_reported_at_start() {
+    let message = "tiny-probe: the descriptor limit, 64, leaves room for 32 connections; raise it \
                 (ulimit -n) or lower --max-connections\n";
-    for (max_connections, expected) in [("32", ""), ("33", told)] {
+    for (max_connections, expected) in [("32", ""), ("33", message)] {
         let flags = ["--max-connections", max_connections];
         let mut service = Service::start_with(SERVER, &flags, |program| {
             let mut command = Command::new("sh");
@@ -273,7 +274,7 @@ fn whoever_starts_it_with_too_few_descriptors_is_told() {
 #[cfg(target_os = "linux")]
 #[test]
 fn more_clients_than_descriptors_are_all_served() {
-    // The soft limit is below the hard one, and both are below the number of clients.
+    // The service raises the soft limit to the hard one. Both are lower than the number of clients.
     let service = Service::start_with(SERVER, &[], |program| {
         let mut command = Command::new("sh");
         let limit = "ulimit -Sn 64 && ulimit -Hn 128 && exec \"$0\" \"$@\"";
@@ -295,12 +296,12 @@ fn more_clients_than_descriptors_are_all_served() {
     let max = page.count("app_connections_max");
     assert!(
         (64..128).contains(&max),
-        "what the limit leaves room for: {max}"
+        "the limit allows {max} connections"
     );
     assert!(page.count("process_open_fds") <= 128);
     assert!(
         page.count("app_connections_open") > 64,
-        "beyond the soft limit"
+        "more than the soft limit"
     );
     others_are_served(&service);
     drop(clients);
@@ -309,7 +310,7 @@ fn more_clients_than_descriptors_are_all_served() {
     });
 }
 
-/// What sets how many descriptors the service may have, up to a maximum.
+/// Returns a function that sets the service's descriptor limit, up to a maximum.
 #[cfg(target_os = "linux")]
 fn descriptor_limit(service: &Service, maximum: u64) -> impl Fn(u64) + use<> {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -324,13 +325,13 @@ fn descriptor_limit(service: &Service, maximum: u64) -> impl Fn(u64) + use<> {
     }
 }
 
-/// Leaves the service no descriptor for the last of ten clients, which has sent a request. Gives the
-/// clients, and what restores the limit.
+/// Connects ten clients, and leaves the service no descriptor for the last one, which has sent a request.
+/// Returns the clients and a function that restores the limit.
 #[cfg(target_os = "linux")]
 fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>) {
     let page = service.scrape();
     let set_limit = descriptor_limit(service, page.count("process_max_fds"));
-    // Enough for three: the count includes the page's own connection.
+    // Enough for three clients, because the count includes the connection of the scrape.
     set_limit(page.count("process_open_fds") + 2);
     let mut clients: Vec<Client> = (0..10).map(|_| service.connect()).collect();
     for client in &mut clients[..3] {
@@ -342,7 +343,7 @@ fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>)
     waiting.send_request("GET", "/probe");
     assert!(
         waiting.stream.peek(&mut [0]).is_err(),
-        "there is no descriptor for it"
+        "a response although there is no descriptor"
     );
     waiting
         .stream
@@ -353,7 +354,7 @@ fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>)
 
 #[cfg(target_os = "linux")]
 #[test]
-fn accepting_pauses_without_descriptors_and_resumes_with_them() {
+fn accepting_pauses_while_there_are_no_descriptors() {
     let mut service = Service::start(SERVER, &[]);
     let (mut clients, restore_limit) = run_out_of_descriptors(&service);
     service.waits();
@@ -369,7 +370,7 @@ fn accepting_pauses_without_descriptors_and_resumes_with_them() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_signal_ends_the_pause_in_accepting() {
+fn a_signal_ends_the_pause_and_waiting_clients_are_served() {
     let mut service = Service::start(SERVER, &[]);
     let (mut clients, restore_limit) = run_out_of_descriptors(&service);
     service.signal("STOP");
@@ -382,7 +383,7 @@ fn a_signal_ends_the_pause_in_accepting() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn whoever_the_kernel_has_accepted_before_a_signal_is_answered() {
+fn clients_that_the_kernel_accepted_before_a_signal_are_served() {
     let mut service = Service::start(SERVER, &[]);
     service.signal("STOP");
     let mut clients: Vec<Client> = (0..300)
@@ -423,7 +424,7 @@ fn a_scrape_needs_no_free_descriptor() {
 }
 
 #[test]
-fn a_thousand_clients_that_come_and_vanish_leave_nothing_behind() {
+fn a_thousand_clients_that_disconnect_leave_no_descriptors_behind() {
     let service = Service::start(SERVER, &[]);
     let descriptors = service.scrape().count("process_open_fds");
     for number in 0..1000 {
@@ -433,7 +434,7 @@ fn a_thousand_clients_that_come_and_vanish_leave_nothing_behind() {
             1 => client.send("GET /pro"),
             2 => client.send_request("GET", "/metrics"),
             _ => {
-                // Unread bytes, or this option, make the close a reset.
+                // With this option, closing sends a reset.
                 let linger = Some(std::time::Duration::ZERO);
                 rustix::net::sockopt::set_socket_linger(&client.stream, linger).unwrap();
                 client.send_request("GET", "/probe");
@@ -449,7 +450,7 @@ fn a_thousand_clients_that_come_and_vanish_leave_nothing_behind() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn one_thread_serves_them_all() {
+fn the_service_has_one_thread() {
     let service = Service::start(SERVER, &["--latency", "10ms"]);
     let clients: Vec<_> = (0..50).map(|_| service.connect().stream).collect();
     service.get("/probe");

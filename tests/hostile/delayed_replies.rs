@@ -1,4 +1,4 @@
-//! Delayed replies: they hold no thread, and keep their order.
+//! Delayed responses: they delay no other client, and responses on one connection keep their order.
 
 use crate::support::{Client, Service, wait_until};
 
@@ -6,7 +6,7 @@ const SERVER: &str = "event-loop";
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_thousand_delayed_replies_hold_up_nobody() {
+fn a_thousand_delayed_responses_delay_no_other_client() {
     let service = Service::start(SERVER, &["--slow-rate", "1", "--slow-latency", "4s"]);
     let mut delayed: Vec<Client> = (0..1000)
         .map(|_| {
@@ -18,7 +18,7 @@ fn a_thousand_delayed_replies_hold_up_nobody() {
     crate::others_are_served(&service);
     assert_eq!(service.connect().ask("POST", "/probe").status, 405);
     let page = service.scrape();
-    // The first have come in by now if the machine is slow.
+    // All connections are still open, even if the first responses were already sent on a slow machine.
     assert!(page.count("app_connections_open") >= 1000);
     for client in &mut delayed {
         assert_eq!(client.answer().body, "I'm ok!");
@@ -28,7 +28,7 @@ fn a_thousand_delayed_replies_hold_up_nobody() {
 }
 
 #[test]
-fn answers_on_one_connection_stay_in_order_however_delayed() {
+fn responses_on_one_connection_stay_in_order_whatever_their_delays() {
     let flags = [
         "--latency",
         "5ms",
@@ -52,11 +52,11 @@ fn answers_on_one_connection_stay_in_order_however_delayed() {
 }
 
 #[test]
-fn clients_that_do_not_wait_for_their_answers_are_counted_and_forgotten() {
+fn clients_that_disconnect_before_their_response_are_recorded_and_use_no_memory() {
     let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
     let service = Service::start(SERVER, &[&slow[..], &["--fault-injection"]].concat());
-    let mut who_waits = service.connect();
-    who_waits.send_request("GET", "/probe?status=503&delay=3s");
+    let mut waiting = service.connect();
+    waiting.send_request("GET", "/probe?status=503&delay=3s");
     let resident = || cfg!(target_os = "linux").then(|| service.status("VmRSS"));
     let before = resident();
     for _ in 0..20 {
@@ -64,7 +64,7 @@ fn clients_that_do_not_wait_for_their_answers_are_counted_and_forgotten() {
         for client in &mut delayed {
             client.send_request("GET", "/probe");
         }
-        // With the one that waits, and the scrape.
+        // 100 of these clients, the waiting one, and the scrape.
         wait_until("every request is received", || {
             service.scrape().count("app_requests_in_flight") >= 102
         });
@@ -80,9 +80,9 @@ fn clients_that_do_not_wait_for_their_answers_are_counted_and_forgotten() {
             == 2000
     });
     assert_eq!(service.scrape().count("app_connections_open"), 2);
-    assert_eq!(who_waits.answer().status, 503);
+    assert_eq!(waiting.answer().status, 503);
     if let (Some(before), Some(after)) = (before, resident()) {
         let grown = after.saturating_sub(before);
-        assert!(grown < 2048, "{grown} KiB for nobody");
+        assert!(grown < 2048, "{grown} KiB for disconnected clients");
     }
 }

@@ -1,4 +1,4 @@
-//! What clients can do with fault injection: change it very often, and hold their connections.
+//! Hostile use of fault injection: very frequent changes, and the longest delay on many connections.
 
 use std::thread;
 
@@ -8,7 +8,7 @@ use crate::{little_memory_was_taken, others_are_served};
 const SERVER: &str = "event-loop";
 
 #[test]
-fn a_flood_of_changes_holds_up_nobody_and_each_is_all_or_nothing() {
+fn a_flood_of_changes_delays_no_other_client_and_each_change_is_atomic() {
     const CLIENTS: usize = 4;
     const CHANGES: usize = 2_500;
     let mut service = Service::start(SERVER, &["--fault-injection"]);
@@ -16,13 +16,13 @@ fn a_flood_of_changes_holds_up_nobody_and_each_is_all_or_nothing() {
         for number in 0..CLIENTS {
             let mut client = service.connect();
             scope.spawn(move || {
-                // Rates that belong together: no answer shows one of them without the other.
+                // Each change sets two rates to the same value. No response may show only one of them.
                 for change in 0..CHANGES {
                     let rate = format!("0.{number}{change:04}1");
                     let path = format!("/faults?fail-rate={rate}&slow-rate={rate}&for=1h");
-                    let answer = client.ask("PUT", &path);
+                    let response = client.ask("PUT", &path);
                     let expected = format!("fail-rate={rate}\nslow-rate={rate}\n");
-                    assert!(answer.body.starts_with(&expected), "{answer:?}");
+                    assert!(response.body.starts_with(&expected), "{response:?}");
                 }
             });
         }
@@ -37,21 +37,22 @@ fn a_flood_of_changes_holds_up_nobody_and_each_is_all_or_nothing() {
 
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
-    let said = service.stderr();
+    let diagnostics = service.stderr();
     assert!(
-        said.lines()
+        diagnostics
+            .lines()
             .all(|line| line.contains(" changed the faults: ")),
-        "{said}"
+        "{diagnostics}"
     );
-    // Ten a second.
-    assert!(said.lines().count() < 1_000, "{said}");
+    // At most ten per second are printed.
+    assert!(diagnostics.lines().count() < 1_000, "{diagnostics}");
 }
 
 #[test]
-fn the_longest_delay_on_every_connection_holds_these_connections_and_nothing_else() {
+fn delayed_responses_on_all_other_connections_do_not_affect_a_connected_client() {
     const CONNECTIONS: usize = 500;
-    let most = (CONNECTIONS + 1).to_string();
-    let service = Service::start(SERVER, &["--fault-injection", "--max-connections", &most]);
+    let limit = (CONNECTIONS + 1).to_string();
+    let service = Service::start(SERVER, &["--fault-injection", "--max-connections", &limit]);
     let mut connected = service.connect();
     assert_eq!(connected.ask("GET", "/healthz").status, 200);
     let before = service.status("VmRSS");
@@ -67,7 +68,7 @@ fn the_longest_delay_on_every_connection_holds_these_connections_and_nothing_els
     }
     let grown = service.status("VmRSS").saturating_sub(before);
     assert!(grown < 2048, "{grown} KiB for {CONNECTIONS} connections");
-    // Who leaves makes room, and is recorded.
+    // A client that disconnects makes room for another.
     delayed.truncate(CONNECTIONS - 1);
     others_are_served(&service);
 }

@@ -1,8 +1,8 @@
-//! The table "The event loop's bounds": what a hostile client gets, what it costs, and that others
-//! are served meanwhile. A real process, real sockets, and thousands of them.
+//! Tests of the limits of the event loop with hostile clients: what each client gets, what it costs, and that
+//! other clients are served meanwhile. They use a real process and up to thousands of real sockets.
 //!
-//! What a client costs is read in /proc; macOS gives a process 256 descriptors unless it asks for more,
-//! and completes no more than 128 connections that are not accepted. What needs more is for Linux.
+//! Many of these tests run only on Linux. They read costs from /proc, or need more than macOS allows by
+//! default: 256 descriptors per process, and 128 connections in a listener's backlog.
 
 mod bounds;
 #[cfg(target_os = "linux")]
@@ -40,7 +40,7 @@ mod work;
 
 use support::{Service, others_are_served};
 
-/// Asserts that the process never had more than 16 MiB resident, where it can be asked.
+/// Asserts that the process never had more than 16 MiB of resident memory. Checked only on Linux.
 fn little_memory_was_taken(service: &Service) {
     if cfg!(target_os = "linux") {
         let peak = service.status("VmHWM") / 1024;

@@ -1,4 +1,4 @@
-//! Many clients at once.
+//! Many simultaneous clients.
 
 use std::thread;
 
@@ -9,19 +9,19 @@ use crate::support::{Client, Service, wait_until};
 const SERVER: &str = "event-loop";
 
 #[test]
-fn ten_thousand_idle_connections_take_little_memory_and_give_it_back() {
+fn ten_thousand_idle_connections_use_little_memory_and_release_it() {
     let count = 10_000.min(raise_descriptor_limit() - 100);
     if count < 10_000 {
-        println!("{count} connections only: the hard limit on descriptors allows no more");
+        println!("only {count} connections: the hard limit on descriptors allows no more");
     }
-    // Room for them and for those who ask meanwhile.
+    // Room for them and for the clients that check the service meanwhile.
     let service = Service::start(SERVER, &["--max-connections", "10100"]);
     others_are_served(&service);
     let before = service.status("VmRSS");
     let clients: Vec<Client> = (0..count)
         .map(|number| {
             let mut client = service.connect();
-            // Some have said something before they fall silent.
+            // Some send a request before they become idle.
             if number % 10 == 0 {
                 assert_eq!(client.ask("GET", "/probe").status, 200);
             }
@@ -40,11 +40,11 @@ fn ten_thousand_idle_connections_take_little_memory_and_give_it_back() {
     let after = service.status("VmRSS");
     println!("resident: {before} KiB before, {during} during, {after} after");
     let kept = after.saturating_sub(before);
-    assert!(kept < (during - before) / 2, "{kept} KiB kept");
+    assert!(kept < (during - before) / 2, "{kept} KiB not released");
 }
 
 #[test]
-fn a_thousand_connections_at_once_get_every_answer_and_are_all_counted() {
+fn a_thousand_simultaneous_clients_get_every_response_and_all_are_counted() {
     const THREADS: usize = 10;
     const CLIENTS: usize = 100;
     const REQUESTS: usize = 100;
@@ -60,8 +60,8 @@ fn a_thousand_connections_at_once_get_every_answer_and_are_all_counted() {
                         client.send_request("GET", "/probe");
                     }
                     for client in &mut clients {
-                        let answer = client.answer();
-                        assert_eq!((answer.status, &*answer.body), (200, "I'm ok!"));
+                        let response = client.answer();
+                        assert_eq!((response.status, &*response.body), (200, "I'm ok!"));
                     }
                 }
             });

@@ -1,5 +1,5 @@
-//! How long the service waits for a client that takes its time. The waits are real, and run side
-//! by side. The keep-alive timeout, 75 seconds, is waited for by `make soak`.
+//! Timeouts for slow clients. The tests wait for the real timeouts, in parallel. `make soak` tests the
+//! keep-alive timeout of 75 seconds.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,13 +10,13 @@ use crate::support::{Client, Service};
 const SERVER: &str = "event-loop";
 
 #[test]
-fn slow_and_greedy_clients_have_their_time_and_no_more() {
+fn slow_clients_are_closed_after_10_seconds() {
     let service = Service::start(SERVER, &[]);
     thread::scope(|scope| {
-        scope.spawn(|| a_head_that_drips_is_answered_408(&service));
+        scope.spawn(|| a_slow_head_gets_408(&service));
         #[cfg(target_os = "linux")]
-        scope.spawn(|| a_client_that_takes_no_answers_is_closed(&service));
-        scope.spawn(|| a_body_that_never_comes_is_waited_for_10_seconds(&service));
+        scope.spawn(|| a_client_that_reads_no_responses_is_closed(&service));
+        scope.spawn(|| a_body_that_never_arrives_closes_the_connection(&service));
     });
     little_memory_was_taken(&service);
     let timed_out = r#"app_request_count_total{method="other",endpoint="other",http_status="408"}"#;
@@ -24,15 +24,15 @@ fn slow_and_greedy_clients_have_their_time_and_no_more() {
     assert_eq!(service.scrape().count("app_connections_open"), 1);
 }
 
-/// Asserts that something took at least this long, and returned in good time.
-fn took(started: Instant, seconds: u64) {
-    // The service's clock started a moment after this one, or before.
+/// Asserts that at least this much time has passed.
+fn assert_took(started: Instant, seconds: u64) {
+    // The service may have started its timeout a moment earlier.
     let tolerance = Duration::from_millis(100);
     let took = started.elapsed() + tolerance;
-    assert!(took >= Duration::from_secs(seconds), "{took:?}");
+    assert!(took >= Duration::from_secs(seconds), "only {took:?}");
 }
 
-fn a_head_that_drips_is_answered_408(service: &Service) {
+fn a_slow_head_gets_408(service: &Service) {
     let mut client = service.connect();
     let started = Instant::now();
     client.send("GET /probe HTTP/1.1\r\nHost: a\r\n");
@@ -44,14 +44,14 @@ fn a_head_that_drips_is_answered_408(service: &Service) {
         client.send("X: 1\r\n");
         assert!(started.elapsed() < Duration::from_secs(40), "no 408");
     }
-    took(started, 10);
-    let answer = client.answer();
-    assert_eq!(answer.status, 408);
-    assert_eq!(answer.field("Connection"), Some("close"));
+    assert_took(started, 10);
+    let response = client.answer();
+    assert_eq!(response.status, 408);
+    assert_eq!(response.field("Connection"), Some("close"));
 }
 
 #[cfg(target_os = "linux")]
-fn a_client_that_takes_no_answers_is_closed(service: &Service) {
+fn a_client_that_reads_no_responses_is_closed(service: &Service) {
     use std::io::{ErrorKind, Read, Write};
 
     use crate::others_are_served;
@@ -60,7 +60,7 @@ fn a_client_that_takes_no_answers_is_closed(service: &Service) {
     let client = service.connect();
     let mut stream = client.stream;
     let started = Instant::now();
-    // Until the service does not read any more, since its answers do not go out.
+    // Send until the service stops reading because its responses are not read.
     stream
         .set_write_timeout(Some(Duration::from_secs(2)))
         .unwrap();
@@ -68,10 +68,10 @@ fn a_client_that_takes_no_answers_is_closed(service: &Service) {
     let mut sent = 0;
     while let Ok(count) = stream.write(burst.as_bytes()) {
         sent += count;
-        assert!(sent < 1 << 30, "it never stops reading");
+        assert!(sent < 1 << 30, "the service does not stop reading");
     }
     others_are_served(service);
-    // Nothing is taken until the service has closed.
+    // Read nothing until the service has closed the connection.
     let is_open = || {
         let state = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
         let port = format!(":{:04X} ", service.address.port());
@@ -84,15 +84,15 @@ fn a_client_that_takes_no_answers_is_closed(service: &Service) {
         })
     };
     while is_open() {
-        // What the kernel's buffer takes of itself is no progress, and starts no second timeout.
+        // Bytes that only fill the kernel's buffer must not count as progress and restart the timeout.
         assert!(
             started.elapsed() < Duration::from_secs(20),
-            "it is not closed"
+            "timed out: the connection is not closed"
         );
         thread::sleep(Duration::from_millis(100));
     }
-    took(started, 10);
-    // What was under way when it was closed still arrives, and then an end or a reset.
+    assert_took(started, 10);
+    // The bytes in the buffers still arrive, followed by a FIN or a reset.
     let mut buffer = vec![0; 1 << 20];
     loop {
         match stream.read(&mut buffer) {
@@ -106,11 +106,11 @@ fn a_client_that_takes_no_answers_is_closed(service: &Service) {
     }
 }
 
-fn a_body_that_never_comes_is_waited_for_10_seconds(service: &Service) {
+fn a_body_that_never_arrives_closes_the_connection(service: &Service) {
     let mut client: Client = service.connect();
     let started = Instant::now();
     client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n");
     assert_eq!(client.answer().status, 405);
     client.expect_close();
-    took(started, 10);
+    assert_took(started, 10);
 }

@@ -1,4 +1,5 @@
-//! Work: one CPU for everybody, and nobody waits for more than one unit of it.
+//! CPU work for responses: all clients share one CPU, and requests without work wait for one unit of it at
+//! most.
 
 use std::time::{Duration, Instant};
 
@@ -7,19 +8,19 @@ use crate::support::{Client, Service, request, wait_until};
 const SERVER: &str = "event-loop";
 const PROBES: &str = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="200"}"#;
 
-/// Clients whose request is received, and waits for its work.
-fn ask_for_work(service: &Service, count: usize) -> Vec<Client> {
+/// Connects clients and sends a request on each. Returns when the service has received all of them.
+fn send_work(service: &Service, count: usize) -> Vec<Client> {
     let mut clients: Vec<Client> = (0..count).map(|_| service.connect()).collect();
     for client in &mut clients {
         client.send_request("GET", "/probe");
     }
-    // Who comes after them is accepted, and has a turn, after them.
+    // A later client is accepted and gets its turn after them.
     service.scrape();
     clients
 }
 
 #[test]
-fn a_scrape_and_a_health_check_wait_for_one_unit_of_work_at_most() {
+fn scrapes_and_health_checks_wait_for_at_most_one_unit_of_work() {
     let service = Service::start(SERVER, &["--work", "100ms"]);
     let mut connected = service.connect();
     let mut clients: Vec<Client> = (0..64).map(|_| service.connect()).collect();
@@ -28,24 +29,24 @@ fn a_scrape_and_a_health_check_wait_for_one_unit_of_work_at_most() {
     for client in &mut clients {
         client.send_request("GET", "/probe");
     }
-    // In turn on a connection of its own and on one that is there already.
+    // Alternate between a new connection and an existing one.
     let mut waited = Vec::new();
     let mut counted = 0;
     while counted < 60 {
         for path in ["/metrics", "/healthz"] {
-            let asked = Instant::now();
+            let sent = Instant::now();
             assert_eq!(service.get(path).status, 200);
-            let connecting = asked.elapsed();
-            let asked = Instant::now();
+            let connecting = sent.elapsed();
+            let sent = Instant::now();
             assert_eq!(connected.ask("GET", path).status, 200);
-            waited.push((connecting, asked.elapsed()));
+            waited.push((connecting, sent.elapsed()));
         }
         counted = service.scrape().count(PROBES);
     }
     for client in &mut clients {
         assert_eq!(client.answer().body, "I'm ok!");
     }
-    // By the clock a unit is longer on a machine that is busy with other things, too.
+    // On a busy machine, a unit takes longer than its CPU time.
     let unit = started.elapsed() / 64;
     let median = |mut times: Vec<Duration>| {
         times.sort();
@@ -65,13 +66,13 @@ fn a_scrape_and_a_health_check_wait_for_one_unit_of_work_at_most() {
     println!("used {used} s of CPU time for 64 times 100 ms");
     assert!(
         (5.76..=7.04).contains(&used),
-        "{used} s, not 64 times 100 ms"
+        "{used} s, expected 64 times 100 ms"
     );
     assert_eq!(service.scrape().count(PROBES), 64);
 }
 
 #[test]
-fn answers_on_one_connection_stay_in_order_however_much_work_they_take() {
+fn responses_on_one_connection_stay_in_order_whatever_their_work() {
     let flags = ["--work", "2ms", "--latency", "2ms", "--fail-rate", "0.3"];
     let service = Service::start(SERVER, &flags);
     let mut client = service.connect();
@@ -85,9 +86,9 @@ fn answers_on_one_connection_stay_in_order_however_much_work_they_take() {
 }
 
 #[test]
-fn nothing_is_computed_for_clients_that_have_left() {
+fn no_work_is_done_for_clients_that_have_disconnected() {
     let service = Service::start(SERVER, &["--work", "500ms"]);
-    let clients = ask_for_work(&service, 20);
+    let clients = send_work(&service, 20);
     for client in &clients {
         let linger = Some(Duration::ZERO);
         rustix::net::sockopt::set_socket_linger(&client.stream, linger).unwrap();
@@ -96,24 +97,24 @@ fn nothing_is_computed_for_clients_that_have_left() {
     wait_until("every request is recorded", || {
         let page = service.scrape();
         let disconnected = page.sum("app_request_count_total", "http_status", "499");
-        // Work that had begun is finished, and its response may have been sent.
+        // Work that had already started is finished, and its response may have been sent.
         page.count(PROBES) + disconnected == 20
     });
     assert_eq!(service.get("/probe").status, 200);
-    // What was done before they had left, and this one.
+    // This includes the work done before they disconnected and that of the last request.
     let used = service.cpu_time();
     println!("used {used:?} of CPU time");
     assert!(
         used < Duration::from_secs(5),
-        "{used:?}, not half of 20 times 500 ms"
+        "{used:?}, expected less than half of 20 times 500 ms"
     );
 }
 
 #[test]
-fn work_that_waits_is_done_before_the_end() {
-    // Far less than the grace, on a machine that is busy with other things, too.
+fn queued_work_is_done_before_the_service_ends() {
+    // Far less work than the grace period allows, even on a busy machine.
     let mut service = Service::start(SERVER, &["--work", "5ms"]);
-    let mut clients = ask_for_work(&service, 10);
+    let mut clients = send_work(&service, 10);
     service.signal("TERM");
     for client in &mut clients {
         assert_eq!(client.answer().body, "I'm ok!");
@@ -122,18 +123,18 @@ fn work_that_waits_is_done_before_the_end() {
 }
 
 #[test]
-fn work_that_waits_too_long_does_not_put_off_the_end() {
+fn queued_work_beyond_the_grace_period_does_not_delay_the_end() {
     let mut service = Service::start(SERVER, &["--work", "1s"]);
-    // Work for more than the minute that `wait` allows.
-    let _clients = ask_for_work(&service, 100);
+    // More work than fits into the minute that `wait` allows.
+    let _clients = send_work(&service, 100);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
 }
 
 #[test]
-fn whoever_leaves_before_its_work_is_done_takes_nobody_along() {
+fn a_client_that_disconnects_before_its_work_does_not_affect_others() {
     let service = Service::start(SERVER, &["--work", "100ms"]);
-    let mut clients = ask_for_work(&service, 6);
+    let mut clients = send_work(&service, 6);
     let leaving = clients.remove(5);
     let linger = Some(std::time::Duration::ZERO);
     rustix::net::sockopt::set_socket_linger(&leaving.stream, linger).unwrap();

@@ -1,37 +1,37 @@
-//! The table "What it answers": status, fields and body of every route and method.
+//! The response to every route and method: status, fields and body.
 
 use crate::support::{Client, Service};
 
 on_every_server!(
-    every_route_answers_get,
-    head_is_get_without_the_body,
-    another_method_is_not_allowed,
-    options_says_what_is_allowed,
-    another_path_is_not_found,
-    the_landing_page_links_to_the_others,
-    failures_come_as_often_as_configured,
-    the_seed_repeats_the_failures,
-    a_delayed_answer_is_late,
-    ten_answers_on_one_connection,
-    http_1_0_and_connection_close_end_the_connection,
-    a_client_that_half_closes_gets_its_answer,
+    every_route_responds_to_get,
+    head_is_like_get_without_the_body,
+    other_methods_get_405_with_allow,
+    options_gets_204_with_allow,
+    other_paths_get_404,
+    the_landing_page_links_to_the_other_routes,
+    requests_fail_at_the_configured_rate,
+    the_same_seed_repeats_the_same_failures,
+    a_delayed_response_is_recorded_with_its_delay,
+    a_connection_serves_ten_requests,
+    http_1_0_and_connection_close_close_the_connection,
+    a_half_closed_client_gets_its_response,
     the_access_log_has_a_line_per_request,
 );
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-fn every_route_answers_get(server: &str) {
+fn every_route_responds_to_get(server: &str) {
     let service = Service::start(server, &[]);
     for (path, content_type, body) in [
         ("/probe", TEXT, "I'm ok!"),
         ("/probe?x=/nope", TEXT, "I'm ok!"),
         ("/healthz", TEXT, "ok"),
     ] {
-        let answer = service.get(path);
-        assert_eq!(answer.status, 200, "{path}");
-        assert_eq!(answer.field("Content-Type"), Some(content_type));
-        assert_eq!(answer.body, body);
-        let date = answer.field("Date").expect("Date");
+        let response = service.get(path);
+        assert_eq!(response.status, 200, "{path}");
+        assert_eq!(response.field("Content-Type"), Some(content_type));
+        assert_eq!(response.body, body);
+        let date = response.field("Date").expect("Date");
         assert!(date.ends_with(" GMT") && date.len() == 29, "{date}");
     }
     let metrics = service.get("/metrics");
@@ -44,7 +44,7 @@ fn every_route_answers_get(server: &str) {
     assert!(metrics.body.ends_with('\n'));
 }
 
-fn head_is_get_without_the_body(server: &str) {
+fn head_is_like_get_without_the_body(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     for path in ["/probe", "/metrics", "/healthz", "/", "/nope"] {
@@ -59,41 +59,41 @@ fn head_is_get_without_the_body(server: &str) {
     }
 }
 
-fn another_method_is_not_allowed(server: &str) {
+fn other_methods_get_405_with_allow(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     for path in ["/probe", "/metrics", "/healthz", "/"] {
         for method in ["POST", "PUT", "DELETE", "PATCH", "TRACE", "get"] {
-            let answer = client.ask(method, path);
-            assert_eq!(answer.status, 405, "{method} {path}");
-            assert_eq!(answer.field("Allow"), Some("GET, HEAD, OPTIONS"));
+            let response = client.ask(method, path);
+            assert_eq!(response.status, 405, "{method} {path}");
+            assert_eq!(response.field("Allow"), Some("GET, HEAD, OPTIONS"));
         }
     }
     assert_eq!(client.ask("GET", "/probe").field("Allow"), None);
-    let answer = client.ask("CONNECT", "test:443");
-    assert_eq!(answer.status, 405);
-    assert_eq!(answer.field("Allow"), Some("GET, HEAD, OPTIONS"));
+    let response = client.ask("CONNECT", "test:443");
+    assert_eq!(response.status, 405);
+    assert_eq!(response.field("Allow"), Some("GET, HEAD, OPTIONS"));
 }
 
-/// As `HAProxy`'s `option httpchk` asks, and as the seed's framework answers.
-fn options_says_what_is_allowed(server: &str) {
+/// `HAProxy` sends OPTIONS with `option httpchk`, and the seed's framework responds to it.
+fn options_gets_204_with_allow(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     for target in ["/probe", "/metrics", "/healthz", "/", "*"] {
-        let answer = client.ask("OPTIONS", target);
-        assert_eq!(answer.status, 204, "{target}");
-        assert_eq!(answer.field("Allow"), Some("GET, HEAD, OPTIONS"));
+        let response = client.ask("OPTIONS", target);
+        assert_eq!(response.status, 204, "{target}");
+        assert_eq!(response.field("Allow"), Some("GET, HEAD, OPTIONS"));
         for field in ["Content-Type", "Access-Control-Allow-Origin"] {
-            assert_eq!(answer.field(field), None, "{target}");
+            assert_eq!(response.field(field), None, "{target}");
         }
-        // The library says 0, which RFC 9110, section 8.6, forbids and clients do not mind.
+        // tiny_http sends 0. RFC 9110, section 8.6, forbids it, but clients accept it.
         let length = (server == "tiny-http").then_some("0");
-        assert_eq!(answer.field("Content-Length"), length, "{target}");
+        assert_eq!(response.field("Content-Length"), length, "{target}");
     }
     assert_eq!(client.ask("OPTIONS", "/nope").status, 404);
 }
 
-fn another_path_is_not_found(server: &str) {
+fn other_paths_get_404(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     for path in ["/nope", "/probe/", "/probes", "//", "/metrics/x"] {
@@ -103,7 +103,7 @@ fn another_path_is_not_found(server: &str) {
     }
 }
 
-fn the_landing_page_links_to_the_others(server: &str) {
+fn the_landing_page_links_to_the_other_routes(server: &str) {
     let service = Service::start(server, &["--app-version", "<7>"]);
     let page = service.get("/");
     assert_eq!(page.status, 200);
@@ -138,12 +138,12 @@ fn statuses(client: &mut Client, requests: usize) -> Vec<u16> {
     (0..requests).map(ask).collect()
 }
 
-fn failures_come_as_often_as_configured(server: &str) {
+fn requests_fail_at_the_configured_rate(server: &str) {
     let flags = ["--fail-rate", "0.25", "--random-seed", "7"];
     let service = Service::start(server, &flags);
     let statuses = statuses(&mut service.connect(), 1000);
     let failed = statuses.iter().filter(|status| **status == 500).count();
-    // The seed makes the number certain; five standard errors are 68.
+    // The seed determines the exact number. The range is five standard errors, 68, on each side.
     assert!((182..=318).contains(&failed), "{failed} of 1000");
     assert!(statuses.iter().all(|status| [200, 500].contains(status)));
     let page = service.scrape();
@@ -153,7 +153,7 @@ fn failures_come_as_often_as_configured(server: &str) {
     assert_eq!(service.get("/healthz").status, 200);
 }
 
-fn the_seed_repeats_the_failures(server: &str) {
+fn the_same_seed_repeats_the_same_failures(server: &str) {
     let with_seed = |seed| {
         let service = Service::start(server, &["--fail-rate", "0.5", "--random-seed", seed]);
         statuses(&mut service.connect(), 64)
@@ -162,22 +162,22 @@ fn the_seed_repeats_the_failures(server: &str) {
     assert_ne!(with_seed("1"), with_seed("2"));
 }
 
-fn a_delayed_answer_is_late(server: &str) {
+fn a_delayed_response_is_recorded_with_its_delay(server: &str) {
     let flags = ["--slow-rate", "1", "--slow-latency", "200ms"];
     let service = Service::start(server, &[&flags[..], &["--random-seed", "1"]].concat());
     let started = std::time::Instant::now();
-    let answer = service.get("/probe");
+    let response = service.get("/probe");
     let waited = started.elapsed().as_secs_f64();
-    assert_eq!((answer.status, &*answer.body), (200, "I'm ok!"));
+    assert_eq!((response.status, &*response.body), (200, "I'm ok!"));
     let page = service.scrape();
     let series = r#"{method="GET",endpoint="/probe"}"#;
     let recorded = page.value(&format!("app_request_latency_seconds_sum{series}"));
-    // A gamma of shape 30 is practically never below a third of its mean.
+    // A gamma distribution with shape 30 practically never falls below a third of its mean.
     assert!(recorded > 0.2 / 3.0, "{recorded}");
     assert!(recorded <= waited, "recorded {recorded}, waited {waited}");
 }
 
-fn ten_answers_on_one_connection(server: &str) {
+fn a_connection_serves_ten_requests(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     for _ in 0..5 {
@@ -186,7 +186,7 @@ fn ten_answers_on_one_connection(server: &str) {
     }
 }
 
-fn http_1_0_and_connection_close_end_the_connection(server: &str) {
+fn http_1_0_and_connection_close_close_the_connection(server: &str) {
     let service = Service::start(server, &[]);
     for request in [
         "GET /probe HTTP/1.0\r\n\r\n",
@@ -199,7 +199,7 @@ fn http_1_0_and_connection_close_end_the_connection(server: &str) {
     }
 }
 
-fn a_client_that_half_closes_gets_its_answer(server: &str) {
+fn a_half_closed_client_gets_its_response(server: &str) {
     let service = Service::start(server, &["--latency", "50ms"]);
     let mut client = service.connect();
     client.send_request("GET", "/probe");

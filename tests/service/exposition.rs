@@ -1,4 +1,4 @@
-//! The table "What it exposes": the metrics by name, label, bucket and value, and their bounds.
+//! The exposition: names, labels, buckets and values of all metrics, and the bounds on their number.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,22 +6,22 @@ use std::time::Duration;
 use crate::support::{Labels, Page, Series, Service, wait_until};
 
 on_every_server!(
-    the_page_is_the_seeds,
-    the_version_labels_are_configured,
-    labels_stay_bounded_whatever_clients_send,
+    the_page_has_the_same_series_as_the_seeds,
+    the_version_labels_are_configurable,
+    the_number_of_series_is_bounded_whatever_clients_send,
     open_connections_are_counted,
-    the_process_is_measured,
+    process_metrics_agree_with_proc,
     cpu_time_has_fractions,
     waiting_takes_no_cpu_time,
-    what_cannot_be_read_is_left_out,
-    both_formats_say_the_same,
-    accept_decides_the_format,
-    a_traced_request_leaves_an_exemplar,
-    the_bound_on_connections_is_exposed,
+    process_metrics_that_cannot_be_read_are_left_out,
+    both_formats_have_the_same_samples,
+    the_accept_field_selects_the_format,
+    a_sampled_trace_becomes_an_exemplar,
+    the_connection_limit_is_exposed,
 );
 
-/// After the same requests as the seed's page: GET /probe twice, GET /nope, POST /probe, a scrape.
-fn the_page_is_the_seeds(server: &str) {
+/// Sends the requests that the seed's page is from: GET /probe twice, GET /nope, POST /probe, and a scrape.
+fn the_page_has_the_same_series_as_the_seeds(server: &str) {
     let service = Service::start(server, &[]);
     for (method, path) in [
         ("GET", "/probe"),
@@ -35,7 +35,8 @@ fn the_page_is_the_seeds(server: &str) {
     let page = service.scrape();
     let seed = Page::parse(include_str!("seed-metrics.txt"));
 
-    // Text for text, the bounds of the buckets too. One series is there from the start, at 0.
+    // The series are equal, including the text of the bucket bounds. Only one is additional: it is exposed
+    // from the start, at 0.
     let mut series = series_of(&page);
     let zero =
         page.count(r#"app_request_count_total{endpoint="/probe",http_status="500",method="GET"}"#);
@@ -46,7 +47,7 @@ fn the_page_is_the_seeds(server: &str) {
             .is_none_or(|status| status != "500")
     });
     assert_eq!(series, series_of(&seed));
-    // How fast a request was may differ from the seed, how many there were may not.
+    // The latencies may differ from the seed's, but not the numbers of requests.
     for ((name, labels), value) in &seed.samples {
         let counts = ["_count", "_total"].iter().any(|end| name.ends_with(end));
         if name.starts_with("app_") && counts || labels.get("le").is_some_and(|le| le == "+Inf") {
@@ -77,10 +78,10 @@ fn the_page_is_the_seeds(server: &str) {
     }
 }
 
-/// The series of a page that the seed has. The `_created` series are the Python client's own, and
-/// `app_connections_*` and `app_configured_*` are ours.
+/// Returns the `app_*` series that this service and the seed have in common. Left out are `_created`, which
+/// only the Python client exposes, and the metrics that only this service has.
 fn series_of(page: &Page) -> BTreeSet<Series> {
-    let ours = |name: &str| {
+    let is_common = |name: &str| {
         name.starts_with("app_")
             && !name.ends_with("_created")
             && !name.starts_with("app_connections_")
@@ -89,12 +90,12 @@ fn series_of(page: &Page) -> BTreeSet<Series> {
     };
     page.samples
         .keys()
-        .filter(|(name, _)| ours(name))
+        .filter(|(name, _)| is_common(name))
         .map(|(name, labels)| (name.clone(), our_labels(labels)))
         .collect()
 }
 
-/// The seed labels with the raw path; here an unknown one is `other`.
+/// Converts the seed's labels. The seed uses any path as a label; here an unknown one is `other`.
 fn our_labels(labels: &Labels) -> Labels {
     let mut labels = labels.clone();
     if let Some(endpoint) = labels.get_mut("endpoint")
@@ -105,31 +106,31 @@ fn our_labels(labels: &Labels) -> Labels {
     labels
 }
 
-fn the_version_labels_are_configured(server: &str) {
+fn the_version_labels_are_configurable(server: &str) {
     let page = Service::start(server, &["--app-version", "2.1", "--app-config", "prod"]).scrape();
     let info = page.count(r#"app_version_info{version="2.1",config="prod"}"#);
     assert_eq!(info, 1);
 }
 
-fn labels_stay_bounded_whatever_clients_send(server: &str) {
+fn the_number_of_series_is_bounded_whatever_clients_send(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
-    let mut invent = |number: usize| {
+    let mut send_unusual = |number: usize| {
         for (method, path) in [
             ("GET".into(), format!("/path{number}")),
             (format!("METHOD{number}"), "/probe".into()),
             (format!("M{number}"), format!("/?q={number}")),
             ("POST".into(), format!("/probe?{number}")),
         ] {
-            let answer = client.ask(&method, &path);
-            assert!([404, 405].contains(&answer.status), "{method} {path}");
+            let response = client.ask(&method, &path);
+            assert!([404, 405].contains(&response.status), "{method} {path}");
         }
     };
-    invent(0);
+    send_unusual(0);
     let before = series_of(&service.scrape()).len();
-    (1..1000).for_each(&mut invent);
+    (1..1000).for_each(&mut send_unusual);
     let page = service.scrape();
-    // The scrape before is the one request that the first page could not show.
+    // The first page did not include the series of its own scrape yet.
     let scrape_series = series_of(&page)
         .iter()
         .filter(|(_, labels)| labels.get("endpoint").is_some_and(|e| e == "/metrics"))
@@ -144,32 +145,32 @@ fn labels_stay_bounded_whatever_clients_send(server: &str) {
 
 fn open_connections_are_counted(server: &str) {
     if cfg!(not(target_os = "linux")) && server == "tiny-http" {
-        println!("skipped: that loop counts them in /proc");
+        println!("skipped: tiny-http counts connections in /proc");
         return;
     }
     let service = Service::start(server, &[]);
-    // One after the other: tiny_http's pool of threads can lose one of many at once.
+    // One after the other, because tiny_http can lose one of many simultaneous connections.
     let connect = |_| {
         let mut client = service.connect();
         client.ask("GET", "/healthz");
         client
     };
     let clients: Vec<_> = (0..7).map(connect).collect();
-    // The scrape's own connection is open as well.
-    let open = |expected| {
+    // The connection of the scrape is included.
+    let expect_open = |expected| {
         let mut scraper = service.connect();
         wait_until("the connections are counted", || {
             let page = Page::parse(&scraper.ask("GET", "/metrics").body);
             page.count("app_connections_open") == expected
         });
     };
-    open(8);
+    expect_open(8);
     drop(clients);
-    open(1);
+    expect_open(1);
 }
 
-/// Neither an idle connection nor, on the event loop, a delayed reply has the service look again and
-/// again.
+/// Checks that the service does not spin while a connection is idle or, in the event loop, while a response
+/// is delayed.
 fn waiting_takes_no_cpu_time(server: &str) {
     let service = Service::start(server, &["--slow-rate", "1", "--slow-latency", "1h"]);
     let _idle = service.connect();
@@ -184,17 +185,17 @@ fn waiting_takes_no_cpu_time(server: &str) {
         let wake_ups = || service.status("voluntary_ctxt_switches");
         let before = wake_ups();
         service.waits();
-        assert!(wake_ups() - before < 10, "it looks again and again");
+        assert!(wake_ups() - before < 10, "the process keeps waking up");
     } else {
         std::thread::sleep(Duration::from_secs(1));
     }
     let used = cpu_time() - before;
-    assert!(used < 0.2, "{used} s of CPU time, waiting");
+    assert!(used < 0.2, "{used} s of CPU time while waiting");
 }
 
-fn the_process_is_measured(server: &str) {
+fn process_metrics_agree_with_proc(server: &str) {
     if cfg!(not(target_os = "linux")) {
-        println!("skipped: the process is measured in /proc");
+        println!("skipped: this system has no /proc");
         return;
     }
     let before = now();
@@ -203,9 +204,9 @@ fn the_process_is_measured(server: &str) {
     let mut client = service.connect();
     let proc = |file: &str| format!("/proc/{}/{file}", service.pid());
     let mut page = Page::parse(&client.scrape("").body);
-    // The page is written a moment before /proc is read, and tiny_http goes on making threads for a
-    // while. It has one more descriptor of a connection while it is asked.
-    wait_until("the page says what /proc says", || {
+    // The test reads /proc a moment after the page was written, while tiny_http may still start threads.
+    // While tiny_http handles the scrape, it has one more descriptor for the connection.
+    wait_until("the page agrees with /proc", || {
         page = Page::parse(&client.scrape("").body);
         let resident = page.count("process_resident_memory_bytes");
         let resident = resident.abs_diff(service.status("VmRSS") * 1024) * 10 < resident;
@@ -221,7 +222,7 @@ fn the_process_is_measured(server: &str) {
         .find(|line| line.starts_with("Max open files"));
     let limit = limit.unwrap().split_whitespace().nth(3).unwrap();
     assert_eq!(page.count("process_max_fds"), limit.parse().unwrap());
-    // The kernel says it to a clock tick, 10 ms.
+    // The kernel reports the start time in clock ticks of 10 ms.
     let started = page.value("process_start_time_seconds");
     assert!(
         (before - 0.02..after + 0.02).contains(&started),
@@ -237,7 +238,7 @@ fn now() -> f64 {
 
 fn cpu_time_has_fractions(server: &str) {
     if cfg!(not(target_os = "linux")) {
-        println!("skipped: the CPU time is compared with what /proc says");
+        println!("skipped: this system has no /proc");
         return;
     }
     let service = Service::start(server, &[]);
@@ -252,10 +253,13 @@ fn cpu_time_has_fractions(server: &str) {
         }
     }
     let (grown, expected) = (exposed() - first_exposed, used() - first_used);
-    assert!((grown - expected).abs() < 0.05, "{grown}, not {expected}");
+    assert!(
+        (grown - expected).abs() < 0.05,
+        "{grown}, expected {expected}"
+    );
 }
 
-fn what_cannot_be_read_is_left_out(server: &str) {
+fn process_metrics_that_cannot_be_read_are_left_out(server: &str) {
     let hide_proc = "mount -t tmpfs none /proc && exec \"$0\" \"$@\"";
     let namespace = ["--user", "--map-root-user", "--mount", "sh", "-c"];
     let hidden = |command: &str| {
@@ -267,7 +271,7 @@ fn what_cannot_be_read_is_left_out(server: &str) {
         .output()
         .is_ok_and(|output| output.status.success())
     {
-        println!("skipped: /proc cannot be hidden from a process here");
+        println!("skipped: the system does not allow hiding /proc from a process");
         return;
     }
     let service = Service::start_with(server, &[], hidden);
@@ -279,14 +283,14 @@ fn what_cannot_be_read_is_left_out(server: &str) {
     assert_eq!(page.sum("app_request_count_total", "endpoint", "/probe"), 1);
 }
 
-fn both_formats_say_the_same(server: &str) {
+fn both_formats_have_the_same_samples(server: &str) {
     let flags = ["--app-version", "1.\"2\"\\", "--app-config", "größer"];
     let service = Service::start(server, &flags);
     let mut client = service.connect();
     for (method, path) in [("GET", "/probe"), ("GET", "/nope"), ("POST", "/probe")] {
         client.ask(method, path);
     }
-    // The third page differs from the second by the scrape alone.
+    // After the first scrape, the second and third page differ only in the series of scrapes.
     client.scrape("");
     let text = client.scrape("");
     let open_metrics = client.scrape("Accept: application/openmetrics-text\r\n");
@@ -299,8 +303,8 @@ fn both_formats_say_the_same(server: &str) {
         open_metrics.field("Content-Type"),
         Some("application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores")
     );
-    for answer in [&text, &open_metrics] {
-        assert_eq!(answer.field("Vary"), Some("Accept"));
+    for response in [&text, &open_metrics] {
+        assert_eq!(response.field("Vary"), Some("Accept"));
     }
     assert!(open_metrics.body.ends_with("\n# EOF\n"));
     assert!(!text.body.contains("EOF"));
@@ -337,8 +341,8 @@ fn both_formats_say_the_same(server: &str) {
     assert_eq!(text.kind.len(), open_metrics.kind.len());
 }
 
-/// What the table of the unit test decides, asked over a socket: a field as each loop hands it on.
-fn accept_decides_the_format(server: &str) {
+/// Checks that each loop passes the field on. A unit test has the full table of its values.
+fn the_accept_field_selects_the_format(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     for (fields, is_open_metrics) in [
@@ -353,23 +357,23 @@ fn accept_decides_the_format(server: &str) {
             true,
         ),
         ("Accept: application/openmetrics-text;q=2\r\n", false),
-        // Of several lines none is looked at.
+        // A repeated field is ignored.
         (
             "Accept: application/openmetrics-text\r\nAccept: application/openmetrics-text\r\n",
             false,
         ),
     ] {
-        let answer = client.scrape(fields);
-        assert_eq!(answer.status, 200);
+        let response = client.scrape(fields);
+        assert_eq!(response.status, 200);
         assert_eq!(
-            answer.body.ends_with("# EOF\n"),
+            response.body.ends_with("# EOF\n"),
             is_open_metrics,
             "{fields}"
         );
     }
 }
 
-fn a_traced_request_leaves_an_exemplar(server: &str) {
+fn a_sampled_trace_becomes_an_exemplar(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     let traced = |path: &str, traceparents: &[&str]| {
@@ -386,7 +390,7 @@ fn a_traced_request_leaves_an_exemplar(server: &str) {
     for (path, values) in [
         ("/probe", &[traceparent(1, "01")][..]),
         ("/probe", &[traceparent(2, "01")]),
-        // Not sampled, not valid, twice.
+        // Not sampled, invalid, repeated.
         ("/probe", &[traceparent(3, "00")]),
         ("/probe", &[traceparent(0, "01")]),
         ("/probe", &[traceparent(4, "01"), traceparent(5, "01")]),
@@ -396,8 +400,8 @@ fn a_traced_request_leaves_an_exemplar(server: &str) {
         client.send(traced(path, &values));
         client.answer();
     }
-    // A request may be recorded after its response was sent, but before the next request on its
-    // connection is answered.
+    // A request is recorded at the latest before the next request on its connection is handled, which may
+    // be after its response was sent.
     let page = client
         .scrape("Accept: application/openmetrics-text\r\n")
         .body;
@@ -406,17 +410,18 @@ fn a_traced_request_leaves_an_exemplar(server: &str) {
         .lines()
         .filter_map(|line| line.split_once(" # "))
         .collect();
-    // One of them, or both, if the first fell into another bucket.
-    let of = |number| {
+    // The exemplar of the first request may be replaced by that of the second, if both fell into the same
+    // bucket.
+    let exemplar_of = |number| {
         exemplars
             .iter()
             .find(|(_, exemplar)| exemplar.contains(&id(number)))
     };
     for number in [3, 4, 5] {
-        assert_eq!(of(number), None);
+        assert_eq!(exemplar_of(number), None);
     }
     for (number, endpoint) in [(2, "/probe"), (6, "other")] {
-        let (sample, exemplar) = of(number).expect("the latest is kept");
+        let (sample, exemplar) = exemplar_of(number).expect("the latest is kept");
         let name = format!("app_request_latency_seconds_bucket{{endpoint=\"{endpoint}\",");
         assert!(sample.starts_with(&name), "{sample}");
         let (labels, numbers) = exemplar.split_once("} ").unwrap();
@@ -445,7 +450,7 @@ fn a_traced_request_leaves_an_exemplar(server: &str) {
     assert!(!service.get("/metrics").body.contains("trace_id"));
 }
 
-fn the_bound_on_connections_is_exposed(server: &str) {
+fn the_connection_limit_is_exposed(server: &str) {
     let page = Service::start(server, &["--max-connections", "321"]).scrape();
     let expected = if server == "event-loop" { 321 } else { 0 };
     assert_eq!(page.count("app_connections_max"), expected);

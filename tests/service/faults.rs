@@ -1,37 +1,37 @@
-//! The section "Faults on demand": what clients may change, and what they may not.
+//! Fault injection: what clients can change with it, and that they can change nothing without it.
 
 use std::time::{Duration, Instant};
 
 use crate::support::{Answer, Client, Service, request, wait_until};
 
 on_every_server!(
-    a_change_is_in_force_until_it_is_taken_back,
-    a_change_is_taken_back_by_itself,
-    a_change_in_the_middle_of_a_pipeline_is_for_what_comes_after_it,
-    a_request_asks_for_its_own_answer,
-    a_bad_query_is_one_line_and_changes_nothing,
-    a_change_is_one_line_on_standard_error,
-    a_thousand_changes_are_no_thousand_lines,
-    the_last_of_many_changes_is_announced,
-    without_fault_injection_nothing_is_there,
-    work_is_cpu_time_of_successful_probes,
-    a_delay_comes_before_the_work,
+    a_change_lasts_until_it_is_reverted,
+    a_change_ends_after_its_time,
+    a_change_in_a_pipeline_applies_to_the_requests_after_it,
+    a_request_can_choose_its_own_response,
+    an_invalid_query_gets_one_line_and_changes_nothing,
+    a_change_prints_one_line_on_standard_error,
+    a_thousand_changes_print_far_fewer_lines,
+    the_last_of_many_changes_is_printed,
+    without_fault_injection_faults_do_not_exist,
+    work_uses_cpu_time_for_successful_probes_only,
+    the_delay_comes_before_the_work,
 );
 
 const FAULTS: &[&str] = &["--fault-injection", "--fail-rate", "0"];
 const AT_START: &str = "fail-rate=0\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
 
-/// The answer without its `Date`.
-fn undated(mut answer: Answer) -> Answer {
-    let lines = answer
+/// Removes the `Date` field.
+fn undated(mut response: Answer) -> Answer {
+    let lines = response
         .head
         .lines()
         .filter(|line| !line.starts_with("Date:"));
-    answer.head = lines.collect::<Vec<_>>().join("\n");
-    answer
+    response.head = lines.collect::<Vec<_>>().join("\n");
+    response
 }
 
-fn a_change_is_in_force_until_it_is_taken_back(server: &str) {
+fn a_change_lasts_until_it_is_reverted(server: &str) {
     let service = Service::start(server, FAULTS);
     let mut client = service.connect();
     let shown = client.ask("GET", "/faults");
@@ -54,43 +54,43 @@ fn a_change_is_in_force_until_it_is_taken_back(server: &str) {
 
     assert_eq!(client.ask("DELETE", "/faults").body, AT_START);
     assert_eq!(client.ask("GET", "/probe").body, "I'm ok!");
-    let answer = client.ask("POST", "/faults?fail-rate=1");
-    assert_eq!(answer.status, 405);
+    let response = client.ask("POST", "/faults?fail-rate=1");
+    assert_eq!(response.status, 405);
     assert_eq!(
-        answer.field("Allow"),
+        response.field("Allow"),
         Some("GET, HEAD, PUT, DELETE, OPTIONS")
     );
-    // A body is not read, whatever it says.
+    // The body is ignored.
     client.send("PUT /faults HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\nfail-rate=1");
     assert_eq!(client.answer().status, 400);
     assert_eq!(client.ask("GET", "/faults").body, AT_START);
 }
 
-fn a_change_is_taken_back_by_itself(server: &str) {
+fn a_change_ends_after_its_time(server: &str) {
     let service = Service::start(server, FAULTS);
-    let asked = Instant::now();
+    let sent = Instant::now();
     let changed = service
         .connect()
         .ask("PUT", "/faults?fail-rate=1&work=5ms&for=1s");
     assert!(changed.body.ends_with("work=5ms\nfor=1s\n"), "{changed:?}");
-    // A scrape shows it, and nothing else is needed for it to end.
+    // Scrapes show the settings. No request to /faults is needed to end the change.
     let configured = || {
         let page = service.scrape();
         ["app_configured_fail_ratio", "app_configured_work_seconds"]
             .map(|name| page.value(name).to_string())
     };
-    wait_until("it is taken back", || configured() == ["0", "0"]);
-    assert!(asked.elapsed() >= Duration::from_secs(1));
+    wait_until("the change has ended", || configured() == ["0", "0"]);
+    assert!(sent.elapsed() >= Duration::from_secs(1));
     assert_eq!(service.get("/faults").body, AT_START);
     assert_eq!(service.get("/probe").status, 200);
     service.connect().ask("PUT", "/faults?fail-rate=1&work=5ms");
     assert_eq!(configured(), ["1", "0.005"]);
 }
 
-fn a_change_in_the_middle_of_a_pipeline_is_for_what_comes_after_it(server: &str) {
+fn a_change_in_a_pipeline_applies_to_the_requests_after_it(server: &str) {
     let service = Service::start(server, FAULTS);
     let mut client = service.connect();
-    let asked = [
+    let exchanges = [
         ("GET", "/probe", 200),
         ("PUT", "/faults?fail-rate=1", 200),
         ("GET", "/probe", 500),
@@ -99,31 +99,31 @@ fn a_change_in_the_middle_of_a_pipeline_is_for_what_comes_after_it(server: &str)
         ("DELETE", "/faults", 200),
         ("GET", "/probe", 200),
     ];
-    let requests = asked.map(|(method, path, _)| request(method, path));
+    let requests = exchanges.map(|(method, path, _)| request(method, path));
     client.send(requests.concat().repeat(20));
     for _ in 0..20 {
-        for (method, path, status) in asked {
+        for (method, path, status) in exchanges {
             assert_eq!(client.answer().status, status, "{method} {path}");
         }
     }
 }
 
-fn a_request_asks_for_its_own_answer(server: &str) {
+fn a_request_can_choose_its_own_response(server: &str) {
     let service = Service::start(server, &["--fault-injection", "--fail-rate", "1"]);
     let mut client = service.connect();
     for status in [200, 429, 500, 502, 503, 504] {
         for method in ["GET", "HEAD"] {
-            let answer = client.ask(method, &format!("/probe?x=1&status={status}"));
-            assert_eq!(answer.status, status);
+            let response = client.ask(method, &format!("/probe?x=1&status={status}"));
+            assert_eq!(response.status, status);
         }
         let series = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="#;
         let series = format!("{series}\"{status}\"}}");
         assert_eq!(service.scrape().count(&series), 1, "{series}");
     }
-    let asked = Instant::now();
-    let answer = client.ask("GET", "/probe?delay=200ms");
-    assert_eq!(answer.body, "I'm ok!");
-    assert!(asked.elapsed() >= Duration::from_millis(200));
+    let sent = Instant::now();
+    let response = client.ask("GET", "/probe?delay=200ms");
+    assert_eq!(response.body, "I'm ok!");
+    assert!(sent.elapsed() >= Duration::from_millis(200));
     assert_eq!(client.ask("GET", "/probe").status, 500);
     let refused = client.ask("GET", "/probe?delay=61s");
     assert_eq!(refused.status, 400);
@@ -133,7 +133,7 @@ fn a_request_asks_for_its_own_answer(server: &str) {
     );
 }
 
-fn a_bad_query_is_one_line_and_changes_nothing(server: &str) {
+fn an_invalid_query_gets_one_line_and_changes_nothing(server: &str) {
     let service = Service::start(server, FAULTS);
     let mut client = service.connect();
     let long = format!("latency={}s", "9".repeat(7000));
@@ -156,54 +156,54 @@ fn a_bad_query_is_one_line_and_changes_nothing(server: &str) {
         "fail-rate=<script>",
         &long,
     ] {
-        let answer = client.ask("PUT", &format!("/faults?{query}"));
-        assert_eq!(answer.status, 400, "{query}");
-        let line = answer.body.strip_suffix('\n').expect("a whole line");
+        let response = client.ask("PUT", &format!("/faults?{query}"));
+        assert_eq!(response.status, 400, "{query}");
+        let line = response.body.strip_suffix('\n').expect("a whole line");
         assert!(line.contains(": expected "), "{line}");
         assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && line.len() < 400);
     }
     assert_eq!(client.ask("GET", "/faults").body, AT_START);
 }
 
-fn ask_for(client: &mut Client, fail_rate: usize) {
+fn set_fail_rate(client: &mut Client, fail_rate: usize) {
     let path = format!("/faults?fail-rate=0.{fail_rate:04}1");
     assert_eq!(client.ask("PUT", &path).status, 200);
 }
 
-fn a_change_is_one_line_on_standard_error(server: &str) {
+fn a_change_prints_one_line_on_standard_error(server: &str) {
     let mut service = Service::start(server, FAULTS);
     let mut client = service.connect();
-    ask_for(&mut client, 1);
-    ask_for(&mut client, 1);
+    set_fail_rate(&mut client, 1);
+    set_fail_rate(&mut client, 1);
     client.ask("PUT", "/faults?fail-rate=nonsense");
     client.ask("GET", "/probe?status=503");
     client.ask("PUT", "/faults?latency=300ms&for=3m");
-    // It ends later, if only by a fraction of a second.
+    // This is a change, too: the end moves, if only by a fraction of a second.
     client.ask("PUT", "/faults?for=3m");
     client.ask("DELETE", "/faults");
     client.ask("DELETE", "/faults");
     let peer = client.stream.local_addr().unwrap();
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
-    let said = format!("tiny-probe: {peer} changed the faults: fail-rate=");
+    let changed = format!("tiny-probe: {peer} changed the faults: fail-rate=");
     let rest = "slow-latency=9s work=0s";
     assert_eq!(
         service.stderr(),
         format!(
-            "{said}0.00011 slow-rate=0 latency=0s {rest}\n\
-             {said}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
-             {said}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
-             {said}0 slow-rate=0 latency=0s {rest}\n"
+            "{changed}0.00011 slow-rate=0 latency=0s {rest}\n\
+             {changed}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
+             {changed}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
+             {changed}0 slow-rate=0 latency=0s {rest}\n"
         )
     );
 }
 
-/// Nothing else happens afterwards that would wake the service up.
-fn the_last_of_many_changes_is_announced(server: &str) {
+/// The last change is printed when its second is over, although nothing else wakes the service up then.
+fn the_last_of_many_changes_is_printed(server: &str) {
     let mut service = Service::start(server, FAULTS);
     let mut client = service.connect();
     let started = Instant::now();
-    (0..100).for_each(|number| ask_for(&mut client, number));
+    (0..100).for_each(|number| set_fail_rate(&mut client, number));
     let seconds = usize::try_from(started.elapsed().as_secs()).unwrap() + 1;
     let last = "fail-rate=0.00991 ";
     let mut lines = 1;
@@ -214,14 +214,14 @@ fn the_last_of_many_changes_is_announced(server: &str) {
     service.waits();
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
-    assert_eq!(service.stderr(), "", "it is announced once");
+    assert_eq!(service.stderr(), "", "the last change is printed once");
 }
 
-fn a_thousand_changes_are_no_thousand_lines(server: &str) {
+fn a_thousand_changes_print_far_fewer_lines(server: &str) {
     let mut service = Service::start(server, FAULTS);
     let mut client = service.connect();
     let started = Instant::now();
-    (0..1000).for_each(|number| ask_for(&mut client, number));
+    (0..1000).for_each(|number| set_fail_rate(&mut client, number));
     let seconds = usize::try_from(started.elapsed().as_secs()).unwrap() + 1;
     assert!(
         service
@@ -241,13 +241,13 @@ fn a_thousand_changes_are_no_thousand_lines(server: &str) {
     );
 }
 
-fn without_fault_injection_nothing_is_there(server: &str) {
+fn without_fault_injection_faults_do_not_exist(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     for method in ["GET", "PUT", "DELETE", "POST"] {
-        let not_there = undated(client.ask(method, "/nope"));
+        let not_found = undated(client.ask(method, "/nope"));
         for path in ["/faults", "/faults?fail-rate=1&for=1m"] {
-            assert_eq!(undated(client.ask(method, path)), not_there);
+            assert_eq!(undated(client.ask(method, path)), not_found);
         }
     }
     let plain = undated(client.ask("GET", "/probe"));
@@ -265,9 +265,9 @@ fn without_fault_injection_nothing_is_there(server: &str) {
     );
 }
 
-fn work_is_cpu_time_of_successful_probes(server: &str) {
+fn work_uses_cpu_time_for_successful_probes_only(server: &str) {
     if cfg!(not(target_os = "linux")) {
-        println!("skipped: its CPU time is read in /proc");
+        println!("skipped: the CPU time is read from /proc");
         return;
     }
     let service = Service::start(server, &["--fault-injection", "--work", "20ms"]);
@@ -279,7 +279,7 @@ fn work_is_cpu_time_of_successful_probes(server: &str) {
     let used = service.cpu_time().saturating_sub(before).as_secs_f64();
     assert!(
         (0.45..=0.55).contains(&used),
-        "{used} s, not 25 times 20 ms"
+        "{used} s, expected 25 times 20 ms"
     );
 
     client.ask("PUT", "/faults?work=1s&fail-rate=1");
@@ -292,12 +292,15 @@ fn work_is_cpu_time_of_successful_probes(server: &str) {
         assert_eq!(client.ask("GET", "/healthz").status, 200);
     }
     let used = service.cpu_time().saturating_sub(before);
-    assert!(used < Duration::from_millis(500), "{used:?} for nothing");
+    assert!(
+        used < Duration::from_millis(500),
+        "{used:?} for requests without work"
+    );
 }
 
-fn a_delay_comes_before_the_work(server: &str) {
+fn the_delay_comes_before_the_work(server: &str) {
     if cfg!(not(target_os = "linux")) {
-        println!("skipped: its CPU time is read in /proc");
+        println!("skipped: the CPU time is read from /proc");
         return;
     }
     let flags = [
@@ -310,18 +313,18 @@ fn a_delay_comes_before_the_work(server: &str) {
     ];
     let service = Service::start(server, &flags);
     let mut client = service.connect();
-    let asked = Instant::now();
+    let sent = Instant::now();
     client.send_request("GET", "/probe");
-    // A gamma of shape 30 is practically never below a third of its mean.
-    while asked.elapsed() < Duration::from_millis(400) {
+    // A gamma distribution with shape 30 practically never falls below a third of its mean.
+    while sent.elapsed() < Duration::from_millis(400) {
         assert!(
             service.cpu_time() < Duration::from_millis(200),
-            "it works already"
+            "the work started before the delay was over"
         );
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(client.answer().body, "I'm ok!");
-    // Two figures rounded down.
+    // The CPU time is the sum of two values that are rounded down to 10 ms.
     assert!(service.cpu_time() >= Duration::from_millis(280));
-    assert!(asked.elapsed() > Duration::from_millis(300 + 2000 / 3));
+    assert!(sent.elapsed() > Duration::from_millis(300 + 2000 / 3));
 }

@@ -1,9 +1,9 @@
-//! The service as its clients see it, on every request loop.
+//! Tests of the service as its clients see it, with each request loop.
 
 #[path = "../support/mod.rs"]
 mod support;
 
-/// Makes each of these functions, which take the name of a request loop, a test on each loop.
+/// Declares tests from functions that take the name of a request loop: one test per function and loop.
 macro_rules! on_every_server {
     ($($test:ident),+ $(,)?) => {
         mod event_loop {
@@ -20,7 +20,7 @@ mod answers;
 mod command_line;
 mod exposition;
 mod faults;
-// They find the service in /proc, and have /dev/full.
+// These tests need /proc and /dev/full.
 #[cfg(target_os = "linux")]
 mod logs;
 mod shutdown;

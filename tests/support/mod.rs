@@ -1,7 +1,7 @@
-//! A running service and its clients, for the tests: the real process, real sockets, real signals.
+//! A running service and its clients, for the tests: a real process, real sockets, real signals.
 //!
-//! Every wait ends by itself after [`TIMEOUT`], with a panic that says what was waited for. No
-//! test depends on how long anything takes before that.
+//! Every wait ends after [`TIMEOUT`] with a panic that says what was waited for. No test depends on how
+//! long something takes before that.
 
 #![allow(dead_code, reason = "each test crate uses its own part of this module")]
 
@@ -19,24 +19,24 @@ pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tiny-probe");
 
-/// The program without the settings of whoever runs the tests.
+/// A command that runs the program, without the environment variables of the person who runs the tests.
 pub fn program() -> Command {
     let mut command = Command::new(PROGRAM);
     command.env_clear().stdin(Stdio::null());
     command
 }
 
-/// Runs the program to its end.
+/// Runs the program until it exits.
 pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = program();
     command.args(arguments).envs(environment.iter().copied());
     command.output().expect("the program starts")
 }
 
-/// A running service. It is killed when this is dropped.
+/// A running service. Dropping it kills the process.
 pub struct Service {
     child: Child,
-    /// If it goes to the test.
+    /// Its standard error, unless it was redirected by [`start_into`](Self::start_into).
     stderr: Option<BufReader<std::process::ChildStderr>>,
     pub start_line: String,
     pub address: SocketAddr,
@@ -53,7 +53,7 @@ impl Service {
         Self::spawn(program().args(arguments).args(flags))
     }
 
-    /// Starts the service through another program, a shell say.
+    /// Starts the service through another program, such as a shell.
     pub fn start_with(server: &str, flags: &[&str], through: impl FnOnce(&str) -> Command) -> Self {
         let arguments = ["--listen", "127.0.0.1:0", "--server", server];
         Self::spawn(through(PROGRAM).args(arguments).args(flags))
@@ -69,7 +69,7 @@ impl Service {
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut start_line = String::new();
         stderr.read_line(&mut start_line).unwrap();
-        // Whoever starts it with too few descriptors is told so first.
+        // With too few descriptors, a message about them comes first.
         if start_line.contains("descriptor limit") {
             start_line.clear();
             stderr.read_line(&mut start_line).unwrap();
@@ -78,7 +78,7 @@ impl Service {
             .trim_end()
             .split_once(" on http://")
             .unwrap_or_else(|| panic!("no start line: {start_line:?}"));
-        // On every address it names localhost, and says so behind it.
+        // A service on every address prints localhost and adds a remark in parentheses.
         let (address, _) = address.split_once(' ').unwrap_or((address, ""));
         let address = address.replace("localhost", "127.0.0.1").parse().unwrap();
         Self {
@@ -89,8 +89,8 @@ impl Service {
         }
     }
 
-    /// Starts the service with these for its standard output and standard error. It has few
-    /// descriptors, so that the event loop has something to say of it.
+    /// Starts the service with these streams as its standard output and standard error. Its descriptor limit
+    /// is low, so that the event loop prints a message about it.
     pub fn start_into(server: &str, flags: &[&str], stdout: impl AsFd, stderr: impl AsFd) -> Self {
         let stdio = |stream: &dyn AsFd| Stdio::from(stream.as_fd().try_clone_to_owned().unwrap());
         let child = Command::new("sh")
@@ -102,7 +102,7 @@ impl Service {
             .stderr(stdio(&stderr))
             .spawn()
             .expect("sh starts");
-        // Its start line may not be read.
+        // The test may not be able to read the start line, so look for the port in /proc.
         let mut port = None;
         wait_until("the service listens", || {
             port = listening_port(child.id());
@@ -120,12 +120,12 @@ impl Service {
         Client::connect(self.address)
     }
 
-    /// One request on a connection of its own.
+    /// Sends a GET request on a new connection.
     pub fn get(&self, path: &str) -> Answer {
         self.connect().ask("GET", path)
     }
 
-    /// The exposition, read on a connection of its own.
+    /// Scrapes the service on a new connection.
     pub fn scrape(&self) -> Page {
         Page::parse(&self.get("/metrics").body)
     }
@@ -141,19 +141,22 @@ impl Service {
         assert!(status.unwrap().success());
     }
 
-    /// Waits for the end: the exit code, or `None` if a signal ended it.
+    /// Waits for the process to end. Returns its exit code, or `None` if a signal ended it.
     pub fn wait(&mut self) -> Option<i32> {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(started.elapsed() < TIMEOUT, "the service does not end");
+            assert!(
+                started.elapsed() < TIMEOUT,
+                "timed out: the service did not end"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// What it printed, after its end.
+    /// Returns everything it printed on standard output. Call it after the process has ended.
     pub fn stdout(&mut self) -> String {
         let mut text = String::new();
         let stdout = self.child.stdout.as_mut().unwrap();
@@ -161,7 +164,8 @@ impl Service {
         text
     }
 
-    /// What it printed on standard error after the start line, after its end.
+    /// Returns everything it printed on standard error after the start line. Call it after the process has
+    /// ended.
     pub fn stderr(&mut self) -> String {
         let mut text = String::new();
         let stderr = self.stderr.as_mut().unwrap();
@@ -175,31 +179,32 @@ impl Service {
         if stderr.buffer().is_empty() {
             let mut ready = [PollFd::new(stderr.get_ref(), PollFlags::IN)];
             let timeout = Timespec::try_from(TIMEOUT).unwrap();
-            assert_eq!(poll(&mut ready, Some(&timeout)), Ok(1), "no diagnostic");
+            let count = poll(&mut ready, Some(&timeout));
+            assert_eq!(count, Ok(1), "timed out: no diagnostic");
         }
         let mut line = String::new();
         stderr.read_line(&mut line).unwrap();
-        assert!(line.ends_with('\n'), "no diagnostic: {line:?}");
+        assert!(line.ends_with('\n'), "not a whole line: {line:?}");
         line
     }
 
-    /// Its standard output, to be read while it runs.
+    /// Returns its standard output, for reading while it runs.
     pub fn take_stdout(&mut self) -> ChildStdout {
         self.child.stdout.take().unwrap()
     }
 
-    /// A figure of /proc/PID/status, such as `VmRSS` in kB or `Threads`.
+    /// Returns a number from /proc/PID/status, such as `VmRSS` in kB or `Threads`.
     pub fn status(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with(field)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Asserts that it waits, and does not look again and again: it is found asleep, and wakes up no more
-    /// often than a pause of ten milliseconds makes it. What CPU time it would take instead depends on
-    /// what a busy machine has left for it.
+    /// Asserts that the process sleeps and does not spin. It must be asleep in a sample of moments, and may
+    /// wake up no more often than a retry interval of ten milliseconds explains. CPU time would be no
+    /// measure: on a busy machine even a spinning process gets little of it.
     pub fn waits(&self) {
-        const LOOKS: usize = 20;
+        const SAMPLES: usize = 20;
         let wake_ups_before = self.status("voluntary_ctxt_switches");
         let started = Instant::now();
         let is_asleep = |_: &usize| {
@@ -207,17 +212,20 @@ impl Service {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
             stat.contains(") S ")
         };
-        let asleep = (0..LOOKS).filter(is_asleep).count();
-        assert!(asleep > LOOKS / 4, "asleep in {asleep} of {LOOKS} looks");
+        let asleep = (0..SAMPLES).filter(is_asleep).count();
+        assert!(
+            asleep > SAMPLES / 4,
+            "asleep in {asleep} of {SAMPLES} samples"
+        );
         let wake_ups = self.status("voluntary_ctxt_switches") - wake_ups_before;
-        let most = 10 + started.elapsed().as_millis() / 5;
-        assert!(u128::from(wake_ups) < most, "{wake_ups} wake-ups");
+        let limit = 10 + started.elapsed().as_millis() / 5;
+        assert!(u128::from(wake_ups) < limit, "{wake_ups} wake-ups");
     }
 
-    /// The CPU time that it has used, to the hundredth of a second: the unit of /proc/PID/stat.
+    /// Returns the CPU time that it has used, in hundredths of a second, the unit of /proc/PID/stat.
     pub fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        // After the program's name in parentheses, fields 3 and on: utime and stime are 14 and 15.
+        // Field 3 follows the program's name in parentheses. utime and stime are fields 14 and 15.
         let (_, fields) = stat.rsplit_once(") ").unwrap();
         let fields = fields.split(' ').skip(11).take(2);
         let ticks: u64 = fields.map(|field| field.parse::<u64>().unwrap()).sum();
@@ -232,15 +240,15 @@ impl Drop for Service {
     }
 }
 
-/// The port that a process listens on, as the kernel knows it.
+/// Returns the port that a process listens on, from /proc.
 fn listening_port(pid: u32) -> Option<u16> {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let open: Vec<_> = descriptors
         .flatten()
         .filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok())
         .collect();
-    // Of proc_net_tcp(5): the local address, the state, the inode. Those that listen come first, and
-    // behind them may be ten thousands.
+    // The fields used are the local address, the state, and the inode; see proc_pid_net(5). Listening
+    // sockets come first. Stop after them, because tens of thousands of others may follow.
     let sockets = BufReader::new(File::open("/proc/net/tcp").unwrap());
     for socket in sockets.lines().skip(1) {
         let socket = socket.unwrap();
@@ -257,26 +265,26 @@ fn listening_port(pid: u32) -> Option<u16> {
     None
 }
 
-/// Asks again and again until the answer is the one hoped for.
+/// Waits until a condition holds. `what` describes it in the panic after [`TIMEOUT`].
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < TIMEOUT, "waited in vain: {what}");
+        assert!(started.elapsed() < TIMEOUT, "timed out, not true: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Asserts that somebody else is served meanwhile, within 100 ms by the median of many requests: a
-/// loaded machine may delay a few of them, a held-up loop all.
+/// Asserts that another client is served. The median time of several requests must be below 100 ms: a busy
+/// machine can delay a few of them, but a blocked event loop delays them all.
 pub fn others_are_served(service: &Service) {
     let mut other = service.connect();
     let mut times: Vec<Duration> = (0..21)
         .map(|_| {
             let started = Instant::now();
-            let answer = other.ask("GET", "/healthz");
-            assert_eq!(answer.status, 200);
+            let response = other.ask("GET", "/healthz");
+            assert_eq!(response.status, 200);
             let took = started.elapsed();
-            if answer.field("Connection") == Some("close") {
+            if response.field("Connection") == Some("close") {
                 other = service.connect();
             }
             took
@@ -286,19 +294,19 @@ pub fn others_are_served(service: &Service) {
     assert!(times[10] < Duration::from_millis(100), "{times:?}");
 }
 
-/// A request without a body.
+/// Returns the head of a request without a body.
 pub fn request(method: &str, path: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n")
 }
 
-/// One connection to the service.
+/// A client with one connection to the service.
 pub struct Client {
     pub stream: TcpStream,
-    /// Bytes that were read from the stream behind the last answer.
+    /// Bytes received after the last response that was returned.
     pub received: Vec<u8>,
 }
 
-/// One answer as it came over the connection.
+/// A response as it was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -307,14 +315,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The value of a field, if it is there once.
+    /// Returns the value of a field, or `None` if the field is missing. Panics if it is repeated.
     pub fn field(&self, name: &str) -> Option<&str> {
         let mut values = self.head.lines().skip(1).filter_map(|line| {
             let (field, value) = line.split_once(':').expect("a colon in every field");
             field.eq_ignore_ascii_case(name).then_some(value.trim())
         });
         let value = values.next();
-        assert_eq!(values.next(), None, "{name} twice");
+        assert_eq!(values.next(), None, "{name} is repeated");
         value
     }
 }
@@ -338,21 +346,22 @@ impl Client {
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).expect("it is sent");
+        let sent = self.stream.write_all(bytes.as_ref());
+        sent.expect("the service accepts the bytes");
     }
 
     pub fn send_request(&mut self, method: &str, path: &str) {
         self.send(request(method, path));
     }
 
-    /// Sends a GET whose answer is delayed, and returns when the event loop has it: it arrives in
-    /// one piece with another request, which is answered.
+    /// Sends a GET request whose response is delayed, and returns when the event loop has received it. To
+    /// know this, it sends another request in the same packet and waits for the response to that one.
     pub fn send_delayed(&mut self, path: &str) {
         self.send(request("GET", "/healthz") + &request("GET", path));
         assert_eq!(self.answer().body, "ok");
     }
 
-    /// Sends a request and waits for its answer. The connection stays open.
+    /// Sends a request and waits for its response. The connection stays open.
     pub fn ask(&mut self, method: &str, path: &str) -> Answer {
         self.send_request(method, path);
         if method == "HEAD" {
@@ -362,7 +371,7 @@ impl Client {
         }
     }
 
-    /// Asks for the exposition, with these fields in the request.
+    /// Sends a scrape with additional header fields.
     pub fn scrape(&mut self, fields: &str) -> Answer {
         self.send(format!(
             "GET /metrics HTTP/1.1\r\nHost: test\r\n{fields}\r\n"
@@ -370,29 +379,32 @@ impl Client {
         self.answer()
     }
 
-    /// Waits for an answer.
+    /// Waits for a response.
     pub fn answer(&mut self) -> Answer {
-        let mut answer = self.answer_to_head();
-        if answer.status == 204 {
-            return answer;
+        let mut response = self.answer_to_head();
+        if response.status == 204 {
+            return response;
         }
-        let length = answer.field("Content-Length").expect("Content-Length");
+        let length = response.field("Content-Length").expect("Content-Length");
         let length = length.parse().unwrap();
         while self.received.len() < length {
-            assert!(self.receive(), "closed in the middle of a body: {answer:?}");
+            assert!(
+                self.receive(),
+                "closed in the middle of a body: {response:?}"
+            );
         }
-        answer.body = String::from_utf8(self.received.drain(..length).collect()).unwrap();
-        answer
+        response.body = String::from_utf8(self.received.drain(..length).collect()).unwrap();
+        response
     }
 
-    /// Waits for an answer that has no body, whatever length it announces.
+    /// Waits for the response to a HEAD request, which has no body although it has a length.
     pub fn answer_to_head(&mut self) -> Answer {
         let end = loop {
             let end = self.received.windows(4).position(|w| w == b"\r\n\r\n");
             if let Some(end) = end {
                 break end;
             }
-            assert!(self.receive(), "closed without an answer");
+            assert!(self.receive(), "closed without a response");
         };
         let head = String::from_utf8(self.received.drain(..end + 4).collect()).unwrap();
         assert!(head.starts_with("HTTP/1."), "no status line: {head}");
@@ -403,7 +415,7 @@ impl Client {
         }
     }
 
-    /// Receives more. `false` when the service has closed in an orderly way.
+    /// Receives more bytes. Returns `false` if the service has closed the connection with a FIN.
     pub fn receive(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
         loop {
@@ -419,7 +431,7 @@ impl Client {
         }
     }
 
-    /// Asserts that the service closes without another word.
+    /// Asserts that the service closes the connection with a FIN and sends nothing more.
     pub fn expect_close(&mut self) {
         assert!(self.received.is_empty() && !self.receive(), "{:?}", {
             String::from_utf8_lossy(&self.received)
@@ -432,7 +444,7 @@ pub type Labels = BTreeMap<String, String>;
 /// A series: the metric's name and its labels.
 pub type Series = (String, Labels);
 
-/// An exposition, read: in text format 0.0.4, or in `OpenMetrics`, where exemplars are passed over.
+/// A parsed exposition, in text format 0.0.4 or in `OpenMetrics`. Exemplars are ignored.
 #[derive(Debug)]
 pub struct Page {
     pub samples: BTreeMap<Series, f64>,
@@ -458,30 +470,30 @@ impl Page {
                     "TYPE" => &mut page.kind,
                     other => panic!("{other}"),
                 };
-                assert!(map.insert(name, rest).is_none(), "twice: {line}");
+                assert!(map.insert(name, rest).is_none(), "repeated: {line}");
             } else {
                 let (sample, _exemplar) = line.split_once(" # ").unwrap_or((line, ""));
                 let (series, value) = sample.rsplit_once(' ').expect("a value");
                 let value = value.parse().expect("a number");
                 let previous = page.samples.insert(parse_series(series), value);
-                assert!(previous.is_none(), "twice: {line}");
+                assert!(previous.is_none(), "repeated: {line}");
             }
         }
         page
     }
 
-    /// The value of a series, as PromQL would name it; 0 if it is not there.
+    /// Returns the value of a series, given in PromQL syntax, or 0 if it does not exist.
     pub fn value(&self, series: &str) -> f64 {
         let value = self.samples.get(&parse_series(series));
         value.copied().unwrap_or_default()
     }
 
-    /// The value of a series that counts something.
+    /// Returns the value of a series as a whole number.
     pub fn count(&self, series: &str) -> u64 {
         whole(self.value(series))
     }
 
-    /// The sum over all series of a counter that have this label value.
+    /// Returns the sum of all series of a counter that have this label value.
     pub fn sum(&self, metric: &str, label: &str, value: &str) -> u64 {
         let matching = self.samples.iter().filter(|((name, labels), _)| {
             name == metric && labels.get(label).is_some_and(|found| found == value)
@@ -496,7 +508,8 @@ fn whole(count: f64) -> u64 {
         .expect("a count is a whole number")
 }
 
-/// No label value that the tests look at holds a quote or a comma.
+/// Splits a series into its name and its labels. It does not support quotes and commas in label values; the
+/// tests use none.
 fn parse_series(series: &str) -> Series {
     let Some((name, labels)) = series.split_once('{') else {
         return (series.to_owned(), Labels::new());

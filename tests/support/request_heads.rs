@@ -1,11 +1,11 @@
-//! Request heads that are malformed, that could be read in two ways, or that look odd and are
-//! fine, each with the status that it must get.
+//! Request heads and the status that each must get: malformed heads, ambiguous ones that two parsers could
+//! read differently, and unusual but valid ones.
 
-/// What it is, the bytes, the status.
+/// A description, the bytes, and the expected status.
 pub type Head = (&'static str, &'static str, u16);
 
 pub const REQUEST_HEADS: &[Head] = &[
-    // Fine, however odd.
+    // Valid, even if unusual.
     ("plain", "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n", 200),
     ("no Host in HTTP/1.0", "GET /probe HTTP/1.0\r\n\r\n", 200),
     (
@@ -36,17 +36,17 @@ pub const REQUEST_HEADS: &[Head] = &[
         200,
     ),
     (
-        "bytes beyond ASCII in a value",
+        "non-ASCII bytes in a value",
         "GET /probe HTTP/1.1\r\nHost: a\r\nX: \u{e9}\r\n\r\n",
         200,
     ),
     (
-        "a body within the bound",
+        "a body within the limit",
         "GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
         200,
     ),
     (
-        "leading zeros",
+        "Content-Length with leading zeros",
         "GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 0003\r\n\r\nabc",
         200,
     ),
@@ -106,17 +106,17 @@ pub const REQUEST_HEADS: &[Head] = &[
         204,
     ),
     (
-        "OPTIONS in HTTP/1.0, as HAProxy asks",
+        "OPTIONS in HTTP/1.0, as sent by HAProxy",
         "OPTIONS / HTTP/1.0\r\n\r\n",
         204,
     ),
     (
-        "OPTIONS on what is not there",
+        "OPTIONS on an unknown path",
         "OPTIONS /nope HTTP/1.1\r\nHost: a\r\n\r\n",
         404,
     ),
     (
-        "what a browser sends in a query",
+        "unescaped characters that browsers send in a query",
         "GET /probe?{|}[^`] HTTP/1.1\r\nHost: a\r\n\r\n",
         200,
     ),
@@ -125,7 +125,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         "GET /probe HTTP/1.1\r\nHost: a\r\nExpect: 200-maybe\r\n\r\n",
         200,
     ),
-    // Where does the body end?
+    // The end of the body.
     (
         "Transfer-Encoding and Content-Length",
         "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n",
@@ -182,7 +182,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         400,
     ),
     (
-        "no coding at all",
+        "an empty Transfer-Encoding",
         "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n",
         400,
     ),
@@ -197,7 +197,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         501,
     ),
     (
-        "a coding behind a control character",
+        "a coding after a control character",
         "POST /probe HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \u{b}chunked\r\n\r\n",
         400,
     ),
@@ -232,7 +232,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         400,
     ),
     (
-        "Content-Length with a space within",
+        "Content-Length with a space in the middle",
         "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 1 0\r\n\r\n",
         400,
     ),
@@ -242,7 +242,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         400,
     ),
     (
-        "Content-Length beyond the bound",
+        "Content-Length above the limit",
         "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 65537\r\n\r\n",
         413,
     ),
@@ -252,11 +252,11 @@ pub const REQUEST_HEADS: &[Head] = &[
         413,
     ),
     (
-        "Content-Length beyond 64 bits",
+        "Content-Length that does not fit into 64 bits",
         "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999999999\r\n\r\n",
         413,
     ),
-    // Where does the head end, and its lines and fields?
+    // The ends of the head, its lines and its fields.
     (
         "obs-fold",
         "GET /probe HTTP/1.1\r\nHost: a\r\nX: 1\r\n 2\r\n\r\n",
@@ -323,7 +323,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         "GET /probe\u{7f} HTTP/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
-    // Which request line?
+    // The request line.
     ("HTTP/0.9", "GET /probe\r\n\r\n", 400),
     ("no target", "GET HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("two spaces", "GET  /probe HTTP/1.1\r\nHost: a\r\n\r\n", 400),
@@ -343,17 +343,17 @@ pub const REQUEST_HEADS: &[Head] = &[
         400,
     ),
     (
-        "a tab for a space",
+        "a tab instead of a space",
         "GET\t/probe HTTP/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
     (
-        "a method that is no token",
+        "a method that is not a token",
         "G(T /probe HTTP/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
     (
-        "a target of no form",
+        "a target that has none of the four forms",
         "GET probe HTTP/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
@@ -388,7 +388,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         400,
     ),
     (
-        "a scheme in the query of no form",
+        "a target that has none of the four forms, with a scheme in the query",
         "GET probe?u=http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
@@ -398,7 +398,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         400,
     ),
     (
-        "asterisk-form and more",
+        "asterisk-form followed by a character",
         "OPTIONS *x HTTP/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
@@ -428,12 +428,12 @@ pub const REQUEST_HEADS: &[Head] = &[
         400,
     ),
     (
-        "bytes beyond ASCII in the target",
+        "non-ASCII bytes in the target",
         "GET /prob\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
     (
-        "bytes beyond ASCII in the query",
+        "non-ASCII bytes in the query",
         "GET /probe?\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
@@ -449,7 +449,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         505,
     ),
     ("TLS", "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\n", 400),
-    // Which version?
+    // The version.
     ("HTTP/1.2", "GET /probe HTTP/1.2\r\nHost: a\r\n\r\n", 505),
     ("HTTP/2.0", "GET /probe HTTP/2.0\r\nHost: a\r\n\r\n", 505),
     (
@@ -458,7 +458,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         505,
     ),
     (
-        "HTTP/0.9 in so many words",
+        "HTTP/0.9 as an explicit version",
         "GET /probe HTTP/0.9\r\nHost: a\r\n\r\n",
         505,
     ),
@@ -482,7 +482,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         "GET /probe ICY/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
-    // Which host?
+    // The host.
     ("no Host in HTTP/1.1", "GET /probe HTTP/1.1\r\n\r\n", 400),
     (
         "no Host with absolute-form",
@@ -510,7 +510,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         400,
     ),
     (
-        "Host with a port that is none",
+        "Host with a port that is not a number",
         "GET /probe HTTP/1.1\r\nHost: a:b\r\n\r\n",
         400,
     ),
@@ -530,7 +530,7 @@ pub const REQUEST_HEADS: &[Head] = &[
         400,
     ),
     (
-        "Host with half an escape",
+        "Host with an incomplete percent-encoding",
         "GET /probe HTTP/1.1\r\nHost: a%2\r\n\r\n",
         400,
     ),
