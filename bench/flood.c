@@ -1,14 +1,14 @@
-/* Clients that pipeline requests without end and read every response. bench/run.py and bench/hostile.py
- * measure how long another client waits meanwhile.
+/* Clients that pipeline requests without end and read every response. While they run, bench/run.py and
+ * bench/hostile.py measure how long another client waits.
  *
  * cc -O2 -o flood flood.c && ./flood 8080 1000 60 HEAD /metrics
  *
- * Connects 1000 clients to 127.0.0.1:8080, prints "ready" and starts to send. Stops when standard input is
- * closed, and after 60 seconds in any case; then prints the responses received, the seconds that this took
- * and how many connections the server closed.
+ * This connects 1000 clients to 127.0.0.1:8080, prints "ready" and starts to send. It stops when standard
+ * input is closed, or after 60 seconds. Then it prints the number of responses received, the duration in
+ * seconds, and the number of connections that the server closed.
  *
- * Requests are sent in blocks of several hundred, and responses are only counted, so that the server is
- * busy all the time. */
+ * Requests are sent in blocks of several hundred, and responses are counted but not parsed, so that the
+ * server is busy all the time. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -22,15 +22,15 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Two of these, and as much again in the server's receive buffer, are in flight for each client. Larger
- * buffers would only take memory: 3000 clients have some 600 MB of the kernel's as it is. */
+/* For each client, two blocks are in its send buffer and as many bytes in the server's receive buffer. With
+ * 3000 clients the kernel uses about 600 MB for these buffers. Larger ones would only use more memory. */
 enum { BLOCK_BYTES = 32 * 1024, READ_BYTES = 256 * 1024 };
 static const char STATUS_LINE[] = "HTTP/1.1 200";
 enum { CARRIED_BYTES = sizeof STATUS_LINE - 2 };
 
 struct client {
-    size_t offset; /* in the block: where the next send continues */
-    char carried[CARRIED_BYTES]; /* the last bytes received: a status line may arrive in two pieces */
+    size_t offset; /* the position in the block where the next send continues */
+    char carried[CARRIED_BYTES]; /* the last bytes received, because a status line may arrive in two pieces */
 };
 
 static double now(void) {
@@ -80,9 +80,9 @@ int main(int count, char **arguments) {
     for (; block_length < BLOCK_BYTES; block_length += request_length)
         memcpy(block + block_length, request, request_length);
 
-    /* The last resort if connecting or anything else takes forever; the loop below ends in time by itself. */
+    /* Ends the process if connecting blocks. The loop below has a time limit of its own. */
     alarm(seconds + 5);
-    /* The other core is the server's. The client that is being measured comes before this process. */
+    /* The server uses the other core. On this one, the client that is being measured has priority. */
     setpriority(PRIO_PROCESS, 0, 10);
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
@@ -133,7 +133,7 @@ int main(int count, char **arguments) {
                 }
             }
             if (events[i].events & EPOLLOUT) {
-                /* An error shows as EPOLLHUP in the next round. */
+                /* An error is reported as EPOLLHUP or EPOLLERR in the next round. */
                 length = send(descriptor, block + client->offset, block_length - client->offset, MSG_NOSIGNAL);
                 if (length > 0)
                     client->offset = (client->offset + length) % block_length;

@@ -1,6 +1,7 @@
-/* The floor that the benchmark compares with: the least that a server on epoll can do. One thread,
- * keep-alive, one constant answer to each read; it parses nothing and records nothing. No real
- * server can cost less, so what a server costs above it is what its work costs.
+/* The lower bound that the benchmark compares with: the least that a server with epoll can do. It has one
+ * thread and keeps connections open. For each read it sends one constant response, without parsing or
+ * recording anything. No real server can use less CPU time. The difference between a server and this one is
+ * the cost of the server's own work.
  *
  * cc -O2 -o floor floor.c && ./floor 8080        listens on 127.0.0.1 */
 #define _GNU_SOURCE

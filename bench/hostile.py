@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Shows what hostile clients do to each of the two request loops, as a Markdown table.
+"""Prints a Markdown table that shows how each of the two request loops copes with hostile clients.
 
     bench/hostile.py      tests target/release/tiny-probe on 127.0.0.1; takes less than two minutes; needs cc
 
-Each client gets a service of its own, which is started with a limit of 1024 descriptors (4096 where 1000
-clients are not meant to reach it). While the client still holds its connections, up to five new clients request
-/healthz one after the other. The table shows the longest of their waits, at most five seconds, and
-the most memory that was ever resident.
+Each kind of client gets a service of its own. The service has a limit of 1024 descriptors, or 4096 where 1000
+clients must not exhaust it. While the hostile client keeps its connections open, up to five new clients
+request /healthz, one after the other. The table shows the longest time that one of them waited, up to five
+seconds, and the service's peak resident memory.
 """
 
 import re
@@ -21,7 +21,7 @@ from pathlib import Path
 PROGRAM = "target/release/tiny-probe"
 FLOOD_SOURCE = Path(__file__).resolve().parent / "flood.c"
 SERVERS = ["event-loop", "tiny-http"]
-TIMEOUT = 2  # of the hostile clients
+TIMEOUT = 2  # in seconds, for the hostile clients
 NEW_CLIENT_TIMEOUT = 5
 NEW_CLIENTS = 5
 PROBE = b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -35,13 +35,13 @@ class Service:
             [PROGRAM, "--listen", "127.0.0.1:0", "--server", server, *flags],
             stderr=subprocess.PIPE, text=True,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit))
-        # An earlier line says how many connections the descriptor limit allows.
+        # A message about the descriptor limit may come first.
         for line in self.process.stderr:
             found = re.search(r" on http://127\.0\.0\.1:(\d+)", line)
             if found:
                 self.port = int(found[1])
                 return
-        sys.exit(f"hostile: {PROGRAM} does not start; build it with `make build`")
+        sys.exit(f"hostile: {PROGRAM} did not start; build it with `make build`")
 
     def connect(self, receive_buffer=None):
         client = socket.socket()
@@ -53,7 +53,7 @@ class Service:
         return client
 
     def wait(self):
-        """The seconds until a new client has its response, or None if it gets none in time."""
+        """Returns the seconds until a new client gets its response, or None if it gets none in time."""
         began = time.monotonic()
         try:
             with socket.create_connection(("127.0.0.1", self.port), NEW_CLIENT_TIMEOUT) as client:
@@ -68,27 +68,28 @@ class Service:
         longest, end = 0, time.monotonic() + 1
         for _ in range(NEW_CLIENTS):
             if time.monotonic() > end:
-                break  # they wait so long that fewer of them will do
+                break  # the waits are long, so a few of them are enough
             wait = self.wait()
             if wait is None:
-                return "**nobody else is served**"
+                return "**other clients are not served**"
             longest = max(longest, wait)
-        return f"others wait {longest * 1000:.{0 if longest > 0.01 else 1}f} ms"
+        return f"other clients wait {longest * 1000:.{0 if longest > 0.01 else 1}f} ms"
 
     def state(self):
-        """What became of the service, and of its memory."""
+        """Describes how new clients are served and how much memory the service has used."""
         time.sleep(0.2)  # If the process is aborting, let it finish.
         if self.process.poll() is not None:
             return f"the process ends ({self.process.returncode})"
         waits = self.waits()
         if self.process.poll() is not None:
             return f"the process ends ({self.process.returncode})"
-        with open(f"/proc/{self.process.pid}/status") as status:
-            peak = int(re.search(r"VmHWM:\s+(\d+)", status.read())[1]) / 1024
-        return f"{waits}, {peak:.1f} MB"
+        peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
+        if not peak:  # a process that is just ending has no memory
+            return f"the process ends ({self.process.wait(TIMEOUT)})"
+        return f"{waits}, {int(peak[1]) / 1024:.1f} MB"
 
     def kernel_megabytes(self):
-        """Bytes in the send and receive queues of the service's sockets."""
+        """Returns the megabytes in the send and receive queues of the service's sockets."""
         total = 0
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             _, local, _, _, queues, *_ = line.split()
@@ -102,25 +103,25 @@ class Service:
             process.wait()
 
 
-def answer(client):
+def response(client):
     try:
         return client.recv(1 << 16)[9:12].decode() or "closed"
     except OSError as error:
-        return "reset" if isinstance(error, ConnectionError) else "no answer"
+        return "reset" if isinstance(error, ConnectionError) else "no response"
 
 
 def petabytes(service):
     """announces a body of 10000000000000000 bytes"""
     client = service.connect()
     client.sendall(b"POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000000000000\r\n\r\n")
-    return answer(client), client
+    return response(client), client
 
 
 def unsent_body(service):
     """announces a body of 2000 bytes and does not send it"""
     client = service.connect()
     client.sendall(b"POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 2000\r\n\r\n")
-    return answer(client), client
+    return response(client), client
 
 
 def unread(service):
@@ -133,7 +134,7 @@ def unread(service):
             sent += client.send(PROBE * 1000)
         except OSError:
             pass
-    return f"{sent / 1e6:.0f} MB were taken", client
+    return f"{sent / 1e6:.0f} MB were accepted", client
 
 
 def header(service):
@@ -147,7 +148,7 @@ def header(service):
         client.sendall(b"\r\n\r\n")
     except OSError:
         pass
-    return answer(client), client
+    return response(client), client
 
 
 def idle(service):
@@ -167,11 +168,11 @@ def at_once(service):
     for client in clients:
         client.sendall(PROBE)
     end = time.monotonic() + TIMEOUT
-    answered = 0
+    responses = 0
     for client in clients:
         client.settimeout(max(0.001, end - time.monotonic()))
-        answered += answer(client) == "200"
-    return f"{answered} of 64 are answered", clients
+        responses += response(client) == "200"
+    return f"{responses} of 64 get a response", clients
 
 
 def steady_reader(service):
@@ -204,13 +205,13 @@ def flood(service):
         subprocess.run(["cc", "-O2", "-o", binary, FLOOD_SOURCE], check=True)
         process = subprocess.Popen([binary, str(service.port), "1000", "60", "HEAD", "/metrics"], text=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        # Its output is closed after 65 seconds at most.
+        # The program ends after 65 seconds at most, so this read does not block longer.
         service.helpers.append(process)
         is_ready = process.stdout.readline() == "ready\n"
     finally:
         binary.unlink(missing_ok=True)
-    time.sleep(0.5)  # until all of them have sent
-    return "1000 are open" if is_ready else "not all can connect", process
+    time.sleep(0.5)  # until all clients have sent requests
+    return "1000 are open" if is_ready else "some cannot connect", process
 
 
 flood.descriptors = 4096
@@ -239,7 +240,7 @@ def unread_scrapes(service):
         except OSError:
             break
         clients.append(client)
-    # A block at a time, until the service takes no more from anybody, for 5 seconds at most.
+    # Send a block on each connection until no connection accepts more, for 5 seconds at most.
     end = time.monotonic() + 5
     while time.monotonic() < end:
         taken = 0
@@ -257,18 +258,18 @@ unread_scrapes.flags = ["--max-connections", "1000"]
 
 
 def urgent_data(service):
-    """sends TCP urgent data in the middle of a head"""
+    """sends one byte in the middle of a head as TCP urgent data"""
     client = service.connect()
     began = time.monotonic()
     client.sendall(PROBE[:10])
-    client.send(b"!", socket.MSG_OOB)
-    client.sendall(PROBE[10:])
-    status = answer(client)
+    client.send(PROBE[10:11], socket.MSG_OOB)
+    client.sendall(PROBE[11:])
+    status = response(client)
     return f"{status} after {time.monotonic() - began:.1f} s", client
 
 
 def upload(service):
-    """uploads 10 MB within 5 seconds, announced by Content-Length, and then reads"""
+    """announces an upload of 10 MB, sends it within 5 seconds, and then reads"""
     client = service.connect()
     client.sendall(b"POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n")
     for number in range(100):
@@ -277,7 +278,7 @@ def upload(service):
         except OSError as error:
             return f"{type(error).__name__} after {number / 10:.1f} MB", client
         time.sleep(0.05)
-    return answer(client), client
+    return response(client), client
 
 
 CLIENTS = [petabytes, unsent_body, upload, header, urgent_data, unread, steady_reader, unread_scrapes, idle, at_once,

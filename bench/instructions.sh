@@ -1,10 +1,11 @@
 #!/bin/sh
-# Counts the instructions of one request, but for the kernel's: repeatable on a noisy machine.
+# Counts the instructions per request, without those of the kernel. Unlike times, the counts are the same in
+# every run, even on a busy machine.
 #
-# bench/instructions.sh            what wrk, Prometheus and a browser send
+# bench/instructions.sh            for the requests of wrk, Prometheus and a browser
 #
-# Callgrind counts two runs of the same connection, one with 1000 requests more. The difference is
-# theirs alone. Needs valgrind. The profile of the longer run stays in target/bench/, for
+# Callgrind counts the instructions of two runs, one of which has 1000 requests more. The difference divided
+# by 1000 is the result. Needs valgrind. The profile of the longer run is kept in target/bench/ for
 # callgrind_annotate.
 set -eu
 cd "$(dirname "$0")/.."
@@ -14,7 +15,7 @@ if ! command -v valgrind >/dev/null; then
     exit 1
 fi
 mkdir -p target/bench
-# The benchmarks' profile is the release's with line numbers.
+# The bench profile is the release profile with line numbers.
 "${CARGO:-cargo}" build --profile bench --quiet --manifest-path bench/micro/Cargo.toml
 binary=bench/micro/target/release/micro
 

@@ -1,4 +1,4 @@
--- Has wrk print its result as one line of JSON, for bench/run.py.
+-- Makes wrk print its result as one line of JSON for bench/run.py.
 done = function(summary, latency)
     io.write(string.format(
         '{"requests": %d, "seconds": %f, "p99": %f, "failed": {"connect": %d, "read": %d, "write": %d, "status": %d, "timeout": %d}}\n',

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Measures tiny-probe against what its user would otherwise have, all in one run and taking turns.
+"""Compares tiny-probe with other servers in one run, in which the servers take turns.
 
     make bench                    builds everything, measures for about half an hour, and writes
                                   bench/results.md and docs/bench.svg
-    bench/run.py --quick          one short round, to check that it works; this and every other
-                                  run with an option write into target/bench instead
+    bench/run.py --quick          one short round, to check that it works. This and every other run
+                                  with an option write to target/bench instead
     bench/run.py --servers floor,event-loop --rounds 3
     bench/run.py --servers event-loop,static,axum,go --loads metrics
     bench/run.py --loads wait     only the wait of a new client while others pipeline requests
 
 Needs wrk and a built tiny-probe, cc for the clients that pipeline, and oha for the load at a fixed rate.
-Servers and loads whose tools are not installed are left out, and the results name them. The load comes from
-this machine: run it where there is a second core and nothing else runs.
+Servers and loads whose tools are not installed are skipped, and the results list them. The load is generated
+on this machine, so run the benchmark on at least two cores and while nothing else runs.
 """
 
 import argparse
@@ -39,62 +39,65 @@ ROOT = BENCH.parent
 BUILT = ROOT / "target" / "bench"
 LUA = BENCH / "report.lua"
 IDLE_CONNECTIONS = 1000
-# Requests per second at a fixed rate: below what the slowest of the compiled servers holds on any machine
-# that this is run on, and its load generator, too.
+# Requests per second of the load at a fixed rate. Every compiled server and the load generator can sustain
+# this rate even on a slow machine.
 RATE = 5000
 SCRAPE_PAUSE = 0.1
 
-# What stands in the tables: the key, the heading, the path, the connections, and how many times
-# as long it runs (opening a thousand connections takes part of the time).
+# The loads by key: the heading in the tables, the path, the number of connections, a factor for the duration,
+# and options for wrk. With 1000 connections the factor is 2, because opening them takes part of the time.
 KEEP_ALIVE = {f"c{n}": (f"{n}", "/probe", n, factor, []) for n, factor in
               [(1, 1), (16, 1), (64, 1), (1000, 2)]}
 LOADS = KEEP_ALIVE | {
     "pinned": ("64 connections, one core", "/probe", 64, 1, []),
     "quiet": (f"{RATE} requests per second", "/probe", 64, 2, []),
-    "busy": ("the same beside scrapes and idle connections", "/probe", 64, 2, []),
+    "busy": ("the same with scrapes and idle connections", "/probe", 64, 2, []),
     "metrics": ("/metrics", "/metrics", 16, 1, []),
     "close": ("new connection each", "/probe", 16, 1, ["-H", "Connection: close"]),
 }
 AT_A_FIXED_RATE = ("quiet", "busy")
 PERCENTILES = [("median", "p50"), ("p99", "p99"), ("p99.9", "p99.9"), ("slowest", "slowest")]
-# How long a new client waits while others pipeline one request without end. Each kind takes the servers'
-# time in another way: many cheap requests, long responses, and costly requests with short responses.
+# The requests that other clients pipeline without end while a new client waits. Each loads the servers in a
+# different way: many cheap requests, long responses, and expensive requests with short responses.
 FLOOD_REQUESTS = {"probe": "GET /probe", "metrics": "GET /metrics", "head": "HEAD /metrics"}
 FLOOD_CLIENTS = (1, 100, 1000, 3000)
-WAITS = {f"wait-{kind}-{clients}": (f"a new client beside {clients} that pipeline {request}", request, clients, 1, [])
+WAITS = {f"wait-{kind}-{clients}": (f"a new client while {clients} client{'s pipeline' if clients > 1 else ' pipelines'} "
+                                    f"{request}", request, clients, 1, [])
          for kind, request in FLOOD_REQUESTS.items() for clients in FLOOD_CLIENTS}
 LOADS |= WAITS
-# The differences between servers are larger than those between rounds, and a round takes minutes.
+# Few rounds, because each takes minutes and the differences between servers are larger than those between
+# rounds.
 WAIT_ROUNDS = 3
-# A new client gives up after this time, and its wait counts as this long. The servers' backlogs are
-# accepted within it, and a measurement of a server that responds to nobody still ends soon.
+# In seconds. A new client gives up after this time, which then counts as its wait. It is long enough for every
+# server to accept its backlog, and short enough for a server that does not respond at all.
 WAIT_TIMEOUT = 10
-# Fewer waits than this say nothing about the median; the measurement is extended until there are as many,
-# but for no longer than WAIT_TIMEOUT.
-LEAST_WAITS = 5
+# The minimum number of waits for a meaningful median. The measurement is extended to reach it, but not beyond
+# WAIT_TIMEOUT.
+MIN_WAITS = 5
 QUICK = ("c64", "metrics", "close", "wait-metrics-100")
 
 
 class Failed(Exception):
-    """What cannot be built, started or measured here, and why. A server that cannot be built is left out."""
+    """Something cannot be built, started or measured; the message says why. Servers that cannot be built are
+    skipped."""
 
 
 @dataclass
 class Server:
-    """One server of the comparison; {port} in its command becomes a free one."""
+    """A server of the comparison. {port} in its command is replaced with a free port."""
 
     key: str
     name: str
     command: list
-    size: int  # bytes to install
+    size: int  # of everything that must be installed, in bytes
     version: str
-    note: str = ""  # what else must be installed
+    note: str = ""  # what must be installed in addition
     metrics: bool = True
     compiled: bool = True
-    log: bool = False  # its standard output is read
+    log: bool = False  # whether its standard output is read
     directory: Path = ROOT
-    samples: dict = field(default_factory=dict)  # what was measured -> a value for each round
-    failures: dict = field(default_factory=dict)  # load -> failed requests by kind
+    samples: dict = field(default_factory=dict)  # measured quantity -> a value for each round
+    failures: dict = field(default_factory=dict)  # load -> number of failed requests by kind
     remarks: set = field(default_factory=set)
     process: subprocess.Popen = None
     reader: subprocess.Popen = None
@@ -126,7 +129,7 @@ def floor():
     binary = BUILT / "floor"
     run(["cc", "-O2", "-o", binary, BENCH / "floor.c"])
     version = run(["cc", "-dumpfullversion"])
-    return Server("floor", "C, epoll, a constant answer (the floor)", [binary, "{port}"],
+    return Server("floor", "C, epoll, a constant response (the floor)", [binary, "{port}"],
                   binary.stat().st_size, f"cc {version}", metrics=False)
 
 
@@ -138,19 +141,20 @@ def flood_binary():
 
 
 def static_binary():
-    """The newest that `make static` has built."""
+    """Returns the newest binary that `make static` has built."""
     folders = [ROOT / "target", ROOT / "target-musl", Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))]
     found = {file for folder in folders for file in folder.glob("*-musl/release/tiny-probe")}
     if not found:
-        raise Failed("there is no static binary; make it with `make static`")
+        raise Failed("there is no static binary; build it with `make static`")
     return max(found, key=lambda file: file.stat().st_mtime)
 
 
 def tiny_probe(binary, loop, key=None, name=None):
     if not binary.exists():
-        sys.exit(f"bench: {binary} is missing; make it with `make build`, or name one with --tiny-probe")
+        sys.exit(f"bench: {binary} is missing; build it with `make build`, or choose another with --tiny-probe")
     command = [binary, "--server", loop, "--listen", "127.0.0.1:{port}"]
-    # A wrong flag is exit code 2, before anything is bound; an address in use is 1.
+    # Check that the binary knows the flags: it exits with 2 for an unknown one, and with 1 because the port
+    # is in use.
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = subprocess.run([part if part != command[-1] else f"127.0.0.1:{port}" for part in command],
@@ -179,7 +183,7 @@ def go():
     if not sources.exists():
         raise Failed("Debian's golang-github-prometheus-client-golang-dev is not installed")
     binary = BUILT / "peer-go"
-    # Debian has the library as sources under /usr/share/gocode, which wants the mode before modules.
+    # Debian installs the library's sources under /usr/share/gocode, which requires the mode without modules.
     environment = os.environ | {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": ""}
     run(["go", "build", "-ldflags=-s -w", "-o", binary, BENCH / "go" / "main.go"], env=environment)
     library = run(["dpkg-query", "-W", "-f", "${Version}", "golang-github-prometheus-client-golang-dev"])
@@ -206,7 +210,7 @@ def flask(key, name, *command):
 
 
 def build(arguments):
-    """Builds the servers. Gives them, and why others are left out."""
+    """Builds the servers. Returns them, and the reasons why others are skipped."""
     wanted = {
         "event-loop": lambda: tiny_probe(arguments.tiny_probe, "event-loop"),
         "static": lambda: tiny_probe(static_binary(), "event-loop", "static", "event-loop, static"),
@@ -223,24 +227,24 @@ def build(arguments):
     }
     keys = arguments.servers.split(",") if arguments.servers else list(wanted)
     if unknown := [key for key in keys if key not in wanted]:
-        sys.exit(f"bench: no server is called {', '.join(unknown)}; there are {', '.join(wanted)}")
+        sys.exit(f"bench: unknown server {', '.join(unknown)}; choose from {', '.join(wanted)}")
     BUILT.mkdir(parents=True, exist_ok=True)
-    servers, left_out = [], {}
+    servers, skipped = [], {}
     for key in keys:
         progress(f"building {key}")
         try:
             servers.append(wanted[key]())
-        except Failed as why:
-            left_out[key] = str(why)
-            progress(f"{key} is left out: {why}", stays=True)
-    return servers, left_out
+        except Failed as failure:
+            skipped[key] = str(failure)
+            progress(f"{key} is skipped: {failure}", stays=True)
+    return servers, skipped
 
 
 # --- a running server ---------------------------------------------------------------------------
 
 
 def start(server):
-    """Starts a server and waits for its first 200. Gives the seconds that this took."""
+    """Starts a server and waits for its first response with status 200. Returns the seconds that this took."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         server.port = free.getsockname()[1]
     command = [str(part).replace("{port}", str(server.port)) for part in server.command]
@@ -253,32 +257,32 @@ def start(server):
                                       stdout=stdout, stderr=subprocess.DEVNULL)
     if server.log:
         stdout.close()
-    while not answers(server.port):
+    while not is_serving(server.port):
         if server.process.poll() is not None or time.perf_counter() - began > 20:
-            raise Failed(f"{server.name} does not come up: {' '.join(command)}")
+            raise Failed(f"{server.name} did not start within 20 s: {' '.join(command)}")
         time.sleep(0.0005)
     return time.perf_counter() - began
 
 
-def answers(port):
+def is_serving(port):
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            return ask(connection)[0].startswith((b"HTTP/1.1 200 ", b"HTTP/1.0 200 "))
+            return get_probe(connection)[0].startswith((b"HTTP/1.1 200 ", b"HTTP/1.0 200 "))
     except OSError:
         return False
 
 
-def ask(connection):
-    """Asks for /probe; gives the answer and whether the connection stays open."""
+def get_probe(connection):
+    """Requests /probe. Returns the response and whether the connection stays open."""
     connection.sendall(b"GET /probe HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    answer = b""
-    while not answer.endswith(b"I'm ok!"):
+    response = b""
+    while not response.endswith(b"I'm ok!"):
         received = connection.recv(4096)
         if not received:
             break
-        answer += received
-    stays = answer.startswith(b"HTTP/1.1") and b"connection: close" not in answer.lower()
-    return answer, stays
+        response += received
+    stays = response.startswith(b"HTTP/1.1") and b"connection: close" not in response.lower()
+    return response, stays
 
 
 def stop(server):
@@ -293,19 +297,19 @@ def stop(server):
 
 
 def processes(server):
-    """The server's process and those that it started."""
+    """Returns the IDs of the server's process and its children."""
     found = [server.process.pid]
     for pid in found:
         try:
             found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         except FileNotFoundError:
-            pass  # gone meanwhile
+            pass  # the process has ended
     return found
 
 
 def cpu_seconds(server):
-    """User and system time so far, to the nanosecond: the clock that clock_getcpuclockid(3) gives.
-    /proc/PID/stat has it too, in steps of 10 ms."""
+    """Returns the user and system time so far. The clock is that of clock_getcpuclockid(3), with a resolution
+    of nanoseconds; /proc/PID/stat has only steps of 10 ms."""
     return sum(time.clock_gettime(~pid << 3 | 2) for pid in processes(server))
 
 
@@ -315,7 +319,7 @@ def from_status(server, name):
         try:
             total += int(re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
         except (FileNotFoundError, ProcessLookupError, TypeError):
-            pass  # gone meanwhile
+            pass  # the process has ended
     return total
 
 
@@ -324,7 +328,7 @@ def resident_bytes(server):
 
 
 def settle(server):
-    """Waits until a server has finished what the load left behind, for 10 s at most."""
+    """Waits until a server is idle after a load, for 10 s at most."""
     deadline = time.monotonic() + 10
     before = cpu_seconds(server)
     while time.monotonic() < deadline:
@@ -337,19 +341,19 @@ def settle(server):
 
 @contextmanager
 def watch(server):
-    """Collects the most memory and threads that a server has meanwhile, looking 20 times a second."""
-    most = {"resident": 0, "threads": 0}
+    """Records the server's peak memory and number of threads, sampled 20 times a second."""
+    peak = {"resident": 0, "threads": 0}
     done = threading.Event()
 
-    def look():
+    def sample():
         while not done.wait(0.05):
-            most["resident"] = max(most["resident"], resident_bytes(server))
-            most["threads"] = max(most["threads"], from_status(server, "Threads"))
+            peak["resident"] = max(peak["resident"], resident_bytes(server))
+            peak["threads"] = max(peak["threads"], from_status(server, "Threads"))
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=sample)
     thread.start()
     try:
-        yield most
+        yield peak
     finally:
         done.set()
         thread.join()
@@ -359,7 +363,7 @@ def watch(server):
 
 
 def load(server, key, seconds):
-    """Puts one load on one server and keeps the results."""
+    """Runs one load against one server and stores the results. Returns the requests per second."""
     if key in WAITS:
         return wait_beside_flood(server, key, seconds)
     heading, path, connections, factor, options = LOADS[key]
@@ -369,12 +373,13 @@ def load(server, key, seconds):
                f"http://127.0.0.1:{server.port}{path}"]
     cores = os.sched_getaffinity(0)
     if key == "pinned":
-        # On two cores each side waits for the other now and then, and waking up is charged to who waited.
+        # On one core, neither process waits for the other. On two cores they sometimes do, and the cost of
+        # waking up is then counted for the one that waited.
         cores = {min(cores)}
         command = ["taskset", "--cpu-list", str(min(cores)), *command]
     stay_on(server, cores)
     cpu = cpu_seconds(server)
-    with watch(server) as most:
+    with watch(server) as peak:
         output = run(command)
         cpu = cpu_seconds(server) - cpu
     result = json.loads(output.splitlines()[-1])
@@ -388,8 +393,8 @@ def load(server, key, seconds):
         if count:
             failed[kind] = failed.get(kind, 0) + count
     if key == "c64":
-        server.add("resident 64", most["resident"])
-        server.add("threads", most["threads"])
+        server.add("resident 64", peak["resident"])
+        server.add("threads", peak["threads"])
     settle(server)
     return requests / result["seconds"]
 
@@ -401,8 +406,8 @@ def stay_on(server, cores):
 
 
 def fixed_rate(server, key, connections, seconds):
-    """Asks at a fixed rate, whether or not the answers come, and counts a latency from when its request
-    was due: a server that stalls has made all of them late that were due meanwhile."""
+    """Sends requests at a fixed rate, whether or not the responses arrive. A latency counts from the time when
+    the request was due, so a stall delays all requests that were due during it."""
     command = ["oha", "-q", str(RATE), "-z", f"{seconds}s", "-c", str(connections), "--latency-correction", "--no-tui",
                "--output-format", "json", f"http://127.0.0.1:{server.port}/probe"]
     with scraped_beside_idle(server) if key == "busy" else nullcontext():
@@ -420,7 +425,7 @@ def fixed_rate(server, key, connections, seconds):
 
 @contextmanager
 def scraped_beside_idle(server):
-    """Has connections that say nothing, and a scrape ten times a second."""
+    """Keeps idle connections open and scrapes ten times a second."""
     connections = []
     done = threading.Event()
 
@@ -450,16 +455,16 @@ def scraped_beside_idle(server):
 
 
 @contextmanager
-def flood(server, request, clients, at_most):
-    """Has clients pipeline one request until the block ends, for `at_most` seconds. Yields a dictionary, which
-    has the responses per second and the number of closed connections afterwards."""
-    process = subprocess.Popen([BUILT / "flood", str(server.port), str(clients), str(at_most), *request.split()],
+def flood(server, request, clients, max_seconds):
+    """Runs clients that pipeline one request until the block ends, for at most `max_seconds`. Yields a dictionary.
+    After the block it contains the responses per second and the number of closed connections."""
+    process = subprocess.Popen([BUILT / "flood", str(server.port), str(clients), str(max_seconds), *request.split()],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     result = {}
     try:
-        # Ends by itself: the program stops in time whatever the server does, and its output is closed then.
+        # This read cannot block for long: the program has a time limit, and its output is closed when it ends.
         if process.stdout.readline() != "ready\n":
-            raise Failed(f"{clients} clients do not connect to {server.name}: {process.stderr.read().strip()}")
+            raise Failed(f"{clients} clients cannot connect to {server.name}: {process.stderr.read().strip()}")
         yield result
         output, _ = process.communicate(timeout=10)  # closes standard input, which ends the flood
         responses, duration, closed = output.split()
@@ -472,13 +477,13 @@ def flood(server, request, clients, at_most):
 
 
 def wait_of_new_client(server):
-    """Connects and requests /healthz; returns the seconds until the response begins, or None without one."""
+    """Connects and requests /healthz. Returns the seconds until the response begins, or None if there is none."""
     began = time.perf_counter()
     try:
         with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_TIMEOUT) as connection:
             connection.settimeout(max(0.001, began + WAIT_TIMEOUT - time.perf_counter()))
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            # The peers have no /healthz: their 404 comes from the same queue.
+            # The other servers have no /healthz. Their 404 takes just as long.
             if connection.recv(4096).startswith(b"HTTP/1.1 "):
                 return time.perf_counter() - began
     except OSError:
@@ -498,30 +503,31 @@ def status_of(server, request):
 
 
 def wait_beside_flood(server, key, seconds):
-    """Measures how long one new client after the other waits while others pipeline. Returns the median."""
+    """Measures how long new clients, one after the other, wait while others pipeline. Returns the responses per
+    second that the others received."""
     _, request, clients, _, _ = WAITS[key]
     waits, failed = [], 0
     if (status := status_of(server, request)) != 200:
-        server.remarks.add(f"has no {request} ({status}), so that nobody can pipeline it")
+        server.remarks.add(f"does not support {request} (status {status}), so its waits were not measured")
         return 0
     try:
         with flood(server, request, clients, seconds + 3 * WAIT_TIMEOUT) as result:
             began, cpu = time.monotonic(), cpu_seconds(server)
             while ((elapsed := time.monotonic() - began) < seconds
-                   or len(waits) < LEAST_WAITS and elapsed < WAIT_TIMEOUT):
+                   or len(waits) < MIN_WAITS and elapsed < WAIT_TIMEOUT):
                 wait = wait_of_new_client(server)
                 waits.append(WAIT_TIMEOUT if wait is None else wait)
                 failed += wait is None
-                # At random, so that the next client does not always arrive at the same point of a server's round.
+                # A random pause, so that clients do not always arrive at the same point of the server's loop.
                 time.sleep(random.uniform(0, 0.005))
             cpu, elapsed = cpu_seconds(server) - cpu, time.monotonic() - began
-    except Failed as why:
-        server.remarks.add(str(why))
+    except Failed as failure:
+        server.remarks.add(str(failure))
         return 0
     finally:
         if server.process.poll() is not None:
-            server.remarks.add(f"ended by itself during the load “{LOADS[key][0]}”")
-        # Some servers work for many seconds on what they have received, which would disturb the next one.
+            server.remarks.add(f"the process ended during the load “{LOADS[key][0]}”")
+        # Some servers keep processing received requests for many seconds, which would disturb the next server.
         server.process.kill()
         server.process.wait()
     server.add(f"{key} median", statistics.median(waits))
@@ -537,20 +543,20 @@ def wait_beside_flood(server, key, seconds):
 
 
 def idle(server):
-    """Opens connections that ask once and then stay; keeps the memory that the server has then."""
+    """Opens connections that send one request and then stay idle, and stores the server's memory."""
     connections = []
     try:
         for _ in range(IDLE_CONNECTIONS):
             connection = socket.create_connection(("127.0.0.1", server.port), timeout=2)
             connections.append(connection)
-            _, stays = ask(connection)
+            _, stays = get_probe(connection)
             if not stays:
-                server.remarks.add("closes the connection after each answer, so that there is no keep-alive")
+                server.remarks.add("closes the connection after each response, so it has no idle connections")
                 return
         server.add("resident idle connections", resident_bytes(server))
     except OSError as error:
-        server.remarks.add(f"answered {len(connections) - 1} of {IDLE_CONNECTIONS} connections "
-                           f"that were opened one after the other, then: {error}")
+        server.remarks.add(f"of {IDLE_CONNECTIONS} connections opened one after the other, "
+                           f"{len(connections) - 1} got a response; then: {error}")
     finally:
         for connection in connections:
             connection.close()
@@ -558,9 +564,9 @@ def idle(server):
 
 
 def measure(servers, loads, rounds, seconds):
-    """New connections come after all other rounds: they leave tens of thousands of TIME_WAITs for a
-    minute, and tiny-http's /metrics reads the kernel's table of connections. Pipelined requests come last:
-    some servers keep hundreds of megabytes afterwards."""
+    """Runs all rounds. The load with new connections comes after the rounds with kept-alive ones, because it
+    leaves tens of thousands of sockets in TIME_WAIT for a minute. Pipelined requests come last, because some
+    servers keep hundreds of megabytes afterward."""
     staying = [key for key in loads if key != "close" and key not in WAITS]
     for number in range(rounds if staying else 0):
         take_turns(servers, staying, f"round {number + 1} of {rounds}", number, seconds, idle)
@@ -573,13 +579,14 @@ def measure(servers, loads, rounds, seconds):
 
 
 def can_pipeline(server):
-    """Flask's servers close each connection after one response. The floor sends one response for each read,
-    however many requests that read contains."""
+    """Returns whether pipelining can be measured. Flask's servers close each connection after one response. The
+    floor sends one response per read, however many requests the read contains."""
     return server.compiled and server.key != "floor"
 
 
 def measure_log(servers, rounds, seconds):
-    """Measures what the access log costs the event loop when it is read. Returns it without and with the log."""
+    """Measures the cost of the access log for the event loop while the log is being read. Returns the server
+    without and with the log."""
     event_loop = next((server for server in servers if server.key == "event-loop"), None)
     if not event_loop:
         return []
@@ -592,9 +599,9 @@ def measure_log(servers, rounds, seconds):
 
 
 def take_turns(servers, loads, title, first, seconds, at_the_end=None):
-    """All servers run, but only one has something to do at any time. They take turns at each load,
-    so that what disturbs the machine for a while disturbs all."""
-    # Nobody is always first.
+    """Starts all servers, and runs each load against one server after the other. In this way, a disturbance of the
+    machine affects all servers alike."""
+    # Another server is first in each round.
     first %= len(servers)
     servers = servers[first:] + servers[:first]
     try:
@@ -609,8 +616,8 @@ def take_turns(servers, loads, title, first, seconds, at_the_end=None):
                         or key in (*AT_A_FIXED_RATE, "pinned") and not server.compiled):
                     continue
                 if server.process.poll() is not None:
-                    if key not in WAITS:  # each of these ends with the server being killed
-                        server.remarks.add(f"ended by itself before the load “{LOADS[key][0]}”")
+                    if key not in WAITS:  # the benchmark kills the server after each of these
+                        server.remarks.add(f"the process ended before the load “{LOADS[key][0]}”")
                     start(server)
                 rate = load(server, key, seconds)
                 progress(f"{title}: {LOADS[key][0]}: {server.name}: {rate:.0f}/s")
@@ -633,11 +640,11 @@ def progress(line, stays=False):
     sys.stderr.flush()
 
 
-# --- what comes of it ---------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------
 
 
 def count(value):
-    """23 456 as 23.5 k."""
+    """Formats 23456 as 23.5 k."""
     if value < 1000:
         return f"{value:.0f}"
     return f"{value / 1000:.1f} k" if value < 99_950 else f"{value / 1000:.0f} k"
@@ -662,12 +669,12 @@ def whole(value):
 
 
 def cell(server, what, form):
-    """The median, and in brackets the least and the most."""
+    """Formats the median, followed by the minimum and the maximum in parentheses."""
     values = server.samples.get(what)
     if not values:
         return "–"
-    median, least, most = (form(f(values)) for f in (statistics.median, min, max))
-    return median if least == most else f"{median} ({least}–{most})"
+    median, minimum, maximum = (form(f(values)) for f in (statistics.median, min, max))
+    return median if minimum == maximum else f"{median} ({minimum}–{maximum})"
 
 
 def median(server, what):
@@ -691,50 +698,51 @@ def machine():
 
 
 def goals(servers):
-    """Those that the project set itself."""
+    """Compares the results with the goals of the project."""
     by_key = {server.key: server for server in servers}
     lines = []
     for text, ours, theirs, what, bound in [
-        ("CPU time per `GET /probe` on 64 keep-alive connections, event-loop to the floor",
+        ("CPU time per `GET /probe` on 64 keep-alive connections, event-loop divided by the floor",
          "event-loop", "floor", "c64 cpu", 1.25),
-        ("the same, event-loop to axum on one tokio thread", "event-loop", "axum", "c64 cpu", 0.8),
-        ("CPU time per `GET /metrics`, event-loop to axum with the library's encoder and collector",
+        ("The same, event-loop divided by axum on one tokio thread", "event-loop", "axum", "c64 cpu", 0.8),
+        ("CPU time per `GET /metrics`, event-loop divided by axum with the library's encoder and collector",
          "event-loop", "axum", "metrics cpu", 0.35),
-        ("the same, event-loop to Go's promhttp", "event-loop", "go", "metrics cpu", 0.1),
-        ("the same, the static event-loop to the one with glibc", "static", "event-loop", "metrics cpu", 1.2),
-        ("CPU time per `GET /probe`, event-loop with its access log on and read by `cat`, to the same without",
-         "log-on", "log-off", "c64 cpu", 1.25),
+        ("The same, event-loop divided by Go's promhttp", "event-loop", "go", "metrics cpu", 0.1),
+        ("The same, the static binary divided by the one with glibc", "static", "event-loop", "metrics cpu", 1.2),
+        ("CPU time per `GET /probe`, event-loop with its access log on and read by `cat`, divided by the same with "
+         "the log off", "log-on", "log-off", "c64 cpu", 1.25),
     ]:
         if ours in by_key and theirs in by_key:
-            # Round by round, as both had their turn within seconds of each other.
+            # Compare round by round, because within a round both ran within seconds of each other.
             ratios = [a / b for a, b in zip(by_key[ours].samples.get(what, []), by_key[theirs].samples.get(what, []))]
             if ratios:
                 lines.append(f"- {text}: **{statistics.median(ratios):.2f}** "
-                             f"({min(ratios):.2f}–{max(ratios):.2f}); the goal is {bound} at most.")
+                             f"({min(ratios):.2f}–{max(ratios):.2f}); the goal is at most {bound}.")
     lines += [*above_the_floor(by_key), *tail_latency(by_key), *longest_wait(by_key)]
     return "\n".join(lines)
 
 
 def above_the_floor(by_key):
-    """What parsing, routing and recording cost, in shares of what they cost axum."""
+    """The cost of parsing, routing and recording, as a fraction of what they cost with axum."""
     samples = [by_key[key].samples.get("pinned cpu") for key in ("event-loop", "axum", "floor") if key in by_key]
     if len(samples) == 3 and all(samples):
         shares = [(ours - floor) / (axum - floor) for ours, axum, floor in zip(*samples)]
-        yield ("- CPU time per `GET /probe` on one core with wrk, what the event-loop adds to the floor to what axum "
-               f"adds: **{statistics.median(shares):.2f}** ({min(shares):.2f}–{max(shares):.2f}); the goal is 0.4 at most.")
+        yield ("- CPU time per `GET /probe` on one core with wrk, above the floor, event-loop divided by axum: "
+               f"**{statistics.median(shares):.2f}** ({min(shares):.2f}–{max(shares):.2f}); the goal is at most 0.4.")
 
 
 def tail_latency(by_key):
-    """Against the best of the peers, by medians over the rounds: single rounds differ by chance."""
-    for key, beside in [("quiet", ""), ("busy", " beside scrapes and idle connections")]:
+    """Compares with the best of the other servers. Uses the medians of all rounds, because single rounds vary a
+    lot."""
+    for key, condition in [("quiet", ""), ("busy", " with scrapes and idle connections")]:
         tails = {name: median(server, f"{key} p99.9") for name, server in by_key.items() if name not in
                  ("floor", "static", "tiny-http")}
         tails = {name: tail for name, tail in tails.items() if tail}
         ours = tails.pop("event-loop", None)
         if ours and tails:
             best = min(tails, key=tails.get)
-            yield (f"- p99.9 at {RATE} requests per second{beside}, event-loop to the best of its peers, {best}: "
-                   f"**{ours / tails[best]:.2f}**; the goal is 1 at most.")
+            yield (f"- p99.9 at {RATE} requests per second{condition}, event-loop divided by the best of the others, "
+                   f"{best}: **{ours / tails[best]:.2f}**; the goal is at most 1.")
 
 
 def longest_wait(by_key):
@@ -746,34 +754,36 @@ def longest_wait(by_key):
             if measured:
                 key = max(measured, key=lambda key: max(measured[key]))
                 yield (f"- The wait of {LOADS[key][0]} (the longest of {len(measured)} floods), {what}: "
-                       f"**{milliseconds(max(measured[key]))} ms**; the goal is {bound} ms at most.")
+                       f"**{milliseconds(max(measured[key]))} ms**; the goal is at most {bound} ms.")
 
 
-def report(servers, logs, left_out, rounds, seconds):
+def report(servers, logs, skipped, rounds, seconds):
     keep_alive = [f"{heading} connection{'s' * (heading != '1')}" for heading, *_ in KEEP_ALIVE.values()]
     keys = [*KEEP_ALIVE, "close"]
     headings = [*keep_alive, "a new connection each"]
     compiled = [server for server in servers if server.compiled]
     longest = max(factor for _, _, _, factor, _ in LOADS.values())
     parts = [
-        "# Measured",
-        f"By `make bench` on {time.strftime('%Y-%m-%d', time.gmtime())}, on {machine()}, "
-        f"with {run_version('wrk')} (one thread) on the same machine. "
-        f"Medians of {rounds} round{'s' * (rounds > 1)}, in brackets the least and the most. "
-        f"Each load runs for {seconds} s in each round ({seconds * longest} s with 1000 connections); the "
-        "servers take turns at each. wrk sends its next request when it has the answer to the last, so that a "
-        "server that stalls is asked less: p99 is to be compared at similar rates only.",
+        "# Benchmark results",
+        f"Measured by `make bench` on {time.strftime('%Y-%m-%d', time.gmtime())}, on {machine()}. The load comes "
+        f"from {run_version('wrk')} with one thread on the same machine. "
+        f"Each value is the median of {rounds} round{'s' * (rounds > 1)}, followed by the minimum and the maximum "
+        f"in parentheses. In each round, each load runs for {seconds} s ({seconds * longest} s with 1000 "
+        "connections) against one server after the other. wrk sends a request only when it has received the "
+        "response to the previous one, so a server that stalls gets fewer requests. Compare p99 only between "
+        "servers with similar rates.",
         "## Requests per second, GET /probe",
         table(servers, [(heading, f"{key} rate", count) for heading, key in zip(headings, keys)]),
         "## 99th percentile of latency in milliseconds, GET /probe",
         table(servers, [(heading, f"{key} p99", milliseconds) for heading, key in zip(headings, keys)]),
         f"## Latency at {RATE} requests per second in milliseconds, GET /probe",
-        f"By {run_version('oha', '--version')}, on 64 connections: a request is due whether or not the last was "
-        "answered, and its latency counts from then.",
+        f"Measured with {run_version('oha', '--version')} on 64 connections. Requests are due at fixed times, "
+        "whether or not earlier ones have their responses, and a latency counts from the time when the request "
+        "was due.",
         table(compiled, [(name, f"quiet {what}", milliseconds) for name, what in PERCENTILES]),
-        f"The same with a scrape every {SCRAPE_PAUSE * 1000:.0f} ms and {IDLE_CONNECTIONS} idle connections beside it:",
+        f"The same with a scrape every {SCRAPE_PAUSE * 1000:.0f} ms and {IDLE_CONNECTIONS} idle connections:",
         table(compiled, [(name, f"busy {what}", milliseconds) for name, what in PERCENTILES]),
-        "## CPU time per request in microseconds, user and system",
+        "## CPU time (user and system) per request in microseconds",
         table(servers, [("64 connections", "c64 cpu", microseconds),
                         ("on one core with wrk", "pinned cpu", microseconds),
                         ("a new connection each", "close cpu", microseconds),
@@ -801,13 +811,13 @@ def report(servers, logs, left_out, rounds, seconds):
     notes = [f"- {server.name}: {remark}." for server in servers for remark in sorted(server.remarks)]
     notes += [f"- {server.name}, {LOADS[key][0]}: " + ", ".join(f"{n} × {kind}" for kind, n in failed.items()) + "."
               for server in servers for key, failed in server.failures.items() if failed]
-    notes += [f"- {server.name}, {heading}: used only {busy:.0%} of a CPU: the clients did not keep it busy, "
-              "or something else was running."
+    notes += [f"- {server.name}, {heading}: it used only {busy:.0%} of a CPU. Either the clients did not keep it busy "
+              "or another process was running."
               for server in servers for key, (heading, *_) in WAITS.items()
               if (busy := median(server, f"{key} busy")) is not None and busy < 0.8]
-    notes += [f"- {key} is left out: {why}." for key, why in left_out.items()]
+    notes += [f"- {key} was skipped: {reason}." for key, reason in skipped.items()]
     if notes:
-        parts += ["## Left out, failed, or otherwise", "\n".join(notes)]
+        parts += ["## Remarks, failures and skipped measurements", "\n".join(notes)]
     parts += ["## Versions", "\n".join(f"- {server.name}: {server.version}" for server in servers)]
     return "\n\n".join(parts) + "\n"
 
@@ -815,11 +825,12 @@ def report(servers, logs, left_out, rounds, seconds):
 def waits_report(servers, rounds, seconds):
     parts = [
         "## Wait of a new client in milliseconds, while others pipeline requests without end",
-        "From before it connects until its response to GET /healthz begins (the peers respond with 404). The others "
-        "send the named request in blocks of several hundred and read every response (bench/flood.c). New clients "
-        f"come one after the other, for {seconds} s and until there were {LEAST_WAITS}; medians of {rounds} "
-        f"round{'s' * (rounds > 1)}, in brackets the least and the most. A client gives up after {WAIT_TIMEOUT} s, which "
-        "counts as its wait. Beside it the responses per second that the others received.",
+        "A wait lasts from the start of connecting until the response to GET /healthz begins (servers other than "
+        "tiny-probe respond with 404). The others send the named request in blocks of several hundred and read every "
+        f"response (bench/flood.c). New clients arrive one after the other for {seconds} s, and for longer if there "
+        f"were fewer than {MIN_WAITS}. Each value is the median of {rounds} round{'s' * (rounds > 1)}, followed by the minimum and the "
+        f"maximum in parentheses. A client gives up after {WAIT_TIMEOUT} s, which counts as its wait. The column "
+        "“responses/s” is what the others received.",
     ]
     for kind, request in FLOOD_REQUESTS.items():
         columns = [(f"{clients} client{'s' * (clients > 1)}: {heading}", f"wait-{kind}-{clients} {what}", form)
@@ -833,10 +844,10 @@ def waits_report(servers, rounds, seconds):
 
 
 def readme_table(servers):
-    """The table that the README shows: medians only."""
+    """The table in the README, with medians only."""
     columns = [("CPU µs per request", "c64 cpu", microseconds), ("CPU µs per scrape", "metrics cpu", microseconds),
                ("requests/s", "c64 rate", count), ("p99.9 ms at 5000/s", "quiet p99.9", milliseconds),
-               ("ms until a new client is served beside 1000 that pipeline scrapes: median",
+               ("ms until a new client is served while 1000 others pipeline scrapes: median",
                 "wait-metrics-1000 median", milliseconds),
                ("worst", "wait-metrics-1000 worst", milliseconds),
                ("MB under load", "resident 64", megabytes), ("MB, 1000 idle", "resident idle connections", megabytes),
@@ -857,8 +868,8 @@ def run_version(tool, option="-v"):
 
 
 def svg(servers):
-    """Three bar charts, one above the other: legible on a telephone, too. One grey that reads on light and
-    on dark ground, no ground of its own."""
+    """Draws three bar charts, one above the other, so that they are legible on a phone. The gray is legible on
+    light and dark backgrounds; the image has no background of its own."""
     charts = [("CPU µs per request", "GET /probe, 64 keep-alive connections", "c64 cpu", microseconds),
               ("CPU µs per scrape", "GET /metrics", "metrics cpu", microseconds),
               ("resident MB", f"with {IDLE_CONNECTIONS} idle connections", "resident idle connections", megabytes)]
@@ -873,7 +884,7 @@ def svg(servers):
         text.append(f'<text x="0" y="{y + 18}" font-weight="600">{heading}</text>')
         text.append(f'<text x="0" y="{y + 36}" font-size="12">{remark}; less is better</text>')
         y += head
-        # A bar far beyond most others is cut short, so that the rest can be told apart.
+        # A bar that is far longer than most others is cut, so that differences between the rest are visible.
         full = 3 * statistics.median(value for _, value in values)
         for server, value in values:
             text += bar_of(server, value / full, form(value), left, y, bar, row)
@@ -882,7 +893,7 @@ def svg(servers):
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}" height="{y}" '
         'font-family="system-ui, sans-serif" font-size="14" fill="#76808a" role="img">',
-        "<title>tiny-probe and its peers: CPU time per request and per scrape, memory</title>", *text, "</svg>", ""])
+        "<title>tiny-probe and other servers: CPU time per request and per scrape, memory</title>", *text, "</svg>", ""])
 
 
 def bar_of(server, share, label, left, y, bar, row):
@@ -896,20 +907,20 @@ def bar_of(server, share, label, left, y, bar, row):
     length = max(1.5, bar * min(1, share))
     end = length - 22 if share > 1 else length
     yield f'<rect x="{left}" y="{y + 4}" width="{end:.1f}" height="{row - 8}" rx="2" fill="{color}"{opacity}/>'
-    if share > 1:  # the cut: the bar ends in two pieces
+    if share > 1:  # two separate pieces at the end of the bar show the cut
         for start in (length - 17, length - 6):
             yield f'<rect x="{left + start:.1f}" y="{y + 4}" width="6" height="{row - 8}" fill="{color}"/>'
     yield f'<text x="{left + length + 6:.1f}" y="{y + row - 5}" font-size="12">{label}</text>'
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Measures tiny-probe against its peers.")
+    parser = argparse.ArgumentParser(description="Compares the speed and memory of tiny-probe with other servers.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=1, help="of each load in each round")
-    parser.add_argument("--servers", metavar="A,B", help="only these")
+    parser.add_argument("--seconds", type=int, default=1, help="duration of each load in each round")
+    parser.add_argument("--servers", metavar="A,B", help="measure only these servers")
     parser.add_argument("--loads", metavar="A,B",
-                        help=f"only these of {', '.join(LOADS)}; `wait` means all that begin with it")
-    parser.add_argument("--quick", action="store_true", help="one round of the main loads")
+                        help=f"run only these of {', '.join(LOADS)}; `wait` means all that start with it")
+    parser.add_argument("--quick", action="store_true", help="run one round of the main loads")
     parser.add_argument("--tiny-probe", type=Path, metavar="BINARY",
                         default=ROOT / "target" / "release" / "tiny-probe")
     arguments = parser.parse_args()
@@ -920,7 +931,7 @@ def main():
     loads = arguments.loads.split(",") if arguments.loads else QUICK if arguments.quick else LOADS
     loads = [load for name in loads for load in (WAITS if name == "wait" else [name])]
     if unknown := [load for load in loads if load not in LOADS]:
-        sys.exit(f"bench: no load is called {', '.join(unknown)}; there are wait, {', '.join(LOADS)}")
+        sys.exit(f"bench: unknown load {', '.join(unknown)}; choose from wait, {', '.join(LOADS)}")
     if any(load not in WAITS and load not in AT_A_FIXED_RATE for load in loads) and not shutil.which("wrk"):
         sys.exit("bench: wrk is not installed; on Debian: apt-get install wrk")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -928,21 +939,21 @@ def main():
         sys.exit(f"bench: needs 4096 descriptors, and the limit is {hard}; raise it with ulimit -Hn")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
-    servers, left_out = build(arguments)
+    servers, skipped = build(arguments)
     if not shutil.which("oha"):
-        left_out["the load at a fixed rate"] = "oha is not installed; cargo install --locked oha"
+        skipped["the load at a fixed rate"] = "oha is not installed; install it with `cargo install --locked oha`"
         loads = [load for load in loads if load not in AT_A_FIXED_RATE]
     try:
         flood_binary()
-    except Failed as why:
-        left_out["the wait of a new client"] = str(why)
+    except Failed as failure:
+        skipped["the wait of a new client"] = str(failure)
         loads = [load for load in loads if load not in WAITS]
     began = time.monotonic()
     measure(servers, loads, arguments.rounds, arguments.seconds)
     logs = measure_log(servers, arguments.rounds, arguments.seconds) if "c64" in loads else []
     progress(f"measured in {time.monotonic() - began:.0f} s", stays=True)
 
-    text = report(servers, logs, left_out, arguments.rounds, arguments.seconds)
+    text = report(servers, logs, skipped, arguments.rounds, arguments.seconds)
     results, picture = ((BENCH / "results.md", ROOT / "docs" / "bench.svg") if is_full
                         else (BUILT / "results.md", BUILT / "bench.svg"))
     picture.parent.mkdir(exist_ok=True)
@@ -957,7 +968,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except Failed as why:
-        sys.exit(f"bench: {why}")
+    except Failed as failure:
+        sys.exit(f"bench: {failure}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,25 +1,26 @@
 #!/usr/bin/env python3
-"""Sends good, bad and hostile traffic to tiny-probe at the same time, then compares its counters with the clients'.
+"""Sends valid, invalid and hostile requests to tiny-probe at the same time, then compares its counters with what
+the clients counted.
 
-    make soak                    ten minutes; make soak SECONDS=120 for two
-    bench/soak.py --seconds 30   the same, with a binary that is built already
+    make soak                    takes ten minutes; make soak SECONDS=120 takes two
+    bench/soak.py --seconds 30   uses a binary that is already built
 
-Two services run one after the other: one with room for every client, then, for a fifth of the time, one with
-fewer connections than it has clients.
+Two services run one after the other. The first has room for every client. The second, which runs for a fifth
+of the time, allows fewer connections than it has clients.
 
-While it runs, every response must be the right one and arrive in time. When the clients have left, memory,
-descriptors and threads must be where they were, no request may be in flight, and every counter must be what
-the clients counted:
+During the run, every response must be correct and arrive in time. After all clients have disconnected, memory,
+descriptors and threads must return to their initial values, no request may be in flight, and every counter
+must agree with the clients:
 
-- A client that reads its responses counts exactly.
-- A client that leaves without reading them cannot know which requests the service still read: a reset
-  discards what has not been read. Such clients use methods and routes of their own, whose counters must
-  lie between the responses that were read and the requests that were sent.
-- A client that disconnects before its delayed response is recorded with status 499, or, after FIN, with the
-  response's status if the kernel still took the response. It requests a status that no other client
-  requests, so that the sum of both can be checked (check_departed).
+- Clients that read all their responses know the exact numbers.
+- Clients that disconnect without reading do not know which of their requests the service has read, because a
+  reset discards unread bytes. They use methods and routes of their own. These counters must be between the
+  number of responses read and the number of requests sent.
+- A client that disconnects before its delayed response is recorded with status 499. After a FIN it can also be
+  recorded with the status of its response, if the kernel still accepted the response. Such clients request a
+  status that no other client requests, so that the sum of both can be checked (see check_departed).
 
-Exits with code 1 and prints a line for each difference.
+Prints a line for each difference and exits 1 if there is one.
 """
 
 import argparse
@@ -37,68 +38,68 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# One /probe in twenty fails and one in twenty is delayed, so that these paths are used, too. Fault injection
-# lets a client choose the delay of its own response.
+# One /probe request in twenty fails and one in twenty is slow, so that failures and delays are tested as well.
+# Fault injection lets a client choose the delay of its own response.
 FLAGS = ["--server", "event-loop", "--fail-rate", "0.05", "--slow-rate", "0.05", "--latency", "1ms",
          "--slow-latency", "200ms", "--fault-injection"]
-# No delays here: delayed responses could hold every connection, and a 503 would be right.
+# Without delays, because delayed responses could occupy every connection, and then a 503 would be correct.
 MAX_CONNECTIONS = 20
 FLAGS_AT_LIMIT = ["--server", "event-loop", "--fail-rate", "0.05", "--max-connections", str(MAX_CONNECTIONS)]
-# A response is this late at most, on a machine that has other work as well.
+# In seconds, for a response, on a machine that may be busy.
 TIMEOUT = 10
-# The same for /healthz at the connection limit: 300 ms are promised, and the clients, which are threads of
-# this process, wait for one another as well.
+# In seconds, for /healthz at the connection limit. The service promises 300 ms, but the clients are threads of
+# this process and also wait for each other.
 HEALTH_TIMEOUT = 1
-# A client leaves within LEAVES_WITHIN seconds of a request whose response is due after DELAY seconds. It
-# requests one of these statuses, depending on how it leaves.
-LEAVES_WITHIN = 0.3
+# A client disconnects within DISCONNECTS_WITHIN seconds of a request whose response is due after DELAY seconds.
+# It requests one of these statuses, depending on how it disconnects.
+DISCONNECTS_WITHIN = 0.3
 DELAY = 2
 STATUS_BEFORE = {"FIN": 504, "RST": 502}
-# What the allocator and the kernel may keep between two equal loads. A leak of ten bytes for each
-# request is more in two minutes.
+# In bytes: how much memory may grow between two equal loads. A leak of ten bytes per request would exceed this
+# within two minutes.
 MAX_GROWTH = 1024 * 1024
-# What all connections together may take at any time: they are about 250, and what the service
-# holds of each is bounded by 64 KiB of answers and one of requests.
+# In bytes: the limit on resident memory at any time. There are about 250 connections, and for each the service
+# holds at most 64 KiB of responses and 64 KiB of requests.
 MAX_RESIDENT = 48 * 1024 * 1024
 
 
-class Wrong(Exception):
-    """What a client saw and should not have seen."""
+class CheckFailed(Exception):
+    """A check failed; the message says what was observed."""
 
 
 class Ledger:
-    """What the clients know of their requests."""
+    """What the clients have sent and received, and the failures."""
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.answered = Counter()  # (method, endpoint, status) -> answers that were read
-        self.unread = Counter()  # (method, endpoint) -> requests that were left without an answer
-        # "FIN" or "RST" -> requests whose client left before the delayed response; "late" -> those of them that
-        # left so late, because the machine was busy, that the response may have been sent before.
+        self.responses = Counter()  # (method, endpoint, status) -> responses read
+        self.unread = Counter()  # (method, endpoint) -> requests whose responses were not read
+        # "FIN" or "RST" -> requests whose client disconnected before the delayed response. "late" -> those that
+        # disconnected so late, because the machine was busy, that the response may have been sent before.
         self.departed = Counter()
         self.by_client = Counter()  # kind of client -> how often it ran
-        self.wrong = []
+        self.failures = []
 
-    def answer(self, method, endpoint, status):
+    def count_response(self, method, endpoint, status):
         with self.lock:
-            self.answered[method, endpoint, str(status)] += 1
+            self.responses[method, endpoint, str(status)] += 1
 
-    def leave(self, method, endpoint, count=1):
+    def count_unread(self, method, endpoint, count=1):
         with self.lock:
             self.unread[method, endpoint] += count
 
-    def depart(self, how):
+    def count_departed(self, how):
         with self.lock:
             self.departed[how] += 1
 
-    def tell(self, what):
+    def report(self, failure):
         with self.lock:
-            if len(self.wrong) < 20:
-                self.wrong.append(what)
+            if len(self.failures) < 20:
+                self.failures.append(failure)
 
 
 class Connection:
-    """A client's end of a connection."""
+    """A client's connection to the service."""
 
     def __init__(self, port, receive_buffer=None):
         self.socket = socket.socket()
@@ -118,25 +119,25 @@ class Connection:
     def send(self, text):
         self.socket.sendall(text if isinstance(text, bytes) else text.encode())
 
-    def receive(self, most=65536):
+    def receive(self, size=65536):
         try:
-            received = self.socket.recv(most)
+            received = self.socket.recv(size)
         except TimeoutError:
-            raise Wrong(f"nothing came for {TIMEOUT} s") from None
+            raise CheckFailed(f"timed out: received nothing for {TIMEOUT} s") from None
         self.received += received
         return bool(received)
 
-    def answer(self, has_body=True, most=65536):
-        """Reads one response: its status and its body."""
+    def response(self, has_body=True, size=65536):
+        """Reads one response and returns its status and its body."""
         while b"\r\n\r\n" not in self.received:
-            if not self.receive(most):
-                raise Wrong(f"the connection ended within an answer: {self.received!r}")
+            if not self.receive(size):
+                raise CheckFailed(f"the connection ended in the middle of a response: {self.received!r}")
         head, self.received = self.received.split(b"\r\n\r\n", 1)
         self.is_last = b"\r\nconnection: close" in head.lower()
         length = int(re.search(rb"\r\nContent-Length: (\d+)", head)[1]) if has_body else 0
         while len(self.received) < length:
-            if not self.receive(most):
-                raise Wrong(f"the connection ended within a body: {head!r}")
+            if not self.receive(size):
+                raise CheckFailed(f"the connection ended in the middle of a body: {head!r}")
         body, self.received = self.received[:length], self.received[length:]
         return int(head[9:12]), body
 
@@ -144,15 +145,16 @@ class Connection:
         while not self.received and self.receive():
             pass
         if self.received:
-            raise Wrong(f"bytes after the last answer: {self.received[:200]!r}")
+            raise CheckFailed(f"bytes after the last response: {self.received[:200]!r}")
 
     def pipeline_without_end(self, text, seconds, pace, stop):
-        """Sends a request again and again and reads `pace()`, which is at most so many bytes and then a pause in
-        seconds. When the time is over or the soak stops, completes the last request, closes the sending side and
-        reads what is left. Returns the requests sent and the responses received until the service closed."""
+        """Sends a request repeatedly and reads responses. Before each read it calls `pace()`, which returns the
+        maximum number of bytes to read and the seconds to pause afterward. When the time is over or the soak
+        stops, it completes the last request, closes the sending side and reads the rest. Returns the number of
+        requests sent and the number of responses received until the service closed the connection."""
         status_line = b"HTTP/1.1 200 "
         block = text.encode() * 200
-        # Otherwise the kernel takes megabytes of requests, and reading all responses to them takes minutes.
+        # With a larger buffer, the kernel accepts megabytes of requests, whose responses take minutes to read.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         self.socket.setblocking(False)
         sent, responses, carried = 0, 0, b""
@@ -174,30 +176,31 @@ class Connection:
                 received = self.socket.recv(size)
                 if not received:
                     return sent // len(text), responses
-                # A status line may arrive in two pieces.
+                # A status line can arrive in two pieces.
                 carried += received
                 responses += carried.count(status_line)
                 carried = carried[1 - len(status_line):]
             if may_read or may_send:
                 last_progress = time.monotonic()
             elif time.monotonic() - last_progress > TIMEOUT:
-                raise Wrong(f"a pipeline made no progress for {TIMEOUT} s after {responses} responses")
+                raise CheckFailed(f"a pipeline made no progress for {TIMEOUT} s after {responses} responses")
             if pause:
                 stop.wait(pause)
 
-    def takes_more_than(self, limit):
-        """Reads until the end, or more than `limit` bytes. Returns whether there were more."""
+    def receives_more_than(self, limit):
+        """Reads until the end of the connection, but stops after more than `limit` bytes. Returns whether there
+        were more."""
         self.socket.settimeout(TIMEOUT)
-        taken = 0
+        total = 0
         try:
-            while taken <= limit and (received := self.socket.recv(65536)):
-                taken += len(received)
+            while total <= limit and (received := self.socket.recv(65536)):
+                total += len(received)
         except ConnectionResetError:
             pass
-        return taken > limit
+        return total > limit
 
     def reset(self):
-        """Disconnects with RST."""
+        """Disconnects with a RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
@@ -208,13 +211,13 @@ def request(method, path, *fields, version="1.1"):
 
 def check_probe(status, body):
     if (status, body) != (200, b"I'm ok!") and not (status == 500 and body.startswith(b"Failed")):
-        raise Wrong(f"GET /probe was answered {status} {body!r}")
+        raise CheckFailed(f"GET /probe got {status} {body!r}")
 
 
-# --- the clients: each function runs once and is called again until the end ----------------------
+# --- the clients: each function is called repeatedly until the end -------------------------------
 
-# A good client's request and the expected result: method, path, fields, body, endpoint, status.
-GOOD = [
+# Valid requests: method, path, fields, body, and the expected endpoint and status.
+VALID = [
     ("GET", "/healthz", [], "", "/healthz", 200),
     ("HEAD", "/healthz", [], "", "/healthz", 200),
     ("GET", "/healthz?verbose", ["User-Agent: soak", "Accept: */*"], "", "/healthz", 200),
@@ -231,16 +234,16 @@ def keep_alive(service, ledger, stop):
             if random.random() < 0.7:
                 trace = f"{random.getrandbits(128):032x}"
                 connection.send(request("GET", "/probe", f"traceparent: 00-{trace}-b7ad6b7169203331-01"))
-                status, body = connection.answer()
+                status, body = connection.response()
                 check_probe(status, body)
-                ledger.answer("GET", "/probe", status)
+                ledger.count_response("GET", "/probe", status)
             else:
-                method, path, fields, body, endpoint, expected = random.choice(GOOD)
+                method, path, fields, body, endpoint, expected = random.choice(VALID)
                 connection.send(request(method, path, *fields) + body)
-                status, _ = connection.answer(has_body=method != "HEAD")
+                status, _ = connection.response(has_body=method != "HEAD")
                 if status != expected:
-                    raise Wrong(f"{method} {path} was answered {status}")
-                ledger.answer(method if method != "BREW" else "other", endpoint, status)
+                    raise CheckFailed(f"{method} {path} got {status}, expected {expected}")
+                ledger.count_response(method if method != "BREW" else "other", endpoint, status)
             if stop.is_set():
                 return
 
@@ -249,9 +252,9 @@ def new_connection_each(service, ledger, stop):
     version, *fields = random.choice([("1.1", "Connection: close"), ("1.0",)])
     with Connection(service.port) as connection:
         connection.send(request("GET", "/probe", *fields, version=version))
-        status, body = connection.answer()
+        status, body = connection.response()
         check_probe(status, body)
-        ledger.answer("GET", "/probe", status)
+        ledger.count_response("GET", "/probe", status)
         connection.expect_end()
 
 
@@ -260,12 +263,12 @@ def pipeline(service, ledger, stop):
         paths = random.choices(["/probe", "/healthz", "/nope"], [1, 40, 9], k=500)
         connection.send("".join(request("GET", path) for path in paths))
         for path in paths:
-            status, body = connection.answer()
+            status, body = connection.response()
             if path == "/probe":
                 check_probe(status, body)
             elif (path, status) not in [("/healthz", 200), ("/nope", 404)]:
-                raise Wrong(f"{path} was answered {status} in a pipeline")
-            ledger.answer("GET", path if path != "/nope" else "other", status)
+                raise CheckFailed(f"{path} got {status} in a pipeline")
+            ledger.count_response("GET", path if path != "/nope" else "other", status)
 
 
 def slow_reader(service, ledger, stop):
@@ -274,13 +277,14 @@ def slow_reader(service, ledger, stop):
         while len(connection.received) < 3000:
             connection.receive(100)
             stop.wait(0.01)
-        status, _ = connection.answer()
+        status, _ = connection.response()
         if status != 200:
-            raise Wrong(f"GET /metrics was answered {status}")
-        ledger.answer("GET", "/metrics", status)
+            raise CheckFailed(f"GET /metrics got {status}, expected 200")
+        ledger.count_response("GET", "/metrics", status)
 
 
-BAD = [
+# Invalid requests and the expected status.
+INVALID = [
     ("nonsense\r\n\r\n", 400),
     ("GET /probe HTTP/1.1\r\n\r\n", 400),
     ("GET /probe HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
@@ -303,13 +307,13 @@ BAD = [
 
 
 def malformed(service, ledger, stop):
-    text, expected = random.choice(BAD)
+    text, expected = random.choice(INVALID)
     with Connection(service.port) as connection:
         connection.send(text)
-        status, _ = connection.answer()
+        status, _ = connection.response()
         if status != expected:
-            raise Wrong(f"{text[:60]!r}… was answered {status}, not {expected}")
-        ledger.answer("other", "other", status)
+            raise CheckFailed(f"{text[:60]!r}… got {status}, expected {expected}")
+        ledger.count_response("other", "other", status)
         connection.expect_end()
     stop.wait(0.005)
 
@@ -317,38 +321,38 @@ def malformed(service, ledger, stop):
 def body_never_sent(service, ledger, stop):
     with Connection(service.port) as connection:
         connection.send(request("PUT", "/probe", "Content-Length: 60000") + "a beginning")
-        status, _ = connection.answer()
-        ledger.answer("PUT", "/probe", status)
+        status, _ = connection.response()
+        ledger.count_response("PUT", "/probe", status)
         began = time.monotonic()
         while not stop.is_set() and not select.select([connection.socket], [], [], 0.5)[0]:
             if time.monotonic() - began > 10 + TIMEOUT:
-                raise Wrong("a body that never came was awaited for more than 20 s")
+                raise CheckFailed("a connection whose body never arrived was kept for more than 20 s")
 
 
 def slow_head(service, ledger, stop):
-    """A byte a second, until it is told that this takes too long."""
+    """Sends a head at one byte per second until the service responds that this takes too long."""
     with Connection(service.port) as connection:
         began = time.monotonic()
         for byte in request("GET", "/probe", "X-Slow: " + "x" * 1000).encode():
             if stop.is_set():
-                # Said in time, so that a 408 under way is read, and counted, all the same.
+                # Only half-close, so that a 408 that is already on its way is still read and counted.
                 connection.socket.shutdown(socket.SHUT_WR)
                 break
             connection.send(bytes([byte]))
             if select.select([connection.socket], [], [], 1)[0]:
                 break
             if time.monotonic() - began > 10 + TIMEOUT:
-                raise Wrong("a head was awaited for more than 20 s")
+                raise CheckFailed("the service waited for a head for more than 20 s")
         if connection.receive():
-            status, _ = connection.answer()
+            status, _ = connection.response()
             if status != 408:
-                raise Wrong(f"a slow head was answered {status}")
-            ledger.answer("other", "other", status)
+                raise CheckFailed(f"a slow head got {status}, expected 408")
+            ledger.count_response("other", "other", status)
             connection.expect_end()
 
 
 def silent(service, ledger, stop):
-    """Many connections that say nothing."""
+    """Opens many connections and sends nothing."""
     connections = [Connection(service.port) for _ in range(100)]
     stop.wait(random.uniform(1, 5))
     for connection in connections:
@@ -356,29 +360,29 @@ def silent(service, ledger, stop):
 
 
 def idle(service, ledger, stop):
-    """A connection that is kept and not used, until the service closes it without a word."""
+    """Keeps a connection idle until the service closes it, which must not send a response then."""
     with Connection(service.port) as connection:
         connection.send(request("GET", "/healthz"))
-        status, _ = connection.answer()
-        ledger.answer("GET", "/healthz", status)
+        status, _ = connection.response()
+        ledger.count_response("GET", "/healthz", status)
         began = time.monotonic()
         while not select.select([connection.socket], [], [], 0.5)[0]:
             if stop.is_set():
                 return
             if time.monotonic() - began > 75 + TIMEOUT:
-                raise Wrong("an idle connection was kept for more than 85 s")
+                raise CheckFailed("an idle connection was kept for more than 85 s")
         connection.expect_end()
         if (took := time.monotonic() - began) < 74.9:
-            raise Wrong(f"an idle connection was closed after {took:.1f} s")
+            raise CheckFailed(f"an idle connection was closed after {took:.1f} s")
 
 
-def connect_and_vanish(service, ledger, stop):
+def disconnect_after_connecting(service, ledger, stop):
     connection = Connection(service.port)
     random.choice([connection.reset, connection.socket.close])()
     stop.wait(0.002)
 
 
-def vanish_within_head(service, ledger, stop):
+def disconnect_within_head(service, ledger, stop):
     connection = Connection(service.port)
     head = request("GET", "/probe", "X-Some: thing")
     connection.send(head[:random.randrange(1, len(head) - 2)])
@@ -386,26 +390,26 @@ def vanish_within_head(service, ledger, stop):
     random.choice([connection.reset, connection.socket.close])()
 
 
-def vanish_after_request(service, ledger, stop):
+def disconnect_after_requests(service, ledger, stop):
     connection = Connection(service.port)
     count = random.choice([1, 1, 50])
-    ledger.leave("OPTIONS", "/probe", count)
+    ledger.count_unread("OPTIONS", "/probe", count)
     connection.send(request("OPTIONS", "/probe") * count)
     stop.wait(random.choice([0, 0.001]))
     connection.reset()
     stop.wait(0.002)
 
 
-def vanish_while_late(service, ledger, stop):
+def disconnect_before_delayed_responses(service, ledger, stop):
     connection = Connection(service.port)
-    ledger.leave("HEAD", "/probe", 200)
+    ledger.count_unread("HEAD", "/probe", 200)
     connection.send(request("HEAD", "/probe") * 200)
     stop.wait(random.uniform(0, 0.3))
     connection.reset()
 
 
 def never_read(service, ledger, stop):
-    """A pipeline without end and nobody who reads, until the service has had enough."""
+    """Pipelines without end and reads nothing until the service closes the connection."""
     with Connection(service.port, receive_buffer=4096) as connection:
         text = request("GET", "/").encode() * 100
         connection.socket.setblocking(False)
@@ -421,30 +425,30 @@ def never_read(service, ledger, stop):
                 except (ConnectionResetError, BrokenPipeError):
                     break
             elif time.monotonic() - last_progress > 10 + TIMEOUT:
-                # A reset that finds no room in the receiver's window is dropped (RFC 9293, section
-                # 3.10.7.4). Making room has it sent again, if the service has closed.
-                if connection.takes_more_than(1024 * 1024):
-                    ledger.tell("never_read: a client that reads nothing was kept for more than 20 s")
+                # The receiver drops a reset for which its window has no room (RFC 9293, section 3.10.7.4). If
+                # the service has closed the connection, reading makes room and triggers another reset.
+                if connection.receives_more_than(1024 * 1024):
+                    ledger.report("never_read: a client that reads nothing was kept for more than 20 s")
                 break
-        ledger.leave("GET", "/", sent * 100 // len(text))
+        ledger.count_unread("GET", "/", sent * 100 // len(text))
 
 
 def pipeline_without_end(service, ledger, stop):
-    """As many requests as the service takes, for a few seconds, and every response is read at once."""
+    """Sends as many requests as the service accepts for a few seconds, and reads every response at once."""
     with Connection(service.port) as connection:
         method, path = random.choice([("HEAD", "/metrics"), ("GET", "/healthz"), ("HEAD", "/healthz")])
         sent, read = connection.pipeline_without_end(request(method, path), random.uniform(0.5, 3),
                                                      lambda: (262144, 0), stop)
         if sent != read:
-            raise Wrong(f"{sent} requests {method} {path} without end got {read} responses")
+            raise CheckFailed(f"{sent} pipelined requests {method} {path} got {read} responses")
         for _ in range(read):
-            ledger.answer(method, path, 200)
-    stop.wait(random.uniform(1, 5))  # the other clients need some of the service's time
+            ledger.count_response(method, path, 200)
+    stop.wait(random.uniform(1, 5))  # leave the other clients some of the service's time
 
 
 def paces():
-    """The paces at which read_at_a_pace reads. Each leaves room in the receive buffer more often than every ten
-    seconds, after which the service would close."""
+    """The paces for read_at_a_pace. Each makes room in the receive buffer at least every ten seconds; otherwise the
+    service would close the connection."""
     size, pause = random.choice([(4096, 0.0002), (16384, 0.002), (16384, 0.02), (1024, 0.01)])
     yield lambda: (16384, 0.0008)
     yield lambda: (size, pause)
@@ -452,25 +456,25 @@ def paces():
 
 
 def read_at_a_pace(service, ledger, stop):
-    """Pipelines without end and reads steadily, but more slowly than the service writes: some bytes are unsent
-    all the time, and what is unsent changes all the time."""
+    """Pipelines without end and reads steadily, but more slowly than the service writes. The service always has
+    unsent bytes, and they keep changing."""
     with Connection(service.port, receive_buffer=16384) as connection:
         sent, read = connection.pipeline_without_end(request("GET", "/metrics"), random.uniform(2, 15),
                                                      random.choice(list(paces())), stop)
         if sent != read:
-            raise Wrong(f"{sent} requests GET /metrics got {read} responses, read at a pace")
+            raise CheckFailed(f"{sent} requests GET /metrics, read slowly, got {read} responses")
         for _ in range(read):
-            ledger.answer("GET", "/metrics", 200)
+            ledger.count_response("GET", "/metrics", 200)
 
 
 def read_hardly(service, ledger, stop):
-    """Pipelines and reads 2 KiB every 4 s. The service may close when 10 s pass without progress: whether
-    they do depends on when the kernel announces room. So the number of requests has bounds only."""
+    """Pipelines and reads 2 KiB every 4 s. The service closes the connection after 10 s without progress. Whether
+    that happens depends on when the kernel announces room, so only bounds for the number of requests are known."""
     with Connection(service.port, receive_buffer=4096) as connection:
         text = request("GET", "/").encode()
         count = 1000
-        # Counted before it is sent: what the service reads is a part of it.
-        ledger.leave("GET", "/", count)
+        # Counted before sending, because the service may read any part of it.
+        ledger.count_unread("GET", "/", count)
         try:
             connection.socket.setblocking(False)
             connection.socket.send(text * count)
@@ -482,37 +486,37 @@ def read_hardly(service, ledger, stop):
             pass
 
 
-def leave_before_delayed_response(service, ledger, stop):
+def disconnect_before_a_delayed_response(service, ledger, stop):
     how = random.choice(["FIN", "RST"])
     connection = Connection(service.port)
-    ledger.depart(how)
+    ledger.count_departed(how)
     began = time.monotonic()
     connection.send(request("GET", f"/probe?delay={DELAY}s&status={STATUS_BEFORE[how]}"))
-    stop.wait(random.uniform(0, LEAVES_WITHIN))
+    stop.wait(random.uniform(0, DISCONNECTS_WITHIN))
     connection.reset() if how == "RST" else connection.socket.close()
     if time.monotonic() - began > 0.9 * DELAY:
-        ledger.depart("late")
+        ledger.count_departed("late")
 
 
 def urgent_data(service, ledger, stop):
-    """Sends TCP urgent data in the middle of a head. It is not part of the stream, but a read ends before it."""
+    """Sends one byte of a head as TCP urgent data. The service receives it in line, but a read ends before it."""
     with Connection(service.port) as connection:
         head = request("GET", "/healthz", "User-Agent: soak")
         middle = random.randrange(1, len(head) - 1)
         began = time.monotonic()
         connection.send(head[:middle])
-        connection.socket.send(b"!", socket.MSG_OOB)
-        connection.send(head[middle:])
-        status, _ = connection.answer()
+        connection.socket.send(head[middle:middle + 1].encode(), socket.MSG_OOB)
+        connection.send(head[middle + 1:])
+        status, _ = connection.response()
         took = time.monotonic() - began
-        ledger.answer(*(("GET", "/healthz") if status == 200 else ("other", "other")), status)
+        ledger.count_response(*(("GET", "/healthz") if status == 200 else ("other", "other")), status)
         if status != 200 or took > TIMEOUT / 2:
-            raise Wrong(f"a request with urgent data got {status} after {took:.1f} s")
+            raise CheckFailed(f"a request with urgent data got {status} after {took:.1f} s")
     stop.wait(0.1)
 
 
 def upload(service, ledger, stop):
-    """Uploads 10 MB, which takes a few seconds, and reads the response only then, as many clients do."""
+    """Uploads 10 MB, which takes a few seconds, and reads the response only afterward, as many clients do."""
     with Connection(service.port) as connection:
         piece, pieces = b"x" * 100_000, 100
         connection.send(request("POST", "/probe", f"Content-Length: {len(piece) * pieces}"))
@@ -520,17 +524,17 @@ def upload(service, ledger, stop):
         for _ in range(pieces):
             connection.send(piece)
             time.sleep(pause)
-        status, _ = connection.answer()
+        status, _ = connection.response()
         if status != 413:
-            raise Wrong(f"an upload of 10 MB got {status}, not 413")
-        ledger.answer("other", "other", status)
+            raise CheckFailed(f"an upload of 10 MB got {status}, expected 413")
+        ledger.count_response("other", "other", status)
         connection.expect_end()
     stop.wait(0.5)
 
 
 def keep_alive_at_limit(service, ledger, stop):
-    """Uses a connection until the service announces its end, with short pauses. A connection that is reused may
-    be closed between two requests, as HTTP allows; then the request has not been read, and is sent again."""
+    """Reuses a connection, with short pauses, until the service announces that it closes it. HTTP also allows the
+    service to close a connection between two requests. In that case the client reconnects."""
     with Connection(service.port) as connection:
         for number in range(100):
             try:
@@ -541,9 +545,9 @@ def keep_alive_at_limit(service, ledger, stop):
                 if number == 0:
                     raise
                 return
-            status, body = connection.answer()
+            status, body = connection.response()
             check_probe(status, body)
-            ledger.answer("GET", "/probe", status)
+            ledger.count_response("GET", "/probe", status)
             if connection.is_last:
                 connection.expect_end()
                 return
@@ -552,14 +556,14 @@ def keep_alive_at_limit(service, ledger, stop):
                 return
 
 
-def connect_then_ask(service, ledger, stop):
-    """Pauses between connecting and sending: a connection that has not sent anything yet is not idle."""
+def pause_after_connecting(service, ledger, stop):
+    """Pauses between connecting and sending. A connection that has not sent anything yet does not count as idle."""
     with Connection(service.port) as connection:
         stop.wait(0.01)
         connection.send(request("GET", "/probe", "Connection: close"))
-        status, body = connection.answer()
+        status, body = connection.response()
         check_probe(status, body)
-        ledger.answer("GET", "/probe", status)
+        ledger.count_response("GET", "/probe", status)
         connection.expect_end()
 
 
@@ -567,30 +571,30 @@ def check_health(service, ledger, stop):
     began = time.monotonic()
     with Connection(service.port) as connection:
         connection.send(request("GET", "/healthz", "Connection: close"))
-        status, _ = connection.answer()
-        ledger.answer("GET", "/healthz", status)
+        status, _ = connection.response()
+        ledger.count_response("GET", "/healthz", status)
         if status != 200 or time.monotonic() - began > HEALTH_TIMEOUT:
-            raise Wrong(f"GET /healthz on a new connection got {status} after {time.monotonic() - began:.1f} s")
+            raise CheckFailed(f"GET /healthz on a new connection got {status} after {time.monotonic() - began:.1f} s")
     stop.wait(0.1)
 
 
 CLIENTS = {
     keep_alive: 8, new_connection_each: 4, pipeline: 2, slow_reader: 2,
-    malformed: 2, body_never_sent: 4, slow_head: 8, silent: 1, idle: 4, connect_and_vanish: 2,
-    vanish_within_head: 2, vanish_after_request: 2, vanish_while_late: 2, never_read: 4,
-    pipeline_without_end: 2, read_at_a_pace: 3, read_hardly: 4, leave_before_delayed_response: 4,
+    malformed: 2, body_never_sent: 4, slow_head: 8, silent: 1, idle: 4, disconnect_after_connecting: 2,
+    disconnect_within_head: 2, disconnect_after_requests: 2, disconnect_before_delayed_responses: 2, never_read: 4,
+    pipeline_without_end: 2, read_at_a_pace: 3, read_hardly: 4, disconnect_before_a_delayed_response: 4,
     urgent_data: 1, upload: 1,
 }
 CLIENTS_AT_LIMIT = {new_connection_each: MAX_CONNECTIONS, keep_alive_at_limit: MAX_CONNECTIONS,
-                    connect_then_ask: MAX_CONNECTIONS, connect_and_vanish: 1, check_health: 1}
+                    pause_after_connecting: MAX_CONNECTIONS, disconnect_after_connecting: 1, check_health: 1}
 
 
 def repeat(client, service, ledger, stop):
     while not stop.is_set():
         try:
             client(service, ledger, stop)
-        except (Wrong, OSError) as what:
-            ledger.tell(f"{client.__name__}: {what or type(what).__name__}")
+        except (CheckFailed, OSError) as failure:
+            ledger.report(f"{client.__name__}: {failure or type(failure).__name__}")
             stop.wait(1)
         with ledger.lock:
             ledger.by_client[client.__name__] += 1
@@ -605,24 +609,24 @@ class Service:
                                         stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         line = self.process.stderr.readline()
         if not (address := re.search(r"on http://[\d.]+:(\d+)$", line.strip())):
-            sys.exit(f"soak: {binary} does not serve: {line.strip()}")
+            sys.exit(f"soak: {binary} did not start: {line.strip()}")
         self.port = int(address[1])
         self.diagnostics = []
-        threading.Thread(target=self.listen, daemon=True).start()
+        threading.Thread(target=self.read_diagnostics, daemon=True).start()
 
-    def listen(self):
+    def read_diagnostics(self):
         self.diagnostics.extend(line.strip() for line in self.process.stderr)
 
-    def use(self):
-        """What the process uses now: resident bytes, descriptors, threads."""
+    def usage(self):
+        """Returns what the process uses now: resident bytes, descriptors and threads."""
         directory = Path(f"/proc/{self.process.pid}")
         status = dict(line.split(":", 1) for line in (directory / "status").read_text().splitlines())
         return {"memory": int(status["VmRSS"].split()[0]) * 1024,
                 "descriptors": len(list((directory / "fd").iterdir())),
                 "threads": int(status["Threads"])}
 
-    def most_memory(self):
-        """The most resident bytes that it ever had."""
+    def peak_memory(self):
+        """Returns the peak of resident bytes."""
         return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1]) * 1024
 
     def end(self):
@@ -632,11 +636,11 @@ class Service:
             return self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return f"none within {TIMEOUT} s"
+            return f"none (it did not end within {TIMEOUT} s of SIGTERM)"
 
 
 class Scraper:
-    """Scrapes as Prometheus does: on one connection, until the service closes it."""
+    """Scrapes like Prometheus: on one connection, until the service closes it."""
 
     def __init__(self, service, ledger):
         self.port = service.port
@@ -645,10 +649,10 @@ class Scraper:
         self.last = {}
 
     def scrape(self):
-        """Returns every series and its value. Counters must never fall."""
+        """Returns every series with its value. Checks that no series disappears and that no counter decreases."""
         status, body = self.request_page()
         if status != 200 or not body.endswith(b"\n# EOF\n"):
-            raise Wrong(f"a scrape was answered {status}, and ends with {body[-100:]!r}")
+            raise CheckFailed(f"a scrape got {status}, and its body ends with {body[-100:]!r}")
         page = {}
         for line in body.decode().splitlines():
             if not line.startswith("#"):
@@ -658,10 +662,10 @@ class Scraper:
         for series, value in self.last.items():
             is_counter = series.startswith("app_request_")
             if series not in page or (is_counter and page[series] < value):
-                raise Wrong(f"{series} went from {value} to {page.get(series)}")
+                raise CheckFailed(f"{series} went from {value} to {page.get(series)}")
         self.last = page
-        # A scrape includes every request completed before it, so it is counted afterwards.
-        self.ledger.answer("GET", "/metrics", status)
+        # A scrape includes every request completed before it, so it is counted afterward.
+        self.ledger.count_response("GET", "/metrics", status)
         return page
 
     def request_page(self):
@@ -678,7 +682,7 @@ class Scraper:
             if not is_reused:
                 raise
             return self.request_page()
-        result = self.connection.answer()
+        result = self.connection.response()
         if self.connection.is_last:
             self.close()
         return result
@@ -689,7 +693,7 @@ class Scraper:
 
 
 def run(service, clients, ledger, scraper, seconds, began, peak):
-    """Sends traffic for so many seconds, then none. Returns what the service uses when all clients have left."""
+    """Runs the clients for a number of seconds. Returns what the service uses after all of them have disconnected."""
     stop = threading.Event()
     threads = [threading.Thread(target=repeat, args=(client, service, ledger, stop))
                for client, number in clients.items() for _ in range(number)]
@@ -698,15 +702,16 @@ def run(service, clients, ledger, scraper, seconds, began, peak):
     try:
         end = time.monotonic() + seconds
         next_line = 0
-        while (now := time.monotonic()) < end and service.process.poll() is None and not ledger.wrong:
+        while (now := time.monotonic()) < end and service.process.poll() is None and not ledger.failures:
             page = scraper.scrape()
-            use = service.use()
-            for what, value in use.items():
+            usage = service.usage()
+            for what, value in usage.items():
                 peak[what] = max(peak[what], value)
             if now >= next_line:
                 total = sum(value for series, value in page.items() if series.startswith("app_request_count"))
                 print(f"{now - began:5.0f} s  {total:10.0f} requests  {page['app_connections_open']:4.0f} connections  "
-                      f"{use['memory'] / 1e6:5.2f} MB  {use['descriptors']:4} descriptors  {use['threads']} threads",
+                      f"{usage['memory'] / 1e6:5.2f} MB  {usage['descriptors']:4} descriptors  "
+                      f"{usage['threads']} threads",
                       flush=True)
                 next_line = now + 10
             time.sleep(min(1, max(0, end - time.monotonic())))
@@ -717,13 +722,13 @@ def run(service, clients, ledger, scraper, seconds, began, peak):
     deadline = time.monotonic() + TIMEOUT
     while scraper.scrape()["app_connections_open"] != 1:
         if time.monotonic() > deadline:
-            raise Wrong(f"{scraper.last['app_connections_open'] - 1:.0f} connections are still open "
-                        f"{TIMEOUT} s after their clients have left")
+            raise CheckFailed(f"{scraper.last['app_connections_open'] - 1:.0f} connections are still open "
+                              f"{TIMEOUT} s after their clients disconnected")
         time.sleep(0.05)
-    # The scrape itself may be in flight.
+    # The scrape itself may be counted as in flight.
     if (in_flight := scraper.last.get("app_requests_in_flight")) not in (0, 1):
-        ledger.tell(f"app_requests_in_flight is {in_flight} after all clients have left, not 0 or 1")
-    return service.use()
+        ledger.report(f"app_requests_in_flight is {in_flight} after all clients disconnected, expected 0 or 1")
+    return service.usage()
 
 
 # --- comparing ----------------------------------------------------------------------------------
@@ -742,58 +747,59 @@ def check_counters(page, ledger):
             counted[label["method"], label["endpoint"], label["http_status"]] = int(value)
         elif series.startswith("app_request_latency_seconds_count{"):
             observed[label["method"], label["endpoint"]] = int(value)
-    # The last scrape's own page does not include it.
-    answered = ledger.answered - Counter({("GET", "/metrics", "200"): 1})
+    # The page does not include its own scrape.
+    responses = ledger.responses - Counter({("GET", "/metrics", "200"): 1})
 
     departed = {("GET", "/probe", str(status)) for status in (499, *STATUS_BEFORE.values())}
     check_departed(counted, ledger)
-    for key in sorted((counted.keys() | answered.keys()) - departed):
-        service, clients = counted.get(key, 0), answered[key]
+    for key in sorted((counted.keys() | responses.keys()) - departed):
+        service, clients = counted.get(key, 0), responses[key]
         if service != clients and key[:2] not in ledger.unread:
-            ledger.tell(f"{' '.join(key)}: the service counted {service}, its clients {clients}")
+            ledger.report(f"{' '.join(key)}: the service counted {service}, its clients {clients}")
         elif service < clients:
-            ledger.tell(f"{' '.join(key)}: the service counted {service}, and its clients read {clients} answers")
+            ledger.report(f"{' '.join(key)}: the service counted {service}, but its clients read {clients} responses")
     sums = Counter()
     for (method, endpoint, _), value in counted.items():
         sums[method, endpoint] += value
     for key, sent in ledger.unread.items():
         if sums[key] > sent:
-            ledger.tell(f"{' '.join(key)}: the service counted {sums[key]}, and its clients sent only {sent}")
+            ledger.report(f"{' '.join(key)}: the service counted {sums[key]}, but its clients sent only {sent}")
     for key, value in sums.items():
         if observed.get(key) != value:
-            ledger.tell(f"{' '.join(key)}: the histogram has {observed.get(key)}, the counter {value}")
+            ledger.report(f"{' '.join(key)}: the histogram has {observed.get(key)}, the counter {value}")
     return len(counted)
 
 
 def check_departed(counted, ledger):
-    """Compares the requests whose clients left before the delayed response.
+    """Compares the requests whose clients disconnected before the delayed response.
 
-    After FIN the service still reads the request, so each is counted exactly once: with 499, or with the status
-    of the response if the kernel took it, since nobody can know then that the client will not. A reset may
-    overtake the request, which is then never read, so there is only an upper bound; but a response to such a
-    client cannot be written, so its status is never counted."""
-    left, fin, rst = (counted.get(("GET", "/probe", str(status)), 0)
+    After a FIN the service still reads the request, so each is counted exactly once. It is counted with 499, or
+    with the status of the response if the kernel accepted the response, because the service cannot know that
+    the client does not read it. A reset can discard the request before the service reads it, so there is only
+    an upper bound. A response to such a client cannot be written, so its status must never be counted."""
+    disconnected, fin, rst = (counted.get(("GET", "/probe", str(status)), 0)
                       for status in (499, STATUS_BEFORE["FIN"], STATUS_BEFORE["RST"]))
     sent = ledger.departed
     if rst > sent["late"]:
-        ledger.tell(f"GET /probe: {rst} of {sent['RST']} clients that left with RST before their response "
-                    f"are counted with its status, {STATUS_BEFORE['RST']}, not with 499")
-    if not sent["FIN"] <= left + fin + rst <= sent["FIN"] + sent["RST"]:
-        ledger.tell(f"GET /probe: {sent['FIN']} clients left with FIN and {sent['RST']} with RST before their response; "
-                    f"the service counted {left} with 499, {fin} with {STATUS_BEFORE['FIN']} and "
-                    f"{rst} with {STATUS_BEFORE['RST']}")
+        ledger.report(f"GET /probe: of {sent['RST']} clients that disconnected with RST before their response, {rst} "
+                      f"are counted with its status, {STATUS_BEFORE['RST']}, instead of 499")
+    if not sent["FIN"] <= disconnected + fin + rst <= sent["FIN"] + sent["RST"]:
+        ledger.report(f"GET /probe: {sent['FIN']} clients disconnected with FIN and {sent['RST']} with RST before their "
+                      f"response, but the service counted {disconnected} with 499, {fin} with {STATUS_BEFORE['FIN']} and "
+                      f"{rst} with {STATUS_BEFORE['RST']}")
 
 
-def check_use(before, warm, after, ledger):
+def check_usage(before, warm, after, ledger):
     for what in ("descriptors", "threads"):
         if after[what] != before[what]:
-            ledger.tell(f"{what}: {before[what]} before, {after[what]} after")
+            ledger.report(f"{what}: {before[what]} at the start, {after[what]} at the end")
     if after["memory"] > warm["memory"] + MAX_GROWTH:
-        ledger.tell(f"memory: {warm['memory'] / 1e6:.2f} MB after the warm-up, {after['memory'] / 1e6:.2f} MB after")
+        ledger.report(f"memory: {warm['memory'] / 1e6:.2f} MB after the warm-up, "
+                      f"{after['memory'] / 1e6:.2f} MB at the end")
 
 
 def soak(binary, flags, clients, seconds):
-    """Runs one service and its clients, and prints the result. Returns what was wrong."""
+    """Runs one service and its clients, and prints the result. Returns the failures."""
     service, ledger = Service(binary, flags), Ledger()
     peak = Counter()
     before = warm = after = None
@@ -802,57 +808,60 @@ def soak(binary, flags, clients, seconds):
         began = time.monotonic()
         scraper = Scraper(service, ledger)
         scraper.scrape()
-        before = service.use()
-        # Memory is compared between the end of a warm-up and the end: what the allocator keeps after each
-        # kind of client has run once is not a leak.
+        before = service.usage()
+        # Memory at the end is compared with memory after a warm-up. What the allocator keeps after each kind of
+        # client has run once is not a leak.
         warm_up = min(30, seconds / 4)
         warm = run(service, clients, ledger, scraper, warm_up, began, peak)
         after = run(service, clients, ledger, scraper, seconds - warm_up, began, peak)
-        peak["memory"] = service.most_memory()
+        peak["memory"] = service.peak_memory()
         compared = check_counters(scraper.last, ledger)
-        check_use(before, warm, after, ledger)
+        check_usage(before, warm, after, ledger)
         if peak["memory"] > MAX_RESIDENT:
-            ledger.tell(f"memory: {peak['memory'] / 1e6:.2f} MB under load, {MAX_RESIDENT / 1e6:.0f} allowed")
-    except (Wrong, OSError) as what:
-        ledger.tell(f"the scraper: {what or type(what).__name__}")
+            ledger.report(f"memory: {peak['memory'] / 1e6:.2f} MB under load, expected at most {MAX_RESIDENT / 1e6:.0f}")
+    except (CheckFailed, OSError) as failure:
+        ledger.report(f"the scraper: {failure or type(failure).__name__}")
     finally:
         exit_code = service.end()
     if exit_code != 0:
-        ledger.tell(f"the service ended with exit code {exit_code}")
+        ledger.report(f"the service ended with exit code {exit_code}, expected 0")
     for line in service.diagnostics:
-        ledger.tell(f"the service reported: {line}")
+        ledger.report(f"the service reported: {line}")
 
-    print("\nhow often each client ran:")
+    print("\nruns of each client:")
     for client in clients:
         print(f"  {ledger.by_client[client.__name__]:8} × {client.__name__.replace('_', ' ')}")
     if after:
-        print("\n               before   after the warm-up   at most   after")
+        print("\n                start   after the warm-up      peak     end")
         for what, unit in [("memory", 1e6), ("descriptors", 1), ("threads", 1)]:
             digits = 2 if unit > 1 else 0
-            row = [f"{use[what] / unit:.{digits}f}" for use in (before, warm, peak, after)]
+            row = [f"{usage[what] / unit:.{digits}f}" for usage in (before, warm, peak, after)]
             print(f"  {what + (' (MB)' if unit > 1 else ''):11}{row[0]:>8}{row[1]:>20}{row[2]:>10}{row[3]:>8}")
-        read, unread = sum(ledger.answered.values()), sum(ledger.unread.values())
-        print(f"\n{read} responses read; {unread} requests by clients that left without reading all responses; "
-              f"{ledger.departed['FIN'] + ledger.departed['RST']} clients that left before a delayed one; {compared} series compared")
-    return ledger.wrong
+        read, unread = sum(ledger.responses.values()), sum(ledger.unread.values())
+        print(f"\n{read} responses read; {unread} requests by clients that did not read all responses; "
+              f"{ledger.departed['FIN'] + ledger.departed['RST']} clients that disconnected before a delayed response; "
+              f"{compared} series compared")
+    return ledger.failures
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Sends good, bad and hostile traffic, then compares the counters.")
+    parser = argparse.ArgumentParser(
+        description="Sends valid, invalid and hostile requests, then compares the counters with the clients.")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--tiny-probe", metavar="BINARY", type=Path, default=ROOT / "target" / "release" / "tiny-probe")
     arguments = parser.parse_args()
     if not arguments.tiny_probe.exists():
-        sys.exit(f"soak: {arguments.tiny_probe} is missing; build it with `make build`, or name one with --tiny-probe")
+        sys.exit(f"soak: {arguments.tiny_probe} is missing; build it with `make build`, or choose another with "
+                 "--tiny-probe")
 
-    wrong = soak(arguments.tiny_probe, FLAGS, CLIENTS, arguments.seconds * 0.8)
-    print(f"\nat the limit of {MAX_CONNECTIONS} connections, with {sum(CLIENTS_AT_LIMIT.values())} clients:")
-    wrong += soak(arguments.tiny_probe, FLAGS_AT_LIMIT, CLIENTS_AT_LIMIT, arguments.seconds * 0.2)
-    if wrong:
-        for what in wrong:
-            print(f"soak: WRONG: {what}", file=sys.stderr)
+    failures = soak(arguments.tiny_probe, FLAGS, CLIENTS, arguments.seconds * 0.8)
+    print(f"\nwith a limit of {MAX_CONNECTIONS} connections and {sum(CLIENTS_AT_LIMIT.values())} clients:")
+    failures += soak(arguments.tiny_probe, FLAGS_AT_LIMIT, CLIENTS_AT_LIMIT, arguments.seconds * 0.2)
+    if failures:
+        for failure in failures:
+            print(f"soak: FAILED: {failure}", file=sys.stderr)
         sys.exit(1)
-    print("soak: everything is as it should be")
+    print("soak: all checks passed")
 
 
 if __name__ == "__main__":

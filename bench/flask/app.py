@@ -1,4 +1,4 @@
-"""tiny-probe's two metrics on Flask and prometheus_client, as a course on Kubernetes teaches it.
+"""The same two metrics as in tiny-probe, with Flask and prometheus_client, as taught in a course on Kubernetes.
 
     flask --app app run --port 8080        on Flask's own server
     gunicorn --workers 1 app:app           on gunicorn

@@ -1,4 +1,4 @@
-// tiny-probe's two metrics on net/http and client_golang.
+// The same two metrics as in tiny-probe, with net/http and client_golang.
 //
 //	peer-go 127.0.0.1:8080
 package main
@@ -16,7 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// The registry has the process's metrics and none of the Go runtime's: the same series as the others.
+// The registry has the metrics of the process but not those of the Go runtime, so that all servers expose
+// the same series.
 var (
 	registry = prometheus.NewRegistry()
 	auto     = promauto.With(registry)
@@ -42,7 +43,7 @@ func (w *statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// recorded records every request that a handler answers.
+// recorded wraps a handler and records every request.
 func recorded(endpoint string, handler http.Handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		started := time.Now()

@@ -1,4 +1,4 @@
-//! tiny-probe's two metrics on actix-web with one worker. `peer-actix 127.0.0.1:8080`
+//! The same two metrics as in tiny-probe, with actix-web and one worker. Usage: `peer-actix 127.0.0.1:8080`
 
 use std::sync::LazyLock;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! tiny-probe's two metrics on axum and one tokio thread. `peer-axum 127.0.0.1:8080`
+//! The same two metrics as in tiny-probe, with axum and one tokio thread. Usage: `peer-axum 127.0.0.1:8080`
 
 use std::sync::LazyLock;
 use std::time::Instant;
@@ -53,7 +53,7 @@ async fn metrics() -> impl IntoResponse {
     (content_type, page.expect("the page can be encoded"))
 }
 
-/// Records every request, as axum's own example for Prometheus does.
+/// Records every request, in the same way as axum's example for Prometheus.
 async fn record(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = request.method().clone();

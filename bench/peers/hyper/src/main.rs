@@ -1,6 +1,6 @@
-//! tiny-probe's two metrics on bare hyper and one tokio thread. `peer-hyper 127.0.0.1:8080`
+//! The same two metrics as in tiny-probe, with hyper and one tokio thread. Usage: `peer-hyper 127.0.0.1:8080`
 //!
-//! Whoever writes on bare hyper wants it fast: the handles of the known series are looked up once.
+//! A service that uses hyper directly is usually meant to be fast, so the known series are looked up only once.
 
 use std::convert::Infallible;
 use std::sync::LazyLock;
@@ -67,7 +67,7 @@ async fn main() {
             continue;
         };
         tokio::spawn(async {
-            // A client that goes away is an error of its connection, and of nothing else.
+            // Ignore errors: they concern only this connection, for example a client that disconnected.
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .serve_connection(TokioIo::new(stream), service_fn(answer))
