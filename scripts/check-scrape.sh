@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks tiny-probe through Prometheus. First half of the requests fail for 30 seconds: an alert must fire
-# and resolve. Then, for a minute of load with the settings of the course, the results of Prometheus must
-# agree with what was sent and configured. The process must not restart in between.
+# Checks tiny-probe through Prometheus. In the first part, half of the requests fail for 30 seconds, and an
+# alert must fire and resolve. In the second part, a minute of load runs with the settings of the course, and
+# the results of Prometheus must agree with what was sent and configured. The process must not restart.
 # Usage: FAULT_INJECTION=on FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms scripts/with-service.sh \
 #            scripts/with-prometheus.sh scripts/check-scrape.sh
 # Takes 110 seconds. Prints a line per check and exits 1 at the first that fails.

@@ -5,10 +5,9 @@
 //! difference: no label value is copied from a request, so the number of series is bounded whatever
 //! clients send.
 //!
-//! The client library does the counting, and this module reads its values and writes the page itself.
-//! With 45 combinations of method and endpoint that takes 22 µs, of which the library needs 10 to
-//! return the buckets. The library's own way is slower: its registry's `gather` takes 28 µs, and its
-//! encoder another 131 µs.
+//! The client library counts, and this module reads the values from it and writes the page. With 45
+//! combinations of method and endpoint, writing a page takes 22 µs. With the library's own registry and
+//! encoder, `gather` alone takes 28 µs, and encoding another 131 µs.
 
 use std::array;
 use std::cell::{Cell, OnceCell, RefCell};
@@ -127,7 +126,7 @@ pub struct Metrics {
     requests_in_flight: IntGauge,
     process: Process,
     /// The name and labels of `app_version_info`.
-    version: String,
+    version_name: String,
     /// The buffer for the next page, returned by [`reuse`](Self::reuse) and taken by
     /// [`exposition`](Self::exposition).
     page: Cell<String>,
@@ -165,7 +164,7 @@ impl Metrics {
             connections_open: gauge(&CONNECTIONS_OPEN),
             requests_in_flight: gauge(&REQUESTS_IN_FLIGHT),
             process: Process::current(),
-            version: labeled_name(VERSION.name, &[("config", config), ("version", version)]),
+            version_name: labeled_name(VERSION.name, &[("config", config), ("version", version)]),
             page: Cell::default(),
         }
     }
@@ -254,7 +253,7 @@ impl Metrics {
         }
         page.single(&REQUESTS_IN_FLIGHT, self.requests_in_flight.get());
         page.family(&VERSION);
-        page.sample(&self.version, 1_u64);
+        page.sample(&self.version_name, 1_u64);
         for collector in &self.registered {
             page.collected(&collector.collect());
         }

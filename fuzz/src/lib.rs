@@ -1,5 +1,5 @@
-//! What must hold for every input; `make fuzz` looks for one for which it does not. The inputs that
-//! reached something new are kept in `corpus`, and `tests/connection/corpus.rs` replays them.
+//! Checks that must hold for every input. `make fuzz` searches for an input for which one fails. Inputs that
+//! covered new code are kept in `corpus`, and `tests/connection/corpus.rs` replays them.
 
 #[path = "../../tests/connection/drive.rs"]
 mod drive;

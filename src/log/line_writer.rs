@@ -3,9 +3,9 @@
 //! Lines that do not fit into the stream wait in a buffer. When the buffer is full, lines are dropped and
 //! counted, and the count is written in their place.
 //!
-//! Other processes may share the stream. So its flags must not be changed, and their lines may appear
-//! between two writes. Each write therefore consists of whole lines and is short enough for a pipe to take
-//! it in one piece.
+//! Other processes may share the stream. Its flags therefore stay unchanged. Each write consists of whole
+//! lines and is short enough to be atomic on a pipe, so that lines of other processes can appear between
+//! lines but not within them.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -20,8 +20,8 @@ use rustix::pipe::PIPE_BUF;
 
 /// The size of the buffer in bytes, about 3500 lines. A pipe holds another 64 KiB.
 const MAX_UNWRITTEN: usize = 256 * 1024;
-/// Lines are written after every so many bytes without waiting for the next flush, before which the buffer
-/// could become full.
+/// After every so many bytes, [`LineWriter::push`] writes the buffer. Otherwise a burst of lines could fill it
+/// before the next flush.
 const CHUNK: usize = 16 * 1024;
 /// How long to wait before writing again to a stream that was full.
 pub const RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -141,24 +141,24 @@ impl<S: AsFd> LineWriter<S> {
     fn write(&self, lines: &[u8]) -> rustix::io::Result<usize> {
         match &self.kind {
             Kind::File => rustix::io::write(&self.stream, lines),
-            Kind::Own(stream) => rustix::io::write(stream, piece(lines)),
+            Kind::Own(stream) => rustix::io::write(stream, atomic_part(lines)),
             Kind::Shared => {
                 let mut room = [PollFd::new(&self.stream, PollFlags::OUT)];
                 if poll(&mut room, Some(&Timespec::default()))? == 0 {
                     return Err(Errno::AGAIN);
                 }
-                rustix::io::write(&self.stream, piece(lines))
+                rustix::io::write(&self.stream, atomic_part(lines))
             }
         }
     }
 }
 
-/// Returns as many whole lines as a pipe takes in one piece (POSIX, write). If the first line is longer than
-/// that, returns its beginning.
-fn piece(lines: &[u8]) -> &[u8] {
-    let piece = &lines[..lines.len().min(PIPE_BUF)];
-    let end = piece.iter().rposition(|byte| *byte == b'\n');
-    end.map_or(piece, |end| &piece[..=end])
+/// Returns as many whole lines as a pipe accepts in an atomic write (`PIPE_BUF` in POSIX). If the first line
+/// is longer, returns its beginning.
+fn atomic_part(lines: &[u8]) -> &[u8] {
+    let part = &lines[..lines.len().min(PIPE_BUF)];
+    let end = part.iter().rposition(|byte| *byte == b'\n');
+    end.map_or(part, |end| &part[..=end])
 }
 
 #[cfg(test)]
@@ -307,11 +307,11 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_consists_of_whole_lines_unless_the_first_one_is_too_long() {
-        assert_eq!(piece(b"one\ntwo\n"), b"one\ntwo\n");
+    fn a_write_consists_of_whole_lines_unless_the_first_one_is_too_long() {
+        assert_eq!(atomic_part(b"one\ntwo\n"), b"one\ntwo\n");
         let long = [b"one\ntwo\n", &[b'x'; PIPE_BUF][..]].concat();
-        assert_eq!(piece(&long), b"one\ntwo\n");
-        assert_eq!(piece(&long[8..]), &[b'x'; PIPE_BUF]);
+        assert_eq!(atomic_part(&long), b"one\ntwo\n");
+        assert_eq!(atomic_part(&long[8..]), &[b'x'; PIPE_BUF]);
     }
 
     #[test]
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_for_one_piece_is_written_completely() {
+    fn a_line_that_is_too_long_for_an_atomic_write_is_written_completely() {
         let (mut reader, stream) = io::pipe().unwrap();
         let mut writer = LineWriter::new(stream, NOTICE);
         let long = "x".repeat(3 * PIPE_BUF);

@@ -12,7 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tiny_probe::shutdown::GRACE;
 
-use crate::support::{Client, Service, TIMEOUT, others_are_served, request, wait_until};
+use crate::support::{
+    Client, OTHERS_REQUESTS, Service, TIMEOUT, others_are_served, request, wait_until,
+};
 
 on_every_server!(
     lines_for_a_stuck_reader_of_standard_output_are_dropped_and_counted,
@@ -134,7 +136,7 @@ fn fill(pipe: &mut PipeWriter) -> usize {
 }
 
 /// Reads the bytes that [`fill`] has written.
-fn empty(pipe: &mut PipeReader, filled: usize) {
+fn drain(pipe: &mut PipeReader, filled: usize) {
     let mut filling = vec![0; filled];
     pipe.read_exact(&mut filling).unwrap();
     assert!(filling.iter().all(|byte| *byte == b'~'));
@@ -164,7 +166,8 @@ fn lines_for_a_stuck_reader_of_standard_output_are_dropped_and_counted(server: &
     service.waits();
     let (lines, dropped) = count(&read_and_stop(&mut service, &mut log));
     assert!(dropped > 0);
-    assert_eq!(lines + dropped, TOO_MANY + 21 + 1);
+    // The last request is the health check of `read_and_stop`.
+    assert_eq!(lines + dropped, TOO_MANY + OTHERS_REQUESTS + 1);
     assert_eq!(service.stderr(), "");
 }
 
@@ -175,8 +178,8 @@ fn a_stuck_reader_of_standard_error_does_not_affect_requests(server: &str) {
     let mut service = Service::start_into(server, &[], stdout, &stderr);
     drop(stderr);
     others_are_served(&service);
-    empty(&mut diagnostics, filled);
-    // The service writes them as soon as there is room. No request is needed to trigger that.
+    drain(&mut diagnostics, filled);
+    // The service writes its diagnostics as soon as there is room. No request is needed to trigger that.
     let waiting = read_some(&mut diagnostics);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
@@ -191,11 +194,12 @@ fn lines_for_a_stuck_reader_of_both_are_dropped_and_counted(server: &str) {
     drop(stream);
     log_too_many_lines(&service);
     others_are_served(&service);
-    empty(&mut log, filled);
+    drain(&mut log, filled);
     let log = read_and_stop(&mut service, &mut log);
     let (lines, dropped) = count(&without_diagnostics(&log, server));
     assert!(dropped > 0);
-    assert_eq!(lines + dropped, TOO_MANY + 21 + 1);
+    // The last request is the health check of `read_and_stop`.
+    assert_eq!(lines + dropped, TOO_MANY + OTHERS_REQUESTS + 1);
 }
 
 fn a_stuck_reader_does_not_delay_the_end(server: &str) {
@@ -210,7 +214,7 @@ fn a_stuck_reader_does_not_delay_the_end(server: &str) {
         signaled.elapsed() < GRACE,
         "the service waited longer than a second for the reader"
     );
-    empty(&mut log, filled);
+    drain(&mut log, filled);
     assert_eq!(read_rest(&mut log), "");
 }
 
@@ -227,10 +231,11 @@ fn a_reader_that_continues_after_the_signal_gets_the_last_lines(server: &str) {
             TcpStream::connect(service.address).is_err()
         });
     }
-    empty(&mut log, filled);
+    drain(&mut log, filled);
     let log = read_rest(&mut log);
     assert_eq!(service.wait(), Some(0));
-    assert_eq!(count(&without_diagnostics(&log, server)), (21, 0));
+    let lines = count(&without_diagnostics(&log, server));
+    assert_eq!(lines, (OTHERS_REQUESTS, 0));
 }
 
 fn a_reader_that_keeps_up_gets_every_line(server: &str) {
