@@ -447,7 +447,7 @@ def pipeline_without_end(service, ledger, stop):
 
 
 def paces():
-    """The paces for read_at_a_pace. Each makes room in the receive buffer at least every ten seconds; otherwise the
+    """The paces for read_steadily. Each makes room in the receive buffer at least every ten seconds; otherwise the
     service would close the connection."""
     size, pause = random.choice([(4096, 0.0002), (16384, 0.002), (16384, 0.02), (1024, 0.01)])
     yield lambda: (16384, 0.0008)
@@ -455,7 +455,7 @@ def paces():
     yield lambda: (random.randrange(1, 65536), random.choice([0, 0, 0.001, 0.05, 0.5]))
 
 
-def read_at_a_pace(service, ledger, stop):
+def read_steadily(service, ledger, stop):
     """Pipelines without end and reads steadily, but more slowly than the service writes. The service always has
     unsent bytes, and they keep changing."""
     with Connection(service.port, receive_buffer=16384) as connection:
@@ -467,7 +467,7 @@ def read_at_a_pace(service, ledger, stop):
             ledger.count_response("GET", "/metrics", 200)
 
 
-def read_hardly(service, ledger, stop):
+def read_very_slowly(service, ledger, stop):
     """Pipelines and reads 2 KiB every 4 s. The service closes the connection after 10 s without progress. Whether
     that happens depends on when the kernel announces room, so only bounds for the number of requests are known."""
     with Connection(service.port, receive_buffer=4096) as connection:
@@ -582,7 +582,7 @@ CLIENTS = {
     keep_alive: 8, new_connection_each: 4, pipeline: 2, slow_reader: 2,
     malformed: 2, body_never_sent: 4, slow_head: 8, silent: 1, idle: 4, disconnect_after_connecting: 2,
     disconnect_within_head: 2, disconnect_after_requests: 2, disconnect_before_delayed_responses: 2, never_read: 4,
-    pipeline_without_end: 2, read_at_a_pace: 3, read_hardly: 4, disconnect_before_a_delayed_response: 4,
+    pipeline_without_end: 2, read_steadily: 3, read_very_slowly: 4, disconnect_before_a_delayed_response: 4,
     urgent_data: 1, upload: 1,
 }
 CLIENTS_AT_LIMIT = {new_connection_each: MAX_CONNECTIONS, keep_alive_at_limit: MAX_CONNECTIONS,

@@ -107,7 +107,7 @@ fn each_head_has_10_seconds_of_its_own() {
 }
 
 #[test]
-fn a_body_may_take_10_seconds_and_then_closes_without_a_408() {
+fn a_connection_whose_body_takes_longer_than_10_seconds_closes_without_a_408() {
     let mut driver = Driver::new();
     driver.receive(b"GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n");
     driver.send();
