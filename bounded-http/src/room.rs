@@ -31,9 +31,9 @@ pub const MAX_TIME_ON_RESERVE: Duration = Duration::from_secs(2);
 /// it sent before is answered.
 pub const LAST_LOOKS: u32 = 10;
 /// How often one response may close its connection to make room. Each costs some 40 µs of CPU time
-/// for the next connection, so this is a sixth of it at the most; 400 clients on 200 places wait
-/// for 50 ms.
-const TURNOVER_INTERVAL: Duration = Duration::from_micros(250);
+/// for the next connection, so this is a twelfth of it at the most; 400 clients on 200 places wait
+/// for 100 ms.
+const TURNOVER_INTERVAL: Duration = Duration::from_micros(500);
 /// The most responses that close their connections within one wake-up.
 const MAX_TURNOVERS: usize = 64;
 /// How many idle clients may be found to be reading before no more are looked at for now. Each look asks
@@ -111,10 +111,10 @@ mod tests {
         let start = Instant::now();
         let at = |micros| start + Duration::from_micros(micros);
         let mut room = Room::new(start);
-        assert_eq!(room.grant_turnovers(0, at(249)), 0);
-        assert_eq!(room.grant_turnovers(0, at(250)), 1);
-        assert_eq!(room.grant_turnovers(1, at(1250)), 5);
-        assert_eq!(room.grant_turnovers(0, at(1250)), 0);
+        assert_eq!(room.grant_turnovers(0, at(499)), 0);
+        assert_eq!(room.grant_turnovers(0, at(500)), 1);
+        assert_eq!(room.grant_turnovers(1, at(2500)), 5);
+        assert_eq!(room.grant_turnovers(0, at(2500)), 0);
         assert_eq!(room.grant_turnovers(60, at(1_000_000)), MAX_TURNOVERS);
     }
 }
