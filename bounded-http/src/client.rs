@@ -233,7 +233,8 @@ impl<S: Stream, M> Client<S, M> {
     /// When the client's time is up, unless something happens before.
     pub fn deadline(&self) -> Option<Instant> {
         let confirmation = self.confirmation_ends();
-        match self.connection.deadline() {
+        let deadline = self.connection.deadline();
+        match deadline.filter(|_| !self.waits_for_service()) {
             Some(deadline) => Some(confirmation.map_or(deadline, |end| end.min(deadline))),
             None => confirmation,
         }
@@ -446,9 +447,7 @@ impl<S: Stream, M> Client<S, M> {
         self.is_overdue = deadline.is_some_and(|end| end <= shared.now);
         self.is_overdue
             && (self.connection.is_deadline_final()
-                || !(self.can_read()
-                    || self.can_answer(shared)
-                    || self.waits_for_admission(shared)))
+                || !(self.can_read() || self.can_answer(shared) || self.waits_for_service()))
     }
 
     fn next<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> Next {
@@ -475,6 +474,12 @@ impl<S: Stream, M> Client<S, M> {
 
     fn can_read(&self) -> bool {
         self.socket.is_readable() && self.connection.wants_bytes()
+    }
+
+    /// Whether a request is received, and all responses before it are sent: the client waits for its
+    /// turn, a place or memory, so that its own deadlines do not apply.
+    fn waits_for_service(&self) -> bool {
+        self.connection.can_answer() && self.connection.unsent().is_empty()
     }
 
     /// Whether a request may be here that can be answered now. While memory is scarce, a client
