@@ -11,14 +11,16 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bounded_http::Service;
-use bounded_http::client::{Admission, Client, Evictable, Next, Shared};
+use bounded_http::client::{Admission, Client, Evictable, HeldFor, Next, Shared};
 use bounded_http::connection::{
     Buffers, KEEP_ALIVE_TIMEOUT, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING, LINGERING_TIMEOUT, MAX_UNSENT,
     WRITE_TIMEOUT,
 };
 use bounded_http::listener::{RECEIVE_BUFFER, SEND_BUFFER};
 use bounded_http::request_head::MAX_HEAD;
-use bounded_http::room::{MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, SEARCH_INTERVAL, SHORT_MOMENT};
+use bounded_http::room::{
+    LAST_LOOKS, MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, SEARCH_INTERVAL, SHORT_MOMENT,
+};
 use tiny_probe::app::{App, Exchange};
 use tiny_probe::config::Config;
 use tiny_probe::metrics::Format;
@@ -52,6 +54,7 @@ const MOST_BESIDE_BUFFERS: usize = 1024;
 /// Turns in a row without progress: one may read nothing, another may find that there is no more.
 const MOST_IDLE_TURNS: usize = 3;
 /// The event loop's.
+const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 const LAST_RESPONSES_TIME: Duration = Duration::from_millis(500);
 /// A turn takes what time it was when it began, or when its last response was given.
 const TOLERANCE: Duration = Duration::from_millis(5);
@@ -129,6 +132,7 @@ struct World {
     has_polled: bool,
     is_signaled: bool,
     next_look: Instant,
+    next_memory_check: Instant,
     is_refusing: bool,
     grace_ends: Option<Instant>,
     has_ended: bool,
@@ -152,9 +156,9 @@ struct Peer {
     /// From then on.
     client: Option<Client<SimulatedSocket, Exchange>>,
     accepted_at: Instant,
-    /// At how many looks at the reserve a request waited for a place, and the time was over.
+    /// At how many looks at the reserve a request waited for a place, and since its time was over.
     looks: u32,
-    looks_after_time: u32,
+    last_looks: Option<u32>,
     /// Responses may have closed the connection to make room.
     may_turn_over: bool,
     was_on_reserve: bool,
@@ -271,6 +275,7 @@ impl World {
             has_polled: false,
             is_signaled: false,
             next_look: now,
+            next_memory_check: now,
             is_refusing: false,
             grace_ends: None,
             has_ended: false,
@@ -325,6 +330,7 @@ impl World {
             12 => {
                 self.max_held_bytes = (count * 4096).max(MOST_HELD);
                 self.shared.scarce_from = count * 2048;
+                self.shared.full_from = count * 3072;
             }
             // n: so many bytes of the input. Without an equals sign none asks for expensive work.
             14 => {
@@ -400,7 +406,7 @@ impl World {
             client: None,
             accepted_at: NOW.get(),
             looks: 0,
-            looks_after_time: 0,
+            last_looks: None,
             may_turn_over: self.shared.turnovers > 0,
             was_on_reserve: false,
             turns_without_progress: 0,
@@ -514,6 +520,8 @@ impl World {
         let is_reserved = |client: &Client<_, _>| client.admission() != Admission::Admitted;
         let next_look =
             (self.clients().any(|(_, client)| is_reserved(client))).then_some(self.next_look);
+        let next_memory_check =
+            (!self.shared.waiting_for_memory.is_empty()).then_some(self.next_memory_check);
         let stop = self.grace_ends.map(|end| {
             if self.shared.is_grace_over {
                 end + LAST_RESPONSES_TIME
@@ -523,6 +531,7 @@ impl World {
         });
         deadlines
             .chain(next_look)
+            .chain(next_memory_check)
             .chain(self.shared.timers.next_due())
             .chain(stop)
             .min()
@@ -639,14 +648,25 @@ impl World {
             let client = peer.client.as_mut().expect("it is accepted");
             let is_time_over = peer.accepted_at + MAX_TIME_ON_RESERVE <= now;
             if is_time_over {
-                peer.looks_after_time += u32::from(is_look);
-                let is_served = !waits && !client.is_queued && !client.has_unread(&mut self.shared);
-                if is_served || peer.looks_after_time > PATIENCE {
+                let is_first = peer.last_looks.is_none();
+                let (ends, is_served) = if let Some(looks) = peer.last_looks {
+                    peer.last_looks = Some(looks + u32::from(is_look));
+                    let is_served = client.evictable().is_some() && !client.is_queued;
+                    (looks >= LAST_LOOKS || is_served, is_served)
+                } else {
+                    peer.last_looks = Some(0);
+                    let has_unread = client.has_unread(&mut self.shared);
+                    let is_served = !(has_unread || waits || client.is_queued);
+                    (is_served, is_served)
+                };
+                if ends {
                     let ending = Ending::LongOnReserve { is_served };
                     self.close(key, ending);
                     continue;
                 }
-                self.queue_turn(key);
+                if is_first {
+                    self.queue_turn(key);
+                }
             }
             if waits {
                 let peer = self.peers[key].as_mut().expect("it is not closed");
@@ -754,21 +774,43 @@ impl World {
     }
 
     fn limit_held_bytes(&mut self) {
-        if self.shared.held_bytes > self.max_held_bytes {
-            for client in self
-                .peers
-                .iter_mut()
-                .flatten()
-                .filter_map(|peer| peer.client.as_mut())
-            {
+        let now = self.shared.now;
+        let is_over = self.shared.held_bytes > self.max_held_bytes;
+        let is_full = self.shared.held_bytes >= self.shared.full_from;
+        if is_over || (is_full && self.next_memory_check <= now) {
+            self.next_memory_check = now + SEARCH_INTERVAL;
+            let peers = self.peers.iter_mut().flatten();
+            for client in peers.filter_map(|peer| peer.client.as_mut()) {
                 client.check_last_write(&mut self.shared);
             }
+            self.reset_stalled();
         }
-        while self.shared.held_bytes > self.max_held_bytes {
-            let holding = self.clients();
-            let most = holding.max_by_key(|(_, client)| client.held_bytes());
-            let (key, _) = most.expect("some hold something");
-            self.close(key, Ending::HoldsMost);
+        if self.shared.held_bytes < self.shared.full_from {
+            for key in std::mem::take(&mut self.shared.waiting_for_memory) {
+                if let Some(client) = self.client(key) {
+                    client.stop_waiting_for_memory();
+                    self.queue_turn(key);
+                }
+            }
+        }
+    }
+
+    fn reset_stalled(&mut self) {
+        if self.shared.held_bytes < self.shared.full_from {
+            return;
+        }
+        let now = self.shared.now;
+        let holding = self.clients();
+        let holding = holding.map(|(key, client)| (client.held_for(now), key));
+        let mut holding: Vec<(HeldFor, usize)> =
+            holding.filter(|(held_for, _)| held_for.bytes > 0).collect();
+        holding.sort_unstable_by_key(|(held_for, key)| (held_for.product(), *key));
+        while self.shared.held_bytes > self.shared.scarce_from
+            && let Some((held_for, key)) = holding.pop()
+        {
+            if held_for.time >= STALL_TOLERANCE || self.shared.held_bytes > self.max_held_bytes {
+                self.close(key, Ending::HoldsMost);
+            }
         }
     }
 
@@ -912,7 +954,11 @@ impl World {
                 "unread, and nothing is waited for"
             );
             let Some(deadline) = client.deadline() else {
-                assert!(is_delayed || waits_for_admission, "nobody ends this");
+                let waits_for_memory = self.shared.waiting_for_memory.contains(&key);
+                assert!(
+                    is_delayed || waits_for_admission || waits_for_memory,
+                    "nobody ends this"
+                );
                 continue;
             };
             assert!(deadline <= now + KEEP_ALIVE_TIMEOUT);
