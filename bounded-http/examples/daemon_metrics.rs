@@ -2,6 +2,7 @@
 //! encoder: `cargo run --example daemon_metrics 127.0.0.1:8080`
 
 use std::error::Error;
+use std::net::SocketAddr;
 use std::time::Duration;
 use std::{env, thread};
 
@@ -11,6 +12,7 @@ use signal_hook::{consts::SIGTERM, iterator::Signals};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let address = env::args().nth(1).unwrap_or("127.0.0.1:8080".into());
+    let address: SocketAddr = address.parse()?;
     let jobs = register_int_counter!("jobs_total", "Jobs that the worker has done.")?;
     thread::spawn(move || do_jobs(&jobs));
 
