@@ -14,24 +14,26 @@
 //! # }
 //! ```
 //!
-//! [`Server::spawn`] serves on a thread of its own, beside the rest of a program. A service that
-//! counts or logs its requests implements [`Service`].
+//! [`Server::spawn`] serves on its own thread, beside the rest of a program. A service that counts or
+//! logs its requests, or that must be served at the connection limit, implements [`Service`]. A
+//! [`Reply`] can be delayed, can take CPU time, and can end in a fault on purpose. The README has complete
+//! programs.
 //!
 //! # Four rules
 //!
 //! 1. **Turns are bounded in time.** A client's turn ends after 50 µs, and all turns together after a
-//!    millisecond; then the server looks at the sockets and the listener again. A fair queue serves
-//!    clients that have used little first. So a new client waits a few milliseconds, however many
-//!    others never stop asking.
-//! 2. **Received means that the kernel has it.** What reached the kernel before a timeout, a stop or a
-//!    close is read before anything is decided. No connection is closed while bytes are unread
-//!    without lingering first, because that would reset it and destroy sent responses.
+//!    millisecond. Then the server looks at the sockets and the listener again. A fair queue serves
+//!    clients that have used little time first. So a new client waits a few milliseconds, even if
+//!    thousands of others pipeline requests without end.
+//! 2. **Received means that the kernel has it.** A request that reached the kernel before a timeout, a
+//!    stop or a close is read before the server decides anything. No connection is closed while bytes
+//!    are unread without lingering first, because that would reset it and destroy sent responses.
 //! 3. **Clients that wait do not displace clients that ask.** At the connection limit, connections
 //!    turn over: responses say `Connection: close`, and connections that have been idle for 100 ms are
 //!    closed. A reserve of sixteen connections above the limit serves [urgent](Service::is_urgent)
 //!    requests, and any other with a 503 when nothing has made room within a moment.
-//! 4. **Memory is bounded in total**, the kernel's buffers included: with a thousand connections to
-//!    16 MiB, whatever their clients send and do not read.
+//! 4. **Memory is bounded in total**, the kernel's socket buffers included: 16 MiB for a thousand
+//!    connections, whatever their clients send and do not read.
 //!
 //! # Limits
 //!
@@ -46,12 +48,17 @@
 //! | `Expect: 100-continue` | – | the final response at once, close unless the body is here |
 //! | an HTTP version other than 1.0 and 1.1 | – | 505, close |
 //! | open connections | [`Limits::connections`] | rule 3 |
-//! | cause a panic in the service | one connection | it is closed |
+//! | cause a panic in the service | one connection | close; the [outcome](Outcome) says so |
 //!
 //! # What it does not do
 //!
-//! TLS, HTTP/2, request bodies, compression, authentication. It runs on Unix. It sets no panic hook,
-//! no resource limit and no signal handler, and prints nothing.
+//! TLS, HTTP/2, request bodies, compression, authentication. It sets no panic hook, no resource limit and
+//! no signal handler, and prints nothing. [`raise_descriptor_limit`] is there for programs that serve more
+//! than a thousand connections. It runs on Linux and macOS.
+//!
+//! # Features
+//!
+//! `internals` opens private modules to the tests of this repository. They may change in any release.
 
 #![warn(clippy::unwrap_used)]
 
@@ -86,7 +93,7 @@ pub use self::server::{Handle, Limits, Server};
 pub use self::service::{Ended, Outcome, Service};
 pub use self::work::work;
 
-/// Has the code in the README be tested.
+/// Tests the code in the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -36,9 +36,9 @@ pub struct Server {
 /// lists them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The most open connections, the reserve of sixteen for urgent requests apart. The limit on
-    /// descriptors may lower it. Together they hold at most 20 KiB of memory each, the kernel's
-    /// buffers included. Default: 1000.
+    /// The maximum number of open connections, apart from the reserve of sixteen for urgent requests. The
+    /// limit on descriptors may lower it: see [`Server::connection_limit`]. It also determines how much
+    /// memory all connections may hold together. Default: 1000.
     pub connections: usize,
     /// How long delayed responses, and those that take CPU time, may still take once the server has been
     /// told to stop. After that they are replaced with a 503. Default: 5 seconds.
