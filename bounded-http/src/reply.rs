@@ -149,11 +149,15 @@ impl<M> Reply<M> {
 
     /// Adds what the service remembers until the exchange has ended.
     pub fn remember<N>(self, memo: N) -> Reply<N> {
-        self.split().0.with_memo(memo)
+        self.replace_memo(memo).0
     }
 
     /// Separates the response from what the service remembers.
     pub fn split(self) -> (Reply, M) {
+        self.replace_memo(())
+    }
+
+    fn replace_memo<N>(self, memo: N) -> (Reply<N>, M) {
         let reply = Reply {
             status: self.status,
             content_type: self.content_type,
@@ -162,22 +166,9 @@ impl<M> Reply<M> {
             delay: self.delay,
             work: self.work,
             ending: self.ending,
-            memo: (),
+            memo,
         };
         (reply, self.memo)
-    }
-
-    fn with_memo<N>(self, memo: N) -> Reply<N> {
-        Reply {
-            status: self.status,
-            content_type: self.content_type,
-            fields: self.fields,
-            body: self.body,
-            delay: self.delay,
-            work: self.work,
-            ending: self.ending,
-            memo,
-        }
     }
 
     /// The status.
@@ -225,7 +216,7 @@ impl<M> Reply<M> {
 
     /// A 503 in place of this response, for the same request.
     pub(crate) fn replaced(self, text: &'static str) -> Self {
-        unavailable(text).with_memo(self.memo)
+        unavailable(text).remember(self.memo)
     }
 }
 
