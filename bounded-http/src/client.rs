@@ -33,6 +33,12 @@ pub const TURN_TIME: Duration = Duration::from_micros(50);
 /// side: a round trip. Only then is it known whether the client had left or waits for the response.
 const CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 
+/// The most bytes that the kernel holds for a client that does not read: it appends what fits into
+/// the last segment, however small its buffer.
+const MAX_IN_KERNEL: usize = 64 * 1024 + 2 * SEND_BUFFER;
+/// From so many written bytes on, the kernel is asked whether it has delivered them. It costs a system
+/// call.
+const MAX_UNCHECKED: usize = 24 * 1024;
 /// The most bytes that one read takes while memory is scarce: requests wait in the kernel instead.
 const SCARCE_READ: usize = 1024;
 
@@ -100,9 +106,8 @@ pub struct Client<S, M> {
     pub is_queued: bool,
     /// Where its use of the event loop's time ends, for the fair queue.
     pub finish_tag: u64,
-    /// The length of the last write, if it was longer than the kernel's buffer. The kernel may hold all
-    /// of it until the next write succeeds.
-    last_write: usize,
+    /// The bytes that were written since the kernel was known to have delivered all before them.
+    in_kernel: usize,
     /// The client is among those that wait for memory.
     waits_for_memory: bool,
     /// The bytes that its buffers held after the last turn.
@@ -201,7 +206,7 @@ impl<S: Stream, M> Client<S, M> {
             is_overdue: false,
             is_queued: false,
             finish_tag: 0,
-            last_write: 0,
+            in_kernel: 0,
             waits_for_memory: false,
             held_bytes: 0,
         }
@@ -363,12 +368,30 @@ impl<S: Stream, M> Client<S, M> {
         self.waits_for_memory = false;
     }
 
-    /// Looks whether the kernel still holds the last write, and corrects what the client holds.
-    pub fn check_last_write<V>(&mut self, shared: &mut Shared<V>) {
-        if self.last_write > 0 && self.socket.has_delivered() {
-            self.held_bytes -= self.last_write;
-            shared.held_bytes -= self.last_write;
-            self.last_write = 0;
+    /// Adds to what the kernel may hold, and asks it only now and then.
+    fn note_written(&mut self, count: usize) {
+        self.in_kernel = (self.in_kernel + count).min(MAX_IN_KERNEL);
+        if self.in_kernel > MAX_UNCHECKED && self.socket.has_delivered() {
+            self.in_kernel = 0;
+        }
+    }
+
+    /// Looks whether the kernel still holds what was written, and corrects what the client holds.
+    pub fn check_delivery<V>(&mut self, shared: &mut Shared<V>) {
+        let counted = self.counted_in_kernel();
+        if counted > 0 && self.socket.has_delivered() {
+            self.held_bytes -= counted;
+            shared.held_bytes -= counted;
+            self.in_kernel = 0;
+        }
+    }
+
+    /// The bytes in the kernel that count as held: beyond its buffer, which has its place beside them.
+    fn counted_in_kernel(&self) -> usize {
+        if self.in_kernel > 2 * SEND_BUFFER {
+            self.in_kernel
+        } else {
+            0
         }
     }
 
@@ -513,7 +536,7 @@ impl<S: Stream, M> Client<S, M> {
             && let Some(count) = self.socket.write(self.connection.unsent())?
         {
             self.connection.sent(count, now);
-            self.last_write = if count > 2 * SEND_BUFFER { count } else { 0 };
+            self.note_written(count);
         }
         Ok(())
     }
@@ -523,7 +546,7 @@ impl<S: Stream, M> Client<S, M> {
         // What a client has sent and nobody has read is in the kernel's receive buffer, which is small
         // and has its place beside these.
         let held_bytes = self.connection.held_bytes()
-            + self.last_write
+            + self.counted_in_kernel()
             + usize::from(!self.connection.unsent().is_empty()) * 2 * SEND_BUFFER;
         shared.held_bytes = shared.held_bytes - self.held_bytes + held_bytes;
         self.held_bytes = held_bytes;

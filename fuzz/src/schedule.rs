@@ -781,7 +781,7 @@ impl World {
             self.next_memory_check = now + SEARCH_INTERVAL;
             let peers = self.peers.iter_mut().flatten();
             for client in peers.filter_map(|peer| peer.client.as_mut()) {
-                client.check_last_write(&mut self.shared);
+                client.check_delivery(&mut self.shared);
             }
             self.reset_stalled();
         }

@@ -29,10 +29,14 @@ struct Crowd {
 
 impl Crowd {
     /// Connects clients that each send `bytes`, but read nothing.
-    fn connect(service: &Service, bytes: String) -> Self {
+    fn connect(service: &Service, has_small_window: bool, bytes: String) -> Self {
         raise_descriptor_limit();
         let clients = (0..CLIENTS).map(|_| {
-            let stream = connect_with_small_window(service);
+            let stream = if has_small_window {
+                connect_with_small_window(service)
+            } else {
+                TcpStream::connect(service.address).unwrap()
+            };
             stream.set_nonblocking(true).unwrap();
             (stream, 0)
         });
@@ -103,12 +107,12 @@ fn fill_page(service: &Service) {
 
 /// Has every client send `bytes` and read nothing, until no more is taken. Asserts that the memory
 /// stays within 16 MiB and that /healthz is served meanwhile.
-fn assert_memory_is_bounded(flags: &[&str], bytes: String) {
+fn assert_memory_is_bounded(flags: &[&str], has_small_window: bool, bytes: String) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let arguments = [&["--max-connections", "1000"], flags].concat();
     let service = Service::start(SERVER, &arguments);
     fill_page(&service);
-    let mut crowd = Crowd::connect(&service, bytes);
+    let mut crowd = Crowd::connect(&service, has_small_window, bytes);
     let started = Instant::now();
     let mut progress_at = started;
     let mut most = 0;
@@ -150,19 +154,27 @@ fn assert_memory_is_bounded(flags: &[&str], bytes: String) {
 
 #[test]
 fn clients_that_pipeline_and_do_not_read_are_bounded_together() {
-    assert_memory_is_bounded(&[], request("GET", "/metrics").repeat(10_000));
+    assert_memory_is_bounded(&[], true, request("GET", "/metrics").repeat(10_000));
+}
+
+/// Into a large window the kernel takes more at once, and it appends small responses to its last
+/// segment.
+#[test]
+fn clients_with_large_windows_that_do_not_read_are_bounded_together() {
+    let requests = request("GET", "/metrics") + &request("GET", "/probe").repeat(20);
+    assert_memory_is_bounded(&[], false, requests.repeat(1000));
 }
 
 #[test]
 fn clients_that_do_not_read_two_pages_are_bounded_together() {
-    assert_memory_is_bounded(&[], request("GET", "/metrics").repeat(2));
+    assert_memory_is_bounded(&[], true, request("GET", "/metrics").repeat(2));
 }
 
 #[test]
 fn clients_that_pipeline_behind_a_delayed_response_are_bounded_together() {
     let delayed = request("GET", "/probe?delay=30s");
     let requests = delayed + &request("GET", "/metrics").repeat(10_000);
-    assert_memory_is_bounded(&["--fault-injection"], requests);
+    assert_memory_is_bounded(&["--fault-injection"], true, requests);
 }
 
 /// Clients that have begun a request, and do not go on, fill the memory of all together. One that sends
