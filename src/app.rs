@@ -320,6 +320,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::config::ProbeSettings;
 
     const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -493,9 +494,12 @@ mod tests {
     fn only_probe_fails_is_delayed_and_works() {
         let work = Duration::from_millis(20);
         let mut app = App::new(&Config {
-            fail_rate: 0.5,
-            latency: Duration::from_secs(1),
-            work,
+            probe: ProbeSettings {
+                fail_rate: 0.5,
+                latency: Duration::from_secs(1),
+                work,
+                ..ProbeSettings::default()
+            },
             random_seed: Some(1),
             ..Config::default()
         });

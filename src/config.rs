@@ -24,17 +24,9 @@ pub struct Config {
     pub listen: Listen,
     /// The request loop.
     pub server: Server,
-    /// The share of requests to /probe that fail, 0 to 1.
-    pub fail_rate: f64,
-    /// The share of the remaining requests to /probe that are slow, 0 to 1.
-    pub slow_rate: f64,
-    /// The mean latency of an ordinary /probe.
-    pub latency: Duration,
-    /// The mean latency of a slow /probe.
-    pub slow_latency: Duration,
-    /// The CPU time that a successful /probe takes, at most a second.
-    pub work: Duration,
-    /// Whether clients may change all of the five while the service runs.
+    /// What /probe does.
+    pub probe: ProbeSettings,
+    /// Whether clients may change what /probe does while the service runs.
     pub fault_injection: bool,
     /// What failures and latencies are drawn from; from the system if `None`.
     pub random_seed: Option<u64>,
@@ -53,17 +45,40 @@ impl Default for Config {
         Self {
             listen: Listen::EveryAddress(8080),
             server: Server::EventLoop,
-            fail_rate: 0.0,
-            slow_rate: 0.0,
-            latency: Duration::ZERO,
-            slow_latency: Duration::from_secs(9),
-            work: Duration::ZERO,
+            probe: ProbeSettings::default(),
             fault_injection: false,
             random_seed: None,
             app_version: "1".into(),
             app_config: "develop".into(),
             max_connections: 10_000,
             access_log: false,
+        }
+    }
+}
+
+/// How often a route fails, how, and how long it takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProbeSettings {
+    /// The fraction of requests that fail, 0 to 1.
+    pub fail_rate: f64,
+    /// The fraction of the remaining requests that are slow, 0 to 1.
+    pub slow_rate: f64,
+    /// The mean latency of an ordinary request.
+    pub latency: Duration,
+    /// The mean latency of a slow request.
+    pub slow_latency: Duration,
+    /// The CPU time that a successful request takes, at most a second.
+    pub work: Duration,
+}
+
+impl Default for ProbeSettings {
+    fn default() -> Self {
+        Self {
+            fail_rate: 0.0,
+            slow_rate: 0.0,
+            latency: Duration::ZERO,
+            slow_latency: Duration::from_secs(9),
+            work: Duration::ZERO,
         }
     }
 }
@@ -159,9 +174,25 @@ pub struct Flag {
     pub meaning: &'static str,
     /// What it takes, to complete "expected …".
     pub accepted: &'static str,
-    /// How its value is written, if it is one that /faults shows and changes.
-    pub written: Option<fn(&Config) -> String>,
-    set: fn(&mut Config, &str) -> Option<()>,
+    /// What it sets.
+    pub sets: Sets,
+}
+
+/// What a flag sets, and how it reads its value. `None` means that the value is not accepted.
+pub enum Sets {
+    /// A setting of the service, which stays as it is while the service runs.
+    Service(fn(&mut Config, &str) -> Option<()>),
+    /// A setting of /probe, which /faults shows and changes.
+    Probe(ProbeSetting),
+}
+
+/// How a setting of /probe is read and written.
+#[derive(Clone, Copy)]
+pub struct ProbeSetting {
+    /// Changes the setting to this value, if it is accepted.
+    pub set: fn(&mut ProbeSettings, &str) -> Option<()>,
+    /// Writes the value as `set` reads it.
+    pub write: fn(&ProbeSettings) -> String,
 }
 
 /// Every setting, in the order of the help.
@@ -173,8 +204,7 @@ pub const FLAGS: [Flag; 13] = [
         default: ":8080",
         meaning: "where to listen; no address means all, port 0 means a free one",
         accepted: "a port, such as :8080, or an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080",
-        written: None,
-        set: |config, value| parse(value).map(|value| config.listen = value),
+        sets: Sets::Service(|config, value| parse(value).map(|value| config.listen = value)),
     },
     Flag {
         name: "server",
@@ -191,8 +221,7 @@ pub const FLAGS: [Flag; 13] = [
         } else {
             "event-loop, or a build with the Cargo feature tiny-http"
         },
-        written: None,
-        set: |config, value| {
+        sets: Sets::Service(|config, value| {
             config.server = match value {
                 "event-loop" => Server::EventLoop,
                 #[cfg(feature = "tiny-http")]
@@ -200,7 +229,7 @@ pub const FLAGS: [Flag; 13] = [
                 _ => return None,
             };
             Some(())
-        },
+        }),
     },
     Flag {
         name: "fail-rate",
@@ -209,8 +238,10 @@ pub const FLAGS: [Flag; 13] = [
         default: "0",
         meaning: "share of /probe answered 500, 0 to 1",
         accepted: ACCEPTED_SHARE,
-        written: Some(|config| config.fail_rate.to_string()),
-        set: |config, value| share(value).map(|value| config.fail_rate = value),
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| share(value).map(|value| settings.fail_rate = value),
+            write: |settings| settings.fail_rate.to_string(),
+        }),
     },
     Flag {
         name: "slow-rate",
@@ -219,8 +250,10 @@ pub const FLAGS: [Flag; 13] = [
         default: "0",
         meaning: "share of the remaining /probe that is slow, 0 to 1",
         accepted: ACCEPTED_SHARE,
-        written: Some(|config| config.slow_rate.to_string()),
-        set: |config, value| share(value).map(|value| config.slow_rate = value),
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| share(value).map(|value| settings.slow_rate = value),
+            write: |settings| settings.slow_rate.to_string(),
+        }),
     },
     Flag {
         name: "latency",
@@ -229,8 +262,10 @@ pub const FLAGS: [Flag; 13] = [
         default: "0s",
         meaning: "mean latency of an ordinary /probe; gamma distributed, shape 3",
         accepted: ACCEPTED_LATENCY,
-        written: Some(|config| write_duration(config.latency)),
-        set: |config, value| latency(value).map(|value| config.latency = value),
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| latency(value).map(|value| settings.latency = value),
+            write: |settings| write_duration(settings.latency),
+        }),
     },
     Flag {
         name: "slow-latency",
@@ -239,8 +274,10 @@ pub const FLAGS: [Flag; 13] = [
         default: "9s",
         meaning: "mean latency of a slow /probe; gamma distributed, shape 30",
         accepted: ACCEPTED_LATENCY,
-        written: Some(|config| write_duration(config.slow_latency)),
-        set: |config, value| latency(value).map(|value| config.slow_latency = value),
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| latency(value).map(|value| settings.slow_latency = value),
+            write: |settings| write_duration(settings.slow_latency),
+        }),
     },
     Flag {
         name: "work",
@@ -249,10 +286,12 @@ pub const FLAGS: [Flag; 13] = [
         default: "0s",
         meaning: "CPU time that a successful /probe takes, at most 1 s",
         accepted: "a duration of at most 1s with its unit, such as 20ms",
-        written: Some(|config| write_duration(config.work)),
-        set: |config, value| {
-            duration(value, Duration::ZERO..=MOST_WORK).map(|value| config.work = value)
-        },
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| {
+                duration(value, Duration::ZERO..=MOST_WORK).map(|value| settings.work = value)
+            },
+            write: |settings| write_duration(settings.work),
+        }),
     },
     Flag {
         name: "fault-injection",
@@ -261,8 +300,9 @@ pub const FLAGS: [Flag; 13] = [
         default: "off",
         meaning: "lets clients change these five: /faults, /probe?status=&delay=",
         accepted: ACCEPTED_SWITCH,
-        written: None,
-        set: |config, value| switch(value).map(|value| config.fault_injection = value),
+        sets: Sets::Service(|config, value| {
+            switch(value).map(|value| config.fault_injection = value)
+        }),
     },
     Flag {
         name: "random-seed",
@@ -271,8 +311,9 @@ pub const FLAGS: [Flag; 13] = [
         default: "from the system",
         meaning: "makes the failures and latencies repeatable",
         accepted: "a whole number from 0 to 18446744073709551615",
-        written: None,
-        set: |config, value| parse(value).map(|value| config.random_seed = Some(value)),
+        sets: Sets::Service(|config, value| {
+            parse(value).map(|value| config.random_seed = Some(value))
+        }),
     },
     Flag {
         name: "app-version",
@@ -281,8 +322,7 @@ pub const FLAGS: [Flag; 13] = [
         default: "1",
         meaning: "label of app_version_info",
         accepted: "a text",
-        written: None,
-        set: |config, value| parse(value).map(|value| config.app_version = value),
+        sets: Sets::Service(|config, value| parse(value).map(|value| config.app_version = value)),
     },
     Flag {
         name: "app-config",
@@ -291,8 +331,7 @@ pub const FLAGS: [Flag; 13] = [
         default: "develop",
         meaning: "label of app_version_info",
         accepted: "a text",
-        written: None,
-        set: |config, value| parse(value).map(|value| config.app_config = value),
+        sets: Sets::Service(|config, value| parse(value).map(|value| config.app_config = value)),
     },
     Flag {
         name: "max-connections",
@@ -301,12 +340,11 @@ pub const FLAGS: [Flag; 13] = [
         default: "10000",
         meaning: "open connections at most",
         accepted: "a whole number from 1 to 1000000",
-        written: None,
-        set: |config, value| {
+        sets: Sets::Service(|config, value| {
             let value = parse(value).filter(|value| (1..=1_000_000).contains(value))?;
             config.max_connections = value;
             Some(())
-        },
+        }),
     },
     Flag {
         name: "access-log",
@@ -315,8 +353,7 @@ pub const FLAGS: [Flag; 13] = [
         default: "off",
         meaning: "print a line per request on standard output",
         accepted: ACCEPTED_SWITCH,
-        written: None,
-        set: |config, value| switch(value).map(|value| config.access_log = value),
+        sets: Sets::Service(|config, value| switch(value).map(|value| config.access_log = value)),
     },
 ];
 
@@ -429,8 +466,11 @@ fn configure(
 
 impl Flag {
     /// Gives the setting a value, if it is one that is accepted.
-    pub fn set(&self, config: &mut Config, value: &str) -> Option<()> {
-        (self.set)(config, value)
+    fn set(&self, config: &mut Config, value: &str) -> Option<()> {
+        match self.sets {
+            Sets::Service(set) => set(config, value),
+            Sets::Probe(setting) => (setting.set)(&mut config.probe, value),
+        }
     }
 
     fn apply(
@@ -543,11 +583,13 @@ mod tests {
             let mut changed = Config {
                 listen: "[::1]:1".parse().unwrap(),
                 server: OTHER_SERVER,
-                fail_rate: 0.5,
-                slow_rate: 0.5,
-                latency: Duration::MAX,
-                slow_latency: Duration::MAX,
-                work: Duration::MAX,
+                probe: ProbeSettings {
+                    fail_rate: 0.5,
+                    slow_rate: 0.5,
+                    latency: Duration::MAX,
+                    slow_latency: Duration::MAX,
+                    work: Duration::MAX,
+                },
                 fault_injection: true,
                 random_seed: None,
                 app_version: String::new(),
@@ -556,12 +598,12 @@ mod tests {
                 access_log: true,
             };
             let before = changed.clone();
-            (flag.set)(&mut changed, flag.default).expect(flag.name);
+            flag.set(&mut changed, flag.default).expect(flag.name);
             let is_only_value = flag.name == "server" && OTHER_SERVER == Server::EventLoop;
             assert!(changed != before || is_only_value, "{}", flag.name);
             for other in &FLAGS {
                 if other.name != "random-seed" {
-                    (other.set)(&mut changed, other.default).expect(other.name);
+                    other.set(&mut changed, other.default).expect(other.name);
                 }
             }
             assert_eq!(changed, Config::default());
@@ -572,9 +614,9 @@ mod tests {
     fn a_flag_goes_before_its_variable() {
         let environment = [("FAIL_RATE", "0.5"), ("LATENCY", "1s"), ("SLOW_RATE", "")];
         let config = config("--fail-rate=0.25 --access-log", &environment);
-        assert!((config.fail_rate - 0.25).abs() < f64::EPSILON);
-        assert_eq!(config.latency, Duration::from_secs(1));
-        assert_eq!(config.slow_rate.to_bits(), 0);
+        assert!((config.probe.fail_rate - 0.25).abs() < f64::EPSILON);
+        assert_eq!(config.probe.latency, Duration::from_secs(1));
+        assert_eq!(config.probe.slow_rate.to_bits(), 0);
         assert!(config.access_log);
     }
 
@@ -583,11 +625,13 @@ mod tests {
         let expected = Config {
             listen: "[::1]:9090".parse().unwrap(),
             server: OTHER_SERVER,
-            fail_rate: 1.0,
-            slow_rate: 0.125,
-            latency: Duration::from_millis(300),
-            slow_latency: Duration::from_secs(90),
-            work: Duration::from_millis(20),
+            probe: ProbeSettings {
+                fail_rate: 1.0,
+                slow_rate: 0.125,
+                latency: Duration::from_millis(300),
+                slow_latency: Duration::from_secs(90),
+                work: Duration::from_millis(20),
+            },
             fault_injection: true,
             random_seed: Some(u64::MAX),
             app_version: "2".into(),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::log::access::push_printable;
 use bounded_http::Status;
 
-use crate::config::{self, Config, FLAGS, Flag};
+use crate::config::{self, Config, FLAGS, Flag, ProbeSetting, ProbeSettings, Sets};
 
 /// How long a change may be asked for.
 const CHANGE_DURATIONS: RangeInclusive<Duration> =
@@ -38,8 +38,8 @@ const ACCEPTED_STATUS: &str = "200, 429, 500, 502, 503 or 504";
 
 /// What /probe is told to do, and until when.
 pub struct Faults {
-    at_start: Config,
-    changed: Config,
+    at_start: ProbeSettings,
+    changed: ProbeSettings,
     /// When the change is taken back; `None` if nobody has said.
     until: Option<Instant>,
 }
@@ -48,19 +48,19 @@ impl Faults {
     /// The settings that the service starts with.
     pub fn new(config: &Config) -> Self {
         Self {
-            at_start: config.clone(),
-            changed: config.clone(),
+            at_start: config.probe.clone(),
+            changed: config.probe.clone(),
             until: None,
         }
     }
 
     /// What is in force at `now`: the settings, and when the change to them ends.
-    fn in_force(&self, now: Instant) -> (&Config, Option<Instant>) {
+    fn in_force(&self, now: Instant) -> (&ProbeSettings, Option<Instant>) {
         (self.settings(now), self.until.filter(|until| *until > now))
     }
 
     /// The settings in force at `now`.
-    pub fn settings(&self, now: Instant) -> &Config {
+    pub fn settings(&self, now: Instant) -> &ProbeSettings {
         match self.until {
             Some(until) if until <= now => &self.at_start,
             _ => &self.changed,
@@ -79,14 +79,14 @@ impl Faults {
         let mut named = Vec::new();
         for parameter in parameters(query) {
             let name = parameter.name.as_deref().unwrap_or_default();
-            let flag = flags().find(|flag| flag.name == name);
-            let (name, accepted) = match flag {
-                Some(flag) => (flag.name, flag.accepted),
+            let setting = settings_of_probe().find(|(flag, _)| flag.name == name);
+            let (name, accepted) = match setting {
+                Some((flag, _)) => (flag.name, flag.accepted),
                 None if name == "for" => ("for", ACCEPTED_CHANGE_DURATION),
                 None => return Err(parameter.error(&accepted_names())),
             };
-            parameter.set(name, &mut named, accepted, &mut |value| match flag {
-                Some(flag) => flag.set(&mut changed, value),
+            parameter.set(name, &mut named, accepted, &mut |value| match setting {
+                Some((_, setting)) => (setting.set)(&mut changed, value),
                 None => {
                     config::duration(value, CHANGE_DURATIONS).map(|time| until = Some(now + time))
                 }
@@ -114,10 +114,9 @@ impl Faults {
     pub fn page(&self, now: Instant) -> String {
         let settings = self.settings(now);
         let mut page = String::new();
-        for flag in flags() {
-            let value = flag.written.map(|written| written(settings));
+        for (flag, setting) in settings_of_probe() {
             // A String takes every write.
-            let _ = writeln!(page, "{}={}", flag.name, value.unwrap_or_default());
+            let _ = writeln!(page, "{}={}", flag.name, (setting.write)(settings));
         }
         if let (_, Some(until)) = self.in_force(now) {
             let seconds = (until - now + Duration::from_nanos(999_999_999)).as_secs();
@@ -129,13 +128,16 @@ impl Faults {
 }
 
 /// The flags that can be changed.
-fn flags() -> impl Iterator<Item = &'static Flag> {
-    FLAGS.iter().filter(|flag| flag.written.is_some())
+fn settings_of_probe() -> impl Iterator<Item = (&'static Flag, ProbeSetting)> {
+    FLAGS.iter().filter_map(|flag| match flag.sets {
+        Sets::Probe(setting) => Some((flag, setting)),
+        Sets::Service(_) => None,
+    })
 }
 
 fn accepted_names() -> String {
     let mut names = String::new();
-    for flag in flags() {
+    for (flag, _) in settings_of_probe() {
         names += flag.name;
         names += ", ";
     }
@@ -256,10 +258,8 @@ mod tests {
     const AT_START: &str = "fail-rate=0.01\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
 
     fn faults() -> (Faults, Instant) {
-        let config = Config {
-            fail_rate: 0.01,
-            ..Config::default()
-        };
+        let mut config = Config::default();
+        config.probe.fail_rate = 0.01;
         (Faults::new(&config), Instant::now())
     }
 

@@ -19,7 +19,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, proto};
 
 use self::exposition::{Exemplar, Family, HistogramHeads, Page, family, head};
 use self::process::Process;
-use crate::config::Config;
+use crate::config::ProbeSettings;
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 
@@ -39,7 +39,7 @@ const CONNECTIONS_OPEN: Family = family!(gauge "app_connections_open" "Open clie
 const REQUESTS_IN_FLIGHT: Family = family!(gauge "app_requests_in_flight" "Requests received and not yet answered, this scrape included.");
 
 /// A gauge, and which of the settings it shows.
-type Configured = (Family, fn(&Config) -> f64);
+type Configured = (Family, fn(&ProbeSettings) -> f64);
 
 /// What /probe is told to do.
 const CONFIGURED: [Configured; 5] = [
@@ -216,7 +216,7 @@ impl Metrics {
     }
 
     /// The page that Prometheus scrapes, while /probe is told to do as `settings` say.
-    pub fn exposition(&self, format: Format, settings: &Config) -> String {
+    pub fn exposition(&self, format: Format, settings: &ProbeSettings) -> String {
         let mut page = Page::new(format, self.page.take());
         for (family, value) in &CONFIGURED {
             page.single(family, value(settings));
@@ -347,7 +347,7 @@ mod tests {
 
     /// What is on the page but for `process_*` and the comments.
     fn page(metrics: &Metrics) -> String {
-        let page = metrics.exposition(Format::Text, &Config::default());
+        let page = metrics.exposition(Format::Text, &ProbeSettings::default());
         page.split_inclusive('\n')
             .filter(|line| line.starts_with("app_") && !line.starts_with("app_configured_"))
             .collect()
@@ -418,7 +418,7 @@ mod tests {
             let metrics = metrics();
             let latency = Duration::from_millis(millis);
             metrics.record(Method::Get, PROBE, "200", latency, trace);
-            let page = metrics.exposition(Format::OpenMetrics, &Config::default());
+            let page = metrics.exposition(Format::OpenMetrics, &ProbeSettings::default());
             let lines = page.lines().filter(|line| line.contains("trace_id"));
             let lines: Vec<&str> = lines.collect();
             let le = format!(",le=\"{bound}\"}} 1 # {{");
@@ -474,7 +474,7 @@ mod tests {
         size.with_label_values(&["\"x\""]).set(1.5);
         wait.with_label_values(&["it"]).observe(0.75);
 
-        let text = metrics.exposition(Format::Text, &Config::default());
+        let text = metrics.exposition(Format::Text, &ProbeSettings::default());
         let rest = "# HELP size_bytes Size.\n# TYPE size_bytes gauge\n\
             size_bytes{of=\"\\\"x\\\"\"} 1.5\n\
             # HELP wait_seconds Wait.\n# TYPE wait_seconds histogram\n\
@@ -485,7 +485,7 @@ mod tests {
         let counter = "# HELP orders_total Orders, by \\\\ and\\nkind.\n\
             # TYPE orders_total counter\norders_total{kind=\"book\"} 2\n";
         assert!(text.contains(&(counter.to_owned() + rest)), "{text}");
-        let text = metrics.exposition(Format::OpenMetrics, &Config::default());
+        let text = metrics.exposition(Format::OpenMetrics, &ProbeSettings::default());
         let counter = counter
             .replace("HELP orders_total", "HELP orders")
             .replace("TYPE orders_total", "TYPE orders");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use crate::config::Config;
+use crate::config::ProbeSettings;
 
 /// The shape of an ordinary latency: a wide hump with a tail.
 const ORDINARY_SHAPE: u32 = 3;
@@ -34,7 +34,7 @@ impl Probe {
     }
 
     /// The outcome of the next request, with these settings in force.
-    pub fn draw(&mut self, settings: &Config) -> Outcome {
+    pub fn draw(&mut self, settings: &ProbeSettings) -> Outcome {
         if self.happens(settings.fail_rate) {
             Outcome::Fail
         } else if self.happens(settings.slow_rate) {
@@ -68,7 +68,7 @@ mod tests {
     const DRAWS: u32 = 100_000;
 
     /// A probe, and the settings that are in force.
-    struct Driven(Probe, Config);
+    struct Driven(Probe, ProbeSettings);
 
     impl Driven {
         fn draw(&mut self) -> Outcome {
@@ -76,13 +76,14 @@ mod tests {
         }
     }
 
-    fn probe(change: impl Fn(&mut Config)) -> Driven {
-        let mut config = Config {
-            random_seed: Some(20_261_122),
-            ..Config::default()
-        };
-        change(&mut config);
-        Driven(Probe::new(config.random_seed), config)
+    fn probe(change: impl Fn(&mut ProbeSettings)) -> Driven {
+        seeded(20_261_122, change)
+    }
+
+    fn seeded(random_seed: u64, change: impl Fn(&mut ProbeSettings)) -> Driven {
+        let mut settings = ProbeSettings::default();
+        change(&mut settings);
+        Driven(Probe::new(Some(random_seed)), settings)
     }
 
     /// Checks mean and variance of many draws: mean and mean²/shape are the gamma's. A sample's
@@ -111,22 +112,22 @@ mod tests {
 
     #[test]
     fn ordinary_latencies_are_gamma_distributed_with_shape_3() {
-        let mut probe = probe(|config| config.latency = Duration::from_millis(300));
+        let mut probe = probe(|settings| settings.latency = Duration::from_millis(300));
         check_gamma(&mut probe, 0.3, 3.0);
     }
 
     #[test]
     fn slow_latencies_are_gamma_distributed_with_shape_30() {
-        let mut probe = probe(|config| {
-            config.slow_rate = 1.0;
-            config.slow_latency = Duration::from_secs(9);
+        let mut probe = probe(|settings| {
+            settings.slow_rate = 1.0;
+            settings.slow_latency = Duration::from_secs(9);
         });
         check_gamma(&mut probe, 9.0, 30.0);
     }
 
     #[test]
     fn quantiles_are_the_ones_of_the_course() {
-        let mut probe = probe(|config| config.latency = Duration::from_millis(300));
+        let mut probe = probe(|settings| settings.latency = Duration::from_millis(300));
         let mut draws: Vec<Duration> = (0..DRAWS)
             .map(|_| match probe.draw() {
                 Outcome::Succeed(latency) => latency,
@@ -148,9 +149,9 @@ mod tests {
 
     #[test]
     fn failures_and_slow_answers_come_at_their_rates() {
-        let mut probe = probe(|config| {
-            config.fail_rate = 0.2;
-            config.slow_rate = 0.3;
+        let mut probe = probe(|settings| {
+            settings.fail_rate = 0.2;
+            settings.slow_rate = 0.3;
         });
         let (mut failed, mut slow) = (0, 0);
         for _ in 0..DRAWS {
@@ -167,7 +168,7 @@ mod tests {
     #[test]
     fn rates_of_0_and_1_are_never_and_always() {
         let mut never = probe(|_| {});
-        let mut always = probe(|config| config.fail_rate = 1.0);
+        let mut always = probe(|settings| settings.fail_rate = 1.0);
         for _ in 0..1000 {
             assert_eq!(never.draw(), Outcome::Succeed(Duration::ZERO));
             assert_eq!(always.draw(), Outcome::Fail);
@@ -178,9 +179,9 @@ mod tests {
     fn what_happens_at_a_rate_of_0_or_takes_no_time_draws_nothing() {
         let failures = |rate| {
             let mut probe = Probe::new(Some(1));
-            let settings = Config {
+            let settings = ProbeSettings {
                 fail_rate: rate,
-                ..Config::default()
+                ..ProbeSettings::default()
             };
             (0..100)
                 .map(|_| probe.draw(&settings) == Outcome::Fail)
@@ -191,7 +192,7 @@ mod tests {
         assert_eq!(failures(0.5), drawn);
         assert!(!failures(0.0).contains(&true));
         let mut probe = Probe::new(Some(1));
-        probe.draw(&Config::default());
+        probe.draw(&ProbeSettings::default());
         assert_eq!(
             probe.random.f64().to_bits(),
             Rng::with_seed(1).f64().to_bits()
@@ -201,11 +202,10 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_outcomes_and_another_seed_others() {
         let outcomes = |seed| -> Vec<Outcome> {
-            let mut probe = probe(|config| {
-                config.random_seed = Some(seed);
-                config.fail_rate = 0.1;
-                config.slow_rate = 0.1;
-                config.latency = Duration::from_millis(300);
+            let mut probe = seeded(seed, |settings| {
+                settings.fail_rate = 0.1;
+                settings.slow_rate = 0.1;
+                settings.latency = Duration::from_millis(300);
             });
             (0..100).map(|_| probe.draw()).collect()
         };

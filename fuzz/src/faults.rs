@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tiny_probe::config::Config;
+use tiny_probe::config::{Config, ProbeSettings};
 use tiny_probe::faults::{Faults, OwnFault};
 
 /// The input is queries, a line each; a second passes between them.
@@ -27,7 +27,7 @@ pub fn check(input: &[u8]) {
         now += Duration::from_secs(1);
     }
     faults.take_back(now);
-    assert_eq!(faults.settings(now), &Config::default());
+    assert_eq!(faults.settings(now), &ProbeSettings::default());
 }
 
 fn check_change(faults: &Faults, now: Instant) {
@@ -46,7 +46,7 @@ fn check_change(faults: &Faults, now: Instant) {
     assert_eq!(same.page(now), page);
     if page.contains("for=") {
         let after = now + Duration::from_secs(24 * 3600);
-        assert_eq!(faults.settings(after), &Config::default());
+        assert_eq!(faults.settings(after), &ProbeSettings::default());
     }
 }
 

@@ -37,11 +37,11 @@ fn variable(word: &[u8]) -> Option<(&'static str, OsString)> {
 }
 
 fn check_settings(config: &Config) {
-    assert!((0.0..=1.0).contains(&config.fail_rate));
-    assert!((0.0..=1.0).contains(&config.slow_rate));
-    assert!(config.latency <= Duration::from_secs(3600));
-    assert!(config.slow_latency <= Duration::from_secs(3600));
-    assert!(config.work <= Duration::from_secs(1));
+    assert!((0.0..=1.0).contains(&config.probe.fail_rate));
+    assert!((0.0..=1.0).contains(&config.probe.slow_rate));
+    assert!(config.probe.latency <= Duration::from_secs(3600));
+    assert!(config.probe.slow_latency <= Duration::from_secs(3600));
+    assert!(config.probe.work <= Duration::from_secs(1));
     assert!((1..=1_000_000).contains(&config.max_connections));
     assert_eq!(
         Command::parse(written(config), |_| None),
@@ -74,11 +74,11 @@ fn written(config: &Config) -> Vec<OsString> {
     let mut words = vec![
         format!("--listen={}", config.listen),
         format!("--server={}", config.server),
-        format!("--fail-rate={}", config.fail_rate),
-        format!("--slow-rate={}", config.slow_rate),
-        format!("--latency={}", nanoseconds(config.latency)),
-        format!("--slow-latency={}", nanoseconds(config.slow_latency)),
-        format!("--work={}", nanoseconds(config.work)),
+        format!("--fail-rate={}", config.probe.fail_rate),
+        format!("--slow-rate={}", config.probe.slow_rate),
+        format!("--latency={}", nanoseconds(config.probe.latency)),
+        format!("--slow-latency={}", nanoseconds(config.probe.slow_latency)),
+        format!("--work={}", nanoseconds(config.probe.work)),
         format!("--fault-injection={}", switch(config.fault_injection)),
         format!("--app-version={}", config.app_version),
         format!("--app-config={}", config.app_config),
