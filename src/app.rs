@@ -9,7 +9,7 @@ use std::time::Duration;
 use bounded_http::{Ended, Method, Outcome, Reply, Request, Service, Status};
 use prometheus::IntGauge;
 
-use crate::config::Config;
+use crate::config::{Config, FailWith};
 use crate::faults::{Faults, OwnFault};
 use crate::log::access::{AccessLog, Entry};
 use crate::log::{diagnostics, line_writer};
@@ -50,6 +50,9 @@ const URGENT: [&str; 3] = ["/healthz", METRICS, FAULTS];
 const HTML: &str = "text/html; charset=utf-8";
 /// The body of a successful /probe.
 const SUCCESS: &str = "I'm ok!";
+/// The body of a failure at the configured rate, and of one that a request asks for itself.
+const FAILURE: &str = "Failed, as configured with fail-rate.\n";
+const OWN_FAILURE: &str = "Failed, as this request asked.\n";
 
 /// The service without its sockets.
 pub struct App {
@@ -165,9 +168,19 @@ impl App {
             access_log: AccessLog::new(config.access_log),
             landing_page: landing_page(&config.app_version, &config.app_config),
         };
-        app.metrics
-            .expose(Method::Get, app.endpoint("/probe"), &["200", "500"]);
+        app.expose_probe(config);
         app
+    }
+
+    /// Exposes the series of every status with which /probe can be told to respond, at 0.
+    fn expose_probe(&self, config: &Config) {
+        let probe = self.endpoint("/probe");
+        let configured = ["200", "500", config.probe.fail_with.recorded_as()];
+        self.metrics.expose(Method::Get, probe, configured);
+        if self.fault_injection {
+            let statuses = self.faults.recorded_statuses();
+            self.metrics.expose(Method::Get, probe, statuses);
+        }
     }
 
     /// The metrics, for the gauges of connections.
@@ -249,21 +262,19 @@ impl App {
 
     fn probe(&mut self, request: &Request<'_>) -> Reply {
         if self.fault_injection {
-            match OwnFault::parse(request.query()) {
+            match self.faults.own(request.query()) {
                 Ok(None) => {}
-                Ok(Some(own)) => return own_fault(own),
+                Ok(Some(own)) => return own_response(own),
                 Err(error) => return Reply::text(Status::BadRequest, error),
             }
         }
         let settings = self.faults.settings(request.received_at());
+        let success = Reply::text(Status::Ok, SUCCESS);
         match self.probe.draw(settings) {
-            probe::Outcome::Succeed(delay) => Reply::text(Status::Ok, SUCCESS)
-                .after(delay)
-                .work(settings.work),
-            probe::Outcome::Fail => Reply::text(
-                Status::InternalServerError,
-                "Failed, as the fail rate demands.\n",
-            ),
+            probe::Outcome::Succeed(delay) => success.after(delay).work(settings.work),
+            probe::Outcome::Fail(delay) => {
+                failure(settings.fail_with, success, FAILURE).after(delay)
+            }
         }
     }
 
@@ -290,12 +301,28 @@ fn healthz(_: &mut App, _: &Request<'_>) -> Reply {
 }
 
 /// The response that a request asks for itself.
-fn own_fault(own: OwnFault) -> Reply {
-    let text = match own.status {
-        Status::Ok => SUCCESS,
-        _ => "As the request asks.\n",
+fn own_response(own: OwnFault) -> Reply {
+    let success = Reply::text(Status::Ok, SUCCESS);
+    let reply = match own.fail_with {
+        None => success,
+        Some(fail_with) => failure(fail_with, success, OWN_FAILURE),
     };
-    Reply::text(own.status, text).after(own.delay)
+    reply.after(own.delay)
+}
+
+/// A failure in place of the ordinary response, which may be needed for it.
+fn failure(fail_with: FailWith, ordinary: Reply, text: &'static str) -> Reply {
+    let status = match fail_with {
+        FailWith::Status(status) => status,
+        FailWith::Ending(ending) => return ordinary.ending(ending),
+    };
+    let reply = Reply::text(status, text);
+    match status {
+        Status::TooManyRequests | Status::ServiceUnavailable => reply.field("Retry-After", "1"),
+        // It must be there (RFC 9110, section 15.5.2). Browsers ask for a password when it is Basic.
+        Status::Unauthorized => reply.field("WWW-Authenticate", "Bearer"),
+        _ => reply,
+    }
 }
 
 /// The page at `/`: name, version and links, as Prometheus exporters have it.
@@ -385,7 +412,7 @@ mod tests {
                 "/metrics",
                 "/metrics",
                 "text/plain; version=0.0.4; charset=utf-8",
-                "# HELP app_configured_fail_ratio",
+                "# HELP app_configured_fail_latency",
             ),
         ] {
             for (name, method) in [("GET", Method::Get), ("HEAD", Method::Head)] {
@@ -582,7 +609,7 @@ mod tests {
     fn faults_are_shown_changed_and_taken_back() {
         let mut app = app_with_faults();
         let at_start = ask(&mut app, "GET", "/faults").body;
-        assert!(at_start.starts_with("fail-rate=0\nslow-rate=0\n"));
+        assert!(at_start.starts_with("fail-rate=0\nfail-with=500\n"));
         let reply = ask(&mut app, "PUT", "/faults?fail-rate=1&for=86400s");
         assert_eq!((reply.status, reply.content_type), (Status::Ok, TEXT));
         assert_eq!(reply.endpoint, "/faults");
@@ -609,7 +636,7 @@ mod tests {
         assert_eq!(reply.status, Status::BadRequest);
         assert_eq!(
             reply.body,
-            "fail-rate=2: expected a share from 0 to 1, such as 0.01\n"
+            "fail-rate=2: expected a number from 0 to 1, such as 0.01\n"
         );
         for method in ["POST", "PATCH", "put", "OPTIONS"] {
             let reply = ask(&mut app, method, "/faults?fail-rate=1");
@@ -661,7 +688,11 @@ mod tests {
         assert_eq!((reply.status, &*reply.body), (Status::Ok, SUCCESS));
         let reply = ask(&mut app, "GET", "/probe?status=418");
         assert_eq!(reply.status, Status::BadRequest);
-        assert!(reply.body.starts_with("status=418: expected 200, 429, "));
+        assert!(
+            reply
+                .body
+                .starts_with("status=418: expected a status (200, 400, ")
+        );
         let reply = ask(&mut app, "POST", "/probe?status=200");
         assert_eq!(reply.status, Status::MethodNotAllowed);
     }
@@ -677,14 +708,13 @@ mod tests {
             let lines = lines.filter_map(|line| line.strip_prefix("app_configured_"));
             lines.collect::<Vec<_>>().join(", ")
         };
-        let at_start =
-            "fail_ratio 0, latency_seconds 0, slow_latency_seconds 9, slow_ratio 0, work_seconds 0";
+        let at_start = "fail_latency_seconds 0, fail_ratio 0, latency_seconds 0, slow_latency_seconds 9, slow_ratio 0, work_seconds 0";
         assert_eq!(ask("GET", "/metrics", 0), at_start);
-        let change = "/faults?fail-rate=.2&slow-rate=.1&latency=3s&slow-latency=4s&work=5ms&for=1m";
+        let change = "/faults?fail-rate=.2&fail-latency=7s&slow-rate=.1&latency=3s&slow-latency=4s&work=5ms&for=1m";
         ask("PUT", change, 0);
         assert_eq!(
             ask("GET", "/metrics", 59),
-            "fail_ratio 0.2, latency_seconds 3, slow_latency_seconds 4, slow_ratio 0.1, work_seconds 0.005"
+            "fail_latency_seconds 7, fail_ratio 0.2, latency_seconds 3, slow_latency_seconds 4, slow_ratio 0.1, work_seconds 0.005"
         );
         assert_eq!(ask("GET", "/metrics", 60), at_start);
     }
@@ -697,7 +727,7 @@ mod tests {
         let methods = [
             "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW",
         ];
-        let own = [200, 429, 500, 502, 503, 504, 0].map(|status| format!("/probe?status={status}"));
+        let own = FailWith::STATUSES.map(|status| format!("/probe?status={}", status.label()));
         let known = [
             "/",
             "/metrics",
@@ -707,14 +737,24 @@ mod tests {
             "/faults?work=0s",
             "/faults?",
         ];
-        let targets = own.iter().map(|target| &**target).chain(known);
+        let targets = own
+            .iter()
+            .map(|target| &**target)
+            .chain(["/probe?status=", "/probe?fail-with=hang"])
+            .chain(known);
         for target in targets {
             for method in methods {
                 let request = Request::new(method, target);
                 let reply = app.answer(&request);
                 // Only such replies are delayed, so that a client can disconnect before.
-                let may_be_delayed = request.path() == "/probe" && reply.fields().next().is_none();
-                app.ended(ended(reply, Outcome::Responded));
+                let is_allowed = reply.fields().all(|(name, _)| name != "Allow");
+                let may_be_delayed = request.path() == "/probe" && is_allowed;
+                let outcome = if reply.how().is_silent() {
+                    Outcome::Dropped
+                } else {
+                    Outcome::Responded
+                };
+                app.ended(ended(reply, outcome));
                 if may_be_delayed {
                     let reply = app.answer(&request);
                     app.ended(ended(reply, Outcome::Disconnected));

@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use bounded_http::{Ending, Status};
 use lexopt::{Arg, Parser};
 
 /// Latencies longer than this are taken for a mistake.
@@ -61,6 +62,10 @@ impl Default for Config {
 pub struct ProbeSettings {
     /// The fraction of requests that fail, 0 to 1.
     pub fail_rate: f64,
+    /// How they fail.
+    pub fail_with: FailWith,
+    /// The mean latency of a failure.
+    pub fail_latency: Duration,
     /// The fraction of the remaining requests that are slow, 0 to 1.
     pub slow_rate: f64,
     /// The mean latency of an ordinary request.
@@ -75,11 +80,98 @@ impl Default for ProbeSettings {
     fn default() -> Self {
         Self {
             fail_rate: 0.0,
+            fail_with: FailWith::Status(Status::InternalServerError),
+            fail_latency: Duration::ZERO,
             slow_rate: 0.0,
             latency: Duration::ZERO,
             slow_latency: Duration::from_secs(9),
             work: Duration::ZERO,
         }
+    }
+}
+
+/// How a failure is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailWith {
+    /// As a response with this status. With 200, only the text says that it is a failure.
+    Status(Status),
+    /// As the ordinary response, which does not arrive, or not as a whole.
+    Ending(Ending),
+}
+
+impl FailWith {
+    /// The statuses that a failure can have.
+    pub const STATUSES: [Status; 11] = [
+        Status::Ok,
+        Status::BadRequest,
+        Status::Unauthorized,
+        Status::Forbidden,
+        Status::NotFound,
+        Status::RequestTimeout,
+        Status::TooManyRequests,
+        Status::InternalServerError,
+        Status::BadGateway,
+        Status::ServiceUnavailable,
+        Status::GatewayTimeout,
+    ];
+    const ENDINGS: [(&'static str, Ending); 5] = [
+        ("reset", Ending::Reset),
+        ("close", Ending::Close),
+        ("cut", Ending::Cut),
+        ("stall", Ending::Stall),
+        ("hang", Ending::Hang),
+    ];
+    /// What [`parse`](Self::parse) accepts, to complete "expected …".
+    pub const ACCEPTED: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, 500, 502, 503 \
+                                        or 504), reset, close, cut, stall or hang";
+    /// What is accepted of it where responses cannot be sent in another way than HTTP has it.
+    pub const ACCEPTED_STATUS: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, 500, \
+                                               502, 503 or 504)";
+    /// The same, with the reason.
+    pub const ACCEPTED_BY_TINY_HTTP: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, \
+                                                     500, 502, 503 or 504), since --server \
+                                                     tiny-http can send nothing else";
+
+    /// Reads a status or the name of an ending.
+    pub fn parse(name: &str) -> Option<Self> {
+        let status = || Self::parse_status(name).map(Self::Status);
+        let mut endings = Self::ENDINGS.iter();
+        let ending = endings.find(|(ending, _)| *ending == name);
+        ending
+            .map(|(_, ending)| Self::Ending(*ending))
+            .or_else(status)
+    }
+
+    /// Reads a status alone.
+    pub fn parse_status(label: &str) -> Option<Status> {
+        let mut statuses = Self::STATUSES.into_iter();
+        statuses.find(|status| status.label() == label)
+    }
+
+    /// The name, as [`parse`](Self::parse) reads it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Status(status) => status.label(),
+            Self::Ending(ending) => {
+                let mut endings = Self::ENDINGS.iter();
+                let found = endings.find(|(_, known)| *known == ending);
+                found.map_or("", |(name, _)| name)
+            }
+        }
+    }
+
+    /// The status that the failure is recorded with.
+    pub fn recorded_as(self) -> &'static str {
+        match self {
+            Self::Status(status) => status.label(),
+            Self::Ending(ending) if ending.is_silent() => "444",
+            Self::Ending(_) => Status::Ok.label(),
+        }
+    }
+
+    /// Whether every server can send it: whether it is a response as HTTP has it.
+    pub fn is_status(self) -> bool {
+        matches!(self, Self::Status(_))
     }
 }
 
@@ -123,6 +215,13 @@ pub enum Server {
     /// The plain one, on `tiny_http`.
     #[cfg(feature = "tiny-http")]
     TinyHttp,
+}
+
+impl Server {
+    /// Whether it can reset a connection, or send a part of a response.
+    pub fn can_misbehave(self) -> bool {
+        self == Self::EventLoop
+    }
 }
 
 impl fmt::Display for Server {
@@ -196,7 +295,7 @@ pub struct ProbeSetting {
 }
 
 /// Every setting, in the order of the help.
-pub const FLAGS: [Flag; 13] = [
+pub const FLAGS: [Flag; 15] = [
     Flag {
         name: "listen",
         variable: "LISTEN",
@@ -234,24 +333,48 @@ pub const FLAGS: [Flag; 13] = [
     Flag {
         name: "fail-rate",
         variable: "FAIL_RATE",
-        value: "SHARE",
+        value: "FRACTION",
         default: "0",
-        meaning: "share of /probe answered 500, 0 to 1",
-        accepted: ACCEPTED_SHARE,
+        meaning: "fraction of /probe requests that fail, 0 to 1",
+        accepted: ACCEPTED_FRACTION,
         sets: Sets::Probe(ProbeSetting {
-            set: |settings, value| share(value).map(|value| settings.fail_rate = value),
+            set: |settings, value| fraction(value).map(|value| settings.fail_rate = value),
             write: |settings| settings.fail_rate.to_string(),
+        }),
+    },
+    Flag {
+        name: "fail-with",
+        variable: "FAIL_WITH",
+        value: "HOW",
+        default: "500",
+        meaning: "how they fail: a status, reset, close, cut, stall or hang",
+        accepted: FailWith::ACCEPTED,
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| FailWith::parse(value).map(|value| settings.fail_with = value),
+            write: |settings| settings.fail_with.name().to_owned(),
+        }),
+    },
+    Flag {
+        name: "fail-latency",
+        variable: "FAIL_LATENCY",
+        value: "DURATION",
+        default: "0s",
+        meaning: "mean latency of a failure; gamma distributed, shape 3",
+        accepted: ACCEPTED_LATENCY,
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| latency(value).map(|value| settings.fail_latency = value),
+            write: |settings| write_duration(settings.fail_latency),
         }),
     },
     Flag {
         name: "slow-rate",
         variable: "SLOW_RATE",
-        value: "SHARE",
+        value: "FRACTION",
         default: "0",
-        meaning: "share of the remaining /probe that is slow, 0 to 1",
-        accepted: ACCEPTED_SHARE,
+        meaning: "fraction of the remaining requests that are slow, 0 to 1",
+        accepted: ACCEPTED_FRACTION,
         sets: Sets::Probe(ProbeSetting {
-            set: |settings, value| share(value).map(|value| settings.slow_rate = value),
+            set: |settings, value| fraction(value).map(|value| settings.slow_rate = value),
             write: |settings| settings.slow_rate.to_string(),
         }),
     },
@@ -260,7 +383,7 @@ pub const FLAGS: [Flag; 13] = [
         variable: "LATENCY",
         value: "DURATION",
         default: "0s",
-        meaning: "mean latency of an ordinary /probe; gamma distributed, shape 3",
+        meaning: "mean latency of an ordinary request; gamma distributed, shape 3",
         accepted: ACCEPTED_LATENCY,
         sets: Sets::Probe(ProbeSetting {
             set: |settings, value| latency(value).map(|value| settings.latency = value),
@@ -272,7 +395,7 @@ pub const FLAGS: [Flag; 13] = [
         variable: "SLOW_LATENCY",
         value: "DURATION",
         default: "9s",
-        meaning: "mean latency of a slow /probe; gamma distributed, shape 30",
+        meaning: "mean latency of a slow request; gamma distributed, shape 30",
         accepted: ACCEPTED_LATENCY,
         sets: Sets::Probe(ProbeSetting {
             set: |settings, value| latency(value).map(|value| settings.slow_latency = value),
@@ -284,7 +407,7 @@ pub const FLAGS: [Flag; 13] = [
         variable: "WORK",
         value: "DURATION",
         default: "0s",
-        meaning: "CPU time that a successful /probe takes, at most 1 s",
+        meaning: "CPU time that a successful request takes, at most 1 s",
         accepted: "a duration of at most 1s with its unit, such as 20ms",
         sets: Sets::Probe(ProbeSetting {
             set: |settings, value| {
@@ -298,7 +421,7 @@ pub const FLAGS: [Flag; 13] = [
         variable: "FAULT_INJECTION",
         value: "",
         default: "off",
-        meaning: "lets clients change these five: /faults, /probe?status=&delay=",
+        meaning: "lets clients change the above: /faults, /probe?status=&delay=",
         accepted: ACCEPTED_SWITCH,
         sets: Sets::Service(|config, value| {
             switch(value).map(|value| config.fault_injection = value)
@@ -357,7 +480,7 @@ pub const FLAGS: [Flag; 13] = [
     },
 ];
 
-const ACCEPTED_SHARE: &str = "a share from 0 to 1, such as 0.01";
+const ACCEPTED_FRACTION: &str = "a number from 0 to 1, such as 0.01";
 const ACCEPTED_LATENCY: &str = "a duration of at most 1h with its unit, such as 300ms or 9s";
 const ACCEPTED_SWITCH: &str = "on or off";
 
@@ -365,10 +488,10 @@ fn parse<T: FromStr>(value: &str) -> Option<T> {
     value.parse().ok()
 }
 
-fn share(value: &str) -> Option<f64> {
-    let share = parse(value).filter(|share| (0.0..=1.0).contains(share));
-    // -0 is one of them, and would be shown.
-    share.map(f64::abs)
+fn fraction(value: &str) -> Option<f64> {
+    let fraction = parse(value).filter(|fraction| (0.0..=1.0).contains(fraction));
+    // -0 is within the bounds, and would be shown as such.
+    fraction.map(f64::abs)
 }
 
 fn latency(value: &str) -> Option<Duration> {
@@ -479,13 +602,18 @@ impl Flag {
         value: &OsString,
         written: impl Fn(&str) -> String,
     ) -> Result<(), ConfigError> {
-        value
-            .to_str()
-            .and_then(|value| self.set(config, value))
-            .ok_or_else(|| {
-                let value = one_line(&value.to_string_lossy());
-                ConfigError(format!("{}: expected {}", written(&value), self.accepted))
-            })
+        let refused = |accepted| {
+            let value = one_line(&value.to_string_lossy());
+            ConfigError(format!("{}: expected {accepted}", written(&value)))
+        };
+        let set = value.to_str().and_then(|value| self.set(config, value));
+        set.ok_or_else(|| refused(self.accepted))?;
+        // The row of the server comes first, so that it is known here.
+        if config.server.can_misbehave() || config.probe.fail_with.is_status() {
+            Ok(())
+        } else {
+            Err(refused(FailWith::ACCEPTED_BY_TINY_HTTP))
+        }
     }
 }
 
@@ -585,6 +713,8 @@ mod tests {
                 server: OTHER_SERVER,
                 probe: ProbeSettings {
                     fail_rate: 0.5,
+                    fail_with: FailWith::Status(Status::BadGateway),
+                    fail_latency: Duration::MAX,
                     slow_rate: 0.5,
                     latency: Duration::MAX,
                     slow_latency: Duration::MAX,
@@ -627,6 +757,8 @@ mod tests {
             server: OTHER_SERVER,
             probe: ProbeSettings {
                 fail_rate: 1.0,
+                fail_with: FailWith::Status(Status::ServiceUnavailable),
+                fail_latency: Duration::from_secs(2),
                 slow_rate: 0.125,
                 latency: Duration::from_millis(300),
                 slow_latency: Duration::from_secs(90),
@@ -644,6 +776,8 @@ mod tests {
             ("LISTEN", "[::1]:9090"),
             ("SERVER", &server),
             ("FAIL_RATE", "1"),
+            ("FAIL_WITH", "503"),
+            ("FAIL_LATENCY", "2s"),
             ("SLOW_RATE", ".125"),
             ("LATENCY", "300ms"),
             ("SLOW_LATENCY", "1m30s"),
@@ -661,6 +795,43 @@ mod tests {
             .map(|(name, value)| format!("--{}={value}", name.to_lowercase().replace('_', "-")))
             .collect();
         assert_eq!(config(&flags.join(" "), &[]), expected);
+    }
+
+    #[test]
+    fn a_failure_is_a_status_or_an_ending() {
+        let endings = FailWith::ENDINGS.map(|(name, _)| name);
+        let statuses = FailWith::STATUSES.map(Status::label);
+        for name in endings.iter().chain(&statuses) {
+            let fail_with = FailWith::parse(name).expect(name);
+            assert_eq!(fail_with.name(), *name);
+            assert!(FailWith::ACCEPTED.contains(name), "{name}");
+            assert_eq!(fail_with.is_status(), statuses.contains(name));
+            assert!(!fail_with.recorded_as().is_empty());
+        }
+        for name in ["", "501", "999", "Reset", "0500", "500 ", "none"] {
+            assert_eq!(FailWith::parse(name), None, "{name}");
+        }
+    }
+
+    #[cfg(feature = "tiny-http")]
+    #[test]
+    fn tiny_http_sends_responses_and_nothing_else() {
+        for (arguments, environment) in [
+            ("--fail-with cut --server tiny-http", &[][..]),
+            ("--fail-with cut", &[("SERVER", "tiny-http")]),
+        ] {
+            let error = command(arguments, environment).unwrap_err().to_string();
+            assert!(
+                error.starts_with("--fail-with cut: expected a status ("),
+                "{error}"
+            );
+            assert!(
+                error.ends_with("--server tiny-http can send nothing else"),
+                "{error}"
+            );
+        }
+        config("--fail-with 503 --server tiny-http", &[]);
+        config("--fail-with cut --server event-loop", &[]);
     }
 
     #[test]

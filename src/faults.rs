@@ -2,19 +2,17 @@
 //!
 //! Time comes in as an argument. The settings in force are a function of it: nothing has to happen
 //! when a change is over.
-//!
-//! A query is `name=value`, with `&` between. In both of them a percent-escape is decoded (RFC 3986,
-//! section 2.1), and a plus is a plus. What cannot be read, or could be read in two ways, is told in
-//! one line, in visible ASCII whatever the client sent.
 
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use crate::log::access::push_printable;
 use bounded_http::Status;
 
-use crate::config::{self, Config, FLAGS, Flag, ProbeSetting, ProbeSettings, Sets};
+use self::query::parameters;
+use crate::config::{self, Config, FLAGS, FailWith, Flag, ProbeSetting, ProbeSettings, Sets};
+
+mod query;
 
 /// How long a change may be asked for.
 const CHANGE_DURATIONS: RangeInclusive<Duration> =
@@ -23,18 +21,8 @@ const ACCEPTED_CHANGE_DURATION: &str = "a duration from 1s to 24h with its unit,
 
 /// The longest delay that a request may ask for itself: it holds its connection meanwhile.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
+const FAIL_WITH: &str = "fail-with";
 const ACCEPTED_DELAY: &str = "a duration of at most 60s with its unit, such as 250ms";
-
-/// The statuses that a request may ask for itself. Each is a series more.
-const STATUSES: [Status; 6] = [
-    Status::Ok,
-    Status::TooManyRequests,
-    Status::InternalServerError,
-    Status::BadGateway,
-    Status::ServiceUnavailable,
-    Status::GatewayTimeout,
-];
-const ACCEPTED_STATUS: &str = "200, 429, 500, 502, 503 or 504";
 
 /// What /probe is told to do, and until when.
 pub struct Faults {
@@ -42,6 +30,8 @@ pub struct Faults {
     changed: ProbeSettings,
     /// When the change is taken back; `None` if nobody has said.
     until: Option<Instant>,
+    /// Whether the server can send a failure in another way than HTTP has it.
+    can_misbehave: bool,
 }
 
 impl Faults {
@@ -51,6 +41,7 @@ impl Faults {
             at_start: config.probe.clone(),
             changed: config.probe.clone(),
             until: None,
+            can_misbehave: config.server.can_misbehave(),
         }
     }
 
@@ -81,12 +72,16 @@ impl Faults {
             let name = parameter.name.as_deref().unwrap_or_default();
             let setting = settings_of_probe().find(|(flag, _)| flag.name == name);
             let (name, accepted) = match setting {
+                Some((flag, _)) if flag.name == FAIL_WITH => (FAIL_WITH, self.accepted_fail_with()),
                 Some((flag, _)) => (flag.name, flag.accepted),
                 None if name == "for" => ("for", ACCEPTED_CHANGE_DURATION),
-                None => return Err(parameter.error(&accepted_names())),
+                None => return Err(parameter.expected(&accepted_names())),
             };
             parameter.set(name, &mut named, accepted, &mut |value| match setting {
-                Some((_, setting)) => (setting.set)(&mut changed, value),
+                Some((_, setting)) => {
+                    (setting.set)(&mut changed, value)?;
+                    self.can_send(changed.fail_with).then_some(())
+                }
                 None => {
                     config::duration(value, CHANGE_DURATIONS).map(|time| until = Some(now + time))
                 }
@@ -99,6 +94,61 @@ impl Faults {
         self.changed = changed;
         self.until = until;
         Ok(is_change)
+    }
+
+    /// Reads what a request to /probe asks for itself: `status` or `fail-with`, and `delay`. `None` if
+    /// the query names none of them. All other names are ignored.
+    ///
+    /// # Errors
+    /// The line that tells the client what is accepted.
+    pub fn own(&self, query: &str) -> Result<Option<OwnFault>, String> {
+        let mut own = OwnFault {
+            fail_with: None,
+            delay: Duration::ZERO,
+        };
+        let mut named = Vec::new();
+        for parameter in parameters(query) {
+            let (name, accepted) = match parameter.name.as_deref() {
+                Some("status") => ("status", FailWith::ACCEPTED_STATUS),
+                Some(FAIL_WITH) => (FAIL_WITH, self.accepted_fail_with()),
+                Some("delay") => ("delay", ACCEPTED_DELAY),
+                _ => continue,
+            };
+            parameter.set(name, &mut named, accepted, &mut |value| {
+                match name {
+                    "delay" => own.delay = read_delay(value)?,
+                    "status" => own.fail_with = failure_with(FailWith::parse_status(value)?),
+                    _ => {
+                        let fail_with = FailWith::parse(value);
+                        own.fail_with = Some(fail_with.filter(|how| self.can_send(*how))?);
+                    }
+                }
+                Some(())
+            })?;
+            if named.contains(&"status") && named.contains(&FAIL_WITH) {
+                return Err(parameter.error("expected either status or fail-with"));
+            }
+        }
+        Ok((!named.is_empty()).then_some(own))
+    }
+
+    fn can_send(&self, fail_with: FailWith) -> bool {
+        self.can_misbehave || fail_with.is_status()
+    }
+
+    fn accepted_fail_with(&self) -> &'static str {
+        if self.can_misbehave {
+            FailWith::ACCEPTED
+        } else {
+            FailWith::ACCEPTED_BY_TINY_HTTP
+        }
+    }
+
+    /// How requests to /probe may be told to fail: every status that can be recorded for them.
+    pub fn recorded_statuses(&self) -> impl Iterator<Item = &'static str> {
+        let statuses = FailWith::STATUSES.map(Status::label);
+        let dropped = self.can_misbehave.then_some("444");
+        statuses.into_iter().chain(dropped)
     }
 
     /// Goes back to the settings that the service started with: the change ends now. Returns whether
@@ -147,115 +197,28 @@ fn accepted_names() -> String {
 /// What a request to /probe asks for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnFault {
-    /// The status of its answer.
-    pub status: Status,
-    /// How long that is to wait.
+    /// How it fails; `None` if it succeeds.
+    pub fail_with: Option<FailWith>,
+    /// How long its response waits.
     pub delay: Duration,
 }
 
-impl OwnFault {
-    /// Reads `status` and `delay`; `None` if the query names neither. All other names are ignored.
-    ///
-    /// # Errors
-    /// The line that tells the client what is accepted.
-    pub fn parse(query: &str) -> Result<Option<Self>, String> {
-        let mut own = Self {
-            status: Status::Ok,
-            delay: Duration::ZERO,
-        };
-        let mut named = Vec::new();
-        for parameter in parameters(query) {
-            match parameter.name.as_deref() {
-                Some("status") => {
-                    parameter.set("status", &mut named, ACCEPTED_STATUS, &mut |value| {
-                        read_status(value).map(|status| own.status = status)
-                    })?;
-                }
-                Some("delay") => {
-                    parameter.set("delay", &mut named, ACCEPTED_DELAY, &mut |value| {
-                        read_delay(value).map(|delay| own.delay = delay)
-                    })?;
-                }
-                _ => {}
-            }
-        }
-        Ok((!named.is_empty()).then_some(own))
-    }
-}
-
-fn read_status(value: &str) -> Option<Status> {
-    STATUSES.into_iter().find(|status| status.label() == value)
+/// The failure with a status, unless it is that of a success.
+fn failure_with(status: Status) -> Option<FailWith> {
+    (status != Status::Ok).then_some(FailWith::Status(status))
 }
 
 fn read_delay(value: &str) -> Option<Duration> {
     config::duration(value, Duration::ZERO..=LONGEST_DELAY)
 }
 
-/// One `name=value` of a query.
-struct Parameter<'a> {
-    written: &'a str,
-    /// Decoded; `None` if an escape is broken.
-    name: Option<String>,
-    value: Option<String>,
-}
-
-fn parameters(query: &str) -> impl Iterator<Item = Parameter<'_>> {
-    let written = query.split('&').filter(|written| !written.is_empty());
-    written.map(|written| {
-        let (name, value) = written.split_once('=').unwrap_or((written, ""));
-        Parameter {
-            written,
-            name: decode(name),
-            value: decode(value),
-        }
-    })
-}
-
-impl Parameter<'_> {
-    /// Sets what it names, if the value is one that is accepted and the name has not been there.
-    fn set(
-        &self,
-        name: &'static str,
-        named: &mut Vec<&'static str>,
-        accepted: &str,
-        set: &mut dyn FnMut(&str) -> Option<()>,
-    ) -> Result<(), String> {
-        if named.contains(&name) {
-            return Err(self.error("it once only"));
-        }
-        named.push(name);
-        let value = self.value.as_deref().and_then(set);
-        value.ok_or_else(|| self.error(accepted))
-    }
-
-    fn error(&self, accepted: &str) -> String {
-        let mut line = String::new();
-        push_printable(&mut line, self.written);
-        line + ": expected " + accepted + "\n"
-    }
-}
-
-/// Decodes percent-escapes. `None` if one is broken, or if what they say is no text.
-fn decode(text: &str) -> Option<String> {
-    let mut parts = text.split('%');
-    let mut decoded = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let (escape, rest) = part.split_at_checked(2)?;
-        // What reads numbers takes a sign, too.
-        if !escape.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return None;
-        }
-        decoded.push(u8::from_str_radix(escape, 16).ok()?);
-        decoded.extend_from_slice(rest.as_bytes());
-    }
-    String::from_utf8(decoded).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use bounded_http::Ending;
+
     use super::*;
 
-    const AT_START: &str = "fail-rate=0.01\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
+    const AT_START: &str = "fail-rate=0.01\nfail-with=500\nfail-latency=0s\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
 
     fn faults() -> (Faults, Instant) {
         let mut config = Config::default();
@@ -274,7 +237,7 @@ mod tests {
         faults.change("latency=300ms&fail-rate=.25", now).unwrap();
         let expected = AT_START
             .replace("fail-rate=0.01", "fail-rate=0.25")
-            .replace("latency=0s", "latency=300ms");
+            .replace("\nlatency=0s", "\nlatency=300ms");
         assert_eq!(faults.page(now), expected);
         assert_eq!(faults.settings(now).latency, Duration::from_millis(300));
 
@@ -332,7 +295,7 @@ mod tests {
         assert!(
             faults
                 .page(later)
-                .starts_with("fail-rate=0.2\nslow-rate=0.5\n")
+                .contains("fail-rate=0.2\nfail-with=500\nfail-latency=0s\nslow-rate=0.5\n")
         );
         assert_eq!(faults.page(later + seconds(5)), AT_START);
         faults.take_back(later);
@@ -358,7 +321,7 @@ mod tests {
     #[test]
     fn what_is_shown_can_be_asked_for() {
         let now = Instant::now();
-        let query = "fail-rate=0.125&slow-rate=1&latency=1m30s5ms&slow-latency=59m59s999ms&work=1us&for=24h";
+        let query = "fail-rate=0.125&fail-with=stall&fail-latency=2s&slow-rate=1&latency=1m30s5ms&slow-latency=59m59s999ms&work=1us&for=24h";
         let mut faults = Faults::new(&Config::default());
         faults.change(query, now).unwrap();
         let page = faults.page(now);
@@ -373,10 +336,11 @@ mod tests {
 
     #[test]
     fn a_bad_query_is_told_and_changes_nothing() {
-        let share = "expected a share from 0 to 1, such as 0.01";
+        let fraction = "expected a number from 0 to 1, such as 0.01";
         let latency = "expected a duration of at most 1h with its unit, such as 300ms or 9s";
         let work = "expected a duration of at most 1s with its unit, such as 20ms";
-        let names = "expected fail-rate, slow-rate, latency, slow-latency, work, or for";
+        let names = "expected fail-rate, fail-with, fail-latency, slow-rate, latency, slow-latency, work, or for";
+        let how = &format!("expected {}", FailWith::ACCEPTED);
         let time = "expected a duration from 1s to 24h with its unit, such as 2m";
         let long = format!("fail-rate={}", "9".repeat(8000));
         for (query, shown, expected) in [
@@ -386,34 +350,34 @@ mod tests {
             ("random-seed=1", "random-seed=1", names),
             ("=1", "=1", names),
             ("fail%2=1", "fail%2=1", names),
-            ("fail-rate=1;latency=1s", "fail-rate=1;latency=1s", share),
-            ("fail-rate", "fail-rate", share),
-            ("fail-rate=", "fail-rate=", share),
-            ("fail-rate==1", "fail-rate==1", share),
-            ("fail-rate=1.01", "fail-rate=1.01", share),
-            ("fail-rate=-0.1", "fail-rate=-0.1", share),
-            ("fail-rate=NaN", "fail-rate=NaN", share),
-            ("fail-rate=inf", "fail-rate=inf", share),
-            ("fail-rate=-infinity", "fail-rate=-infinity", share),
-            ("fail-rate=1e400", "fail-rate=1e400", share),
-            ("fail-rate=0,5", "fail-rate=0,5", share),
-            ("fail-rate=%30.%zz", "fail-rate=%30.%zz", share),
-            ("fail-rate=0%", "fail-rate=0%", share),
-            ("fail-rate=0%3", "fail-rate=0%3", share),
-            ("fail-rate=0%+1", "fail-rate=0%+1", share),
-            ("fail-rate=%C3%28", "fail-rate=%C3%28", share),
-            ("fail-rate=1%0a", "fail-rate=1%0a", share),
+            ("fail-rate=1;latency=1s", "fail-rate=1;latency=1s", fraction),
+            ("fail-rate", "fail-rate", fraction),
+            ("fail-rate=", "fail-rate=", fraction),
+            ("fail-rate==1", "fail-rate==1", fraction),
+            ("fail-rate=1.01", "fail-rate=1.01", fraction),
+            ("fail-rate=-0.1", "fail-rate=-0.1", fraction),
+            ("fail-rate=NaN", "fail-rate=NaN", fraction),
+            ("fail-rate=inf", "fail-rate=inf", fraction),
+            ("fail-rate=-infinity", "fail-rate=-infinity", fraction),
+            ("fail-rate=1e400", "fail-rate=1e400", fraction),
+            ("fail-rate=0,5", "fail-rate=0,5", fraction),
+            ("fail-rate=%30.%zz", "fail-rate=%30.%zz", fraction),
+            ("fail-rate=0%", "fail-rate=0%", fraction),
+            ("fail-rate=0%3", "fail-rate=0%3", fraction),
+            ("fail-rate=0%+1", "fail-rate=0%+1", fraction),
+            ("fail-rate=%C3%28", "fail-rate=%C3%28", fraction),
+            ("fail-rate=1%0a", "fail-rate=1%0a", fraction),
             (
                 "fail-rate=0.1&fail-rate=0.1",
                 "fail-rate=0.1",
-                "expected it once only",
+                "given more than once",
             ),
             (
                 "fail-rate=0.1&fail%2drate=0.2",
                 "fail%2drate=0.2",
-                "expected it once only",
+                "given more than once",
             ),
-            ("for=1s&for=2s", "for=2s", "expected it once only"),
+            ("for=1s&for=2s", "for=2s", "given more than once"),
             ("latency=300", "latency=300", latency),
             ("latency=0", "latency=0", latency),
             ("slow-latency=%30", "slow-latency=%30", latency),
@@ -427,14 +391,18 @@ mod tests {
             ),
             ("latency=1m+30s", "latency=1m+30s", latency),
             ("work=1001ms", "work=1001ms", work),
+            ("fail-with=501", "fail-with=501", how),
+            ("fail-with=RESET", "fail-with=RESET", how),
+            ("fail-with", "fail-with", how),
+            ("fail-latency=2", "fail-latency=2", latency),
             ("for=999ms", "for=999ms", time),
             ("for=86401s", "for=86401s", time),
             ("for=ever", "for=ever", time),
-            (&long, &long[..200], share),
+            (&long, &long[..200], fraction),
             (
                 "fail-rate=\u{1b}[31m\u{7f}\u{9b}\u{202e}\"",
                 "fail-rate=\\x1b[31m\\x7f\\xc2\\x9b\\xe2\\x80\\xae\\\"",
-                share,
+                fraction,
             ),
         ] {
             let (mut faults, now) = faults();
@@ -465,63 +433,95 @@ mod tests {
         let (mut faults, now) = faults();
         let query = "%66ail%2Drate=%30%2e5&latency=1m%2030s&&slow-rate=%2B1&";
         faults.change(query, now).unwrap();
-        assert!(
-            faults
-                .page(now)
-                .starts_with("fail-rate=0.5\nslow-rate=1\nlatency=90s\n")
-        );
+        assert!(faults.page(now).contains("\nslow-rate=1\nlatency=90s\n"));
         faults.change("fail-rate=-0", now).unwrap();
         assert!(faults.page(now).starts_with("fail-rate=0\n"));
     }
 
     #[test]
-    fn a_request_asks_for_its_own_answer() {
-        let own = |status, millis| {
+    fn a_request_asks_for_its_own_response() {
+        let (faults, _) = faults();
+        let own = |fail_with, millis| {
             let delay = Duration::from_millis(millis);
-            Ok(Some(OwnFault { status, delay }))
+            Ok(Some(OwnFault { fail_with, delay }))
         };
+        let failure = |status| Some(FailWith::Status(status));
         for (query, expected) in [
             ("", Ok(None)),
             ("x=1&Status=503&%zz=1&fail-rate=7", Ok(None)),
-            ("status=503", own(Status::ServiceUnavailable, 0)),
-            ("delay=250ms", own(Status::Ok, 250)),
+            ("status=503", own(failure(Status::ServiceUnavailable), 0)),
+            ("delay=250ms", own(None, 250)),
             (
                 "delay=60s&x=%zz&status=429",
-                own(Status::TooManyRequests, 60_000),
+                own(failure(Status::TooManyRequests), 60_000),
             ),
-            ("%73tatus=%3504", own(Status::GatewayTimeout, 0)),
-            ("status=200&delay=0s", own(Status::Ok, 0)),
+            ("%73tatus=%3504", own(failure(Status::GatewayTimeout), 0)),
+            ("status=200&delay=0s", own(None, 0)),
+            ("fail-with=200", own(failure(Status::Ok), 0)),
+            (
+                "fail-with=reset&delay=1s",
+                own(Some(FailWith::Ending(Ending::Reset)), 1000),
+            ),
         ] {
-            assert_eq!(OwnFault::parse(query), expected, "{query}");
+            assert_eq!(faults.own(query), expected, "{query}");
         }
-        for status in STATUSES {
+        for status in FailWith::STATUSES {
             let query = format!("status={}", status.label());
-            assert_eq!(OwnFault::parse(&query), own(status, 0));
-            assert!(ACCEPTED_STATUS.contains(status.label()));
+            assert_eq!(faults.own(&query), own(failure_with(status), 0));
+            let query = format!("fail-with={}", status.label());
+            assert_eq!(faults.own(&query), own(failure(status), 0));
         }
     }
 
     #[test]
     fn a_request_that_cannot_be_understood_is_told() {
-        for (query, shown, accepted) in [
-            ("status=", "status=", ACCEPTED_STATUS),
-            ("status=404", "status=404", ACCEPTED_STATUS),
-            ("status=0503", "status=0503", ACCEPTED_STATUS),
-            ("status=+503", "status=+503", ACCEPTED_STATUS),
-            ("status=50%zz", "status=50%zz", ACCEPTED_STATUS),
-            ("delay=60001ms", "delay=60001ms", ACCEPTED_DELAY),
-            ("delay=1", "delay=1", ACCEPTED_DELAY),
-            ("delay=0", "delay=0", ACCEPTED_DELAY),
-            ("status=503&delay", "delay", ACCEPTED_DELAY),
-            ("delay=1s&status=500&delay=1s", "delay=1s", "it once only"),
+        let (faults, _) = faults();
+        let status = &format!("expected {}", FailWith::ACCEPTED_STATUS);
+        let how = &format!("expected {}", FailWith::ACCEPTED);
+        let delay = &format!("expected {ACCEPTED_DELAY}");
+        for (query, shown, problem) in [
+            ("status=", "status=", status),
+            ("status=405", "status=405", status),
+            ("status=reset", "status=reset", status),
+            ("status=0503", "status=0503", status),
+            ("status=+503", "status=+503", status),
+            ("status=50%zz", "status=50%zz", status),
+            ("fail-with=", "fail-with=", how),
+            ("delay=60001ms", "delay=60001ms", delay),
+            ("delay=1", "delay=1", delay),
+            ("delay=0", "delay=0", delay),
+            ("status=503&delay", "delay", delay),
             (
-                "status=503\r\nX: 1",
-                "status=503\\r\\nX:\\x201",
-                ACCEPTED_STATUS,
+                "delay=1s&status=500&delay=1s",
+                "delay=1s",
+                &"given more than once".to_owned(),
             ),
+            (
+                "fail-with=cut&status=500",
+                "status=500",
+                &"expected either status or fail-with".to_owned(),
+            ),
+            ("status=503\r\nX: 1", "status=503\\r\\nX:\\x201", status),
         ] {
-            let error = OwnFault::parse(query).unwrap_err();
-            assert_eq!(error, format!("{shown}: expected {accepted}\n"));
+            let error = faults.own(query).unwrap_err();
+            assert_eq!(error, format!("{shown}: {problem}\n"));
         }
+    }
+
+    #[cfg(feature = "tiny-http")]
+    #[test]
+    fn tiny_http_cannot_be_told_to_send_anything_but_responses() {
+        let config = Config {
+            server: config::Server::TinyHttp,
+            ..Config::default()
+        };
+        let (mut faults, now) = (Faults::new(&config), Instant::now());
+        for how in ["reset", "close", "cut", "stall", "hang"] {
+            let query = format!("fail-with={how}");
+            let expected = format!("{query}: expected {}\n", FailWith::ACCEPTED_BY_TINY_HTTP);
+            assert_eq!(faults.own(&query), Err(expected.clone()));
+            assert_eq!(faults.change(&query, now), Err(expected));
+        }
+        assert_eq!(faults.change("fail-with=503", now), Ok(true));
     }
 }

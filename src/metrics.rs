@@ -41,26 +41,30 @@ const REQUESTS_IN_FLIGHT: Family = family!(gauge "app_requests_in_flight" "Reque
 /// A gauge, and which of the settings it shows.
 type Configured = (Family, fn(&ProbeSettings) -> f64);
 
-/// What /probe is told to do.
-const CONFIGURED: [Configured; 5] = [
+/// What /probe is configured to do.
+const CONFIGURED: [Configured; 6] = [
     (
-        family!(gauge "app_configured_fail_ratio" "Share of /probe that is to fail."),
+        family!(gauge "app_configured_fail_latency_seconds" "Configured mean latency of /probe requests that fail."),
+        |settings| settings.fail_latency.as_secs_f64(),
+    ),
+    (
+        family!(gauge "app_configured_fail_ratio" "Configured fraction of /probe requests that fail."),
         |settings| settings.fail_rate,
     ),
     (
-        family!(gauge "app_configured_latency_seconds" "Mean latency that an ordinary /probe is to have."),
+        family!(gauge "app_configured_latency_seconds" "Configured mean latency of ordinary /probe requests."),
         |settings| settings.latency.as_secs_f64(),
     ),
     (
-        family!(gauge "app_configured_slow_latency_seconds" "Mean latency that a slow /probe is to have."),
+        family!(gauge "app_configured_slow_latency_seconds" "Configured mean latency of slow /probe requests."),
         |settings| settings.slow_latency.as_secs_f64(),
     ),
     (
-        family!(gauge "app_configured_slow_ratio" "Share of the remaining /probe that is to be slow."),
+        family!(gauge "app_configured_slow_ratio" "Configured fraction of the remaining /probe requests that are slow."),
         |settings| settings.slow_rate,
     ),
     (
-        family!(gauge "app_configured_work_seconds" "CPU time that a successful /probe is to take."),
+        family!(gauge "app_configured_work_seconds" "Configured CPU time of successful /probe requests."),
         |settings| settings.work.as_secs_f64(),
     ),
 ];
@@ -168,7 +172,12 @@ impl Metrics {
 
     /// Exposes the series of these statuses from the start, at 0. If a series first appears with the
     /// value 1, `rate()` never sees it rise from 0 and misses that request.
-    pub fn expose(&self, method: Method, endpoint: Endpoint, statuses: &[&'static str]) {
+    pub fn expose(
+        &self,
+        method: Method,
+        endpoint: Endpoint,
+        statuses: impl IntoIterator<Item = &'static str>,
+    ) {
         for status in statuses {
             self.series(method, endpoint).request_count(status, |_| {});
         }
@@ -341,7 +350,7 @@ mod tests {
 
     fn metrics() -> Metrics {
         let metrics = Metrics::new(2, "1", "develop");
-        metrics.expose(Method::Get, PROBE, &["200", "500"]);
+        metrics.expose(Method::Get, PROBE, ["200", "500"]);
         metrics
     }
 

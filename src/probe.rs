@@ -6,7 +6,7 @@ use fastrand::Rng;
 
 use crate::config::ProbeSettings;
 
-/// The shape of an ordinary latency: a wide hump with a tail.
+/// The shape of an ordinary latency, and of a failure's: a wide hump with a tail.
 const ORDINARY_SHAPE: u32 = 3;
 /// The shape of a slow one: a narrow hump around the mean.
 const SLOW_SHAPE: u32 = 30;
@@ -19,8 +19,8 @@ pub struct Probe {
 /// What happens to one request to /probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It fails, at once.
-    Fail,
+    /// It fails, after this delay.
+    Fail(Duration),
     /// It succeeds, after this delay.
     Succeed(Duration),
 }
@@ -36,7 +36,7 @@ impl Probe {
     /// The outcome of the next request, with these settings in force.
     pub fn draw(&mut self, settings: &ProbeSettings) -> Outcome {
         if self.happens(settings.fail_rate) {
-            Outcome::Fail
+            Outcome::Fail(self.gamma(ORDINARY_SHAPE, settings.fail_latency))
         } else if self.happens(settings.slow_rate) {
             Outcome::Succeed(self.gamma(SLOW_SHAPE, settings.slow_latency))
         } else {
@@ -92,8 +92,7 @@ mod tests {
     fn check_gamma(probe: &mut Driven, mean: f64, shape: f64) {
         let draws: Vec<f64> = (0..DRAWS)
             .map(|_| match probe.draw() {
-                Outcome::Succeed(latency) => latency.as_secs_f64(),
-                Outcome::Fail => panic!("the fail rate is 0"),
+                Outcome::Succeed(latency) | Outcome::Fail(latency) => latency.as_secs_f64(),
             })
             .collect();
         let n = f64::from(DRAWS);
@@ -117,6 +116,15 @@ mod tests {
     }
 
     #[test]
+    fn latencies_of_failures_are_gamma_distributed_with_shape_3() {
+        let mut probe = probe(|settings| {
+            settings.fail_rate = 1.0;
+            settings.fail_latency = Duration::from_secs(2);
+        });
+        check_gamma(&mut probe, 2.0, 3.0);
+    }
+
+    #[test]
     fn slow_latencies_are_gamma_distributed_with_shape_30() {
         let mut probe = probe(|settings| {
             settings.slow_rate = 1.0;
@@ -131,7 +139,7 @@ mod tests {
         let mut draws: Vec<Duration> = (0..DRAWS)
             .map(|_| match probe.draw() {
                 Outcome::Succeed(latency) => latency,
-                Outcome::Fail => panic!("the fail rate is 0"),
+                Outcome::Fail(_) => panic!("the fail rate is 0"),
             })
             .collect();
         draws.sort();
@@ -156,7 +164,7 @@ mod tests {
         let (mut failed, mut slow) = (0, 0);
         for _ in 0..DRAWS {
             match probe.draw() {
-                Outcome::Fail => failed += 1,
+                Outcome::Fail(_) => failed += 1,
                 Outcome::Succeed(latency) if latency.is_zero() => {}
                 Outcome::Succeed(_) => slow += 1,
             }
@@ -171,7 +179,7 @@ mod tests {
         let mut always = probe(|settings| settings.fail_rate = 1.0);
         for _ in 0..1000 {
             assert_eq!(never.draw(), Outcome::Succeed(Duration::ZERO));
-            assert_eq!(always.draw(), Outcome::Fail);
+            assert_eq!(always.draw(), Outcome::Fail(Duration::ZERO));
         }
     }
 
@@ -184,7 +192,7 @@ mod tests {
                 ..ProbeSettings::default()
             };
             (0..100)
-                .map(|_| probe.draw(&settings) == Outcome::Fail)
+                .map(|_| probe.draw(&settings) == Outcome::Fail(Duration::ZERO))
                 .collect::<Vec<_>>()
         };
         let mut random = Rng::with_seed(1);

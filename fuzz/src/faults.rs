@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use tiny_probe::config::{Config, ProbeSettings};
-use tiny_probe::faults::{Faults, OwnFault};
+use tiny_probe::faults::Faults;
 
 /// The input is queries, a line each; a second passes between them.
 pub fn check(input: &[u8]) {
@@ -19,7 +19,7 @@ pub fn check(input: &[u8]) {
                 assert_eq!(faults.page(now), before);
             }
         }
-        match OwnFault::parse(query) {
+        match faults.own(query) {
             Ok(None) => {}
             Ok(Some(own)) => assert!(own.delay <= Duration::from_secs(60)),
             Err(message) => check_message(&message),
@@ -34,6 +34,7 @@ fn check_change(faults: &Faults, now: Instant) {
     let settings = faults.settings(now);
     assert!((0.0..=1.0).contains(&settings.fail_rate));
     assert!((0.0..=1.0).contains(&settings.slow_rate));
+    assert!(settings.fail_latency <= Duration::from_secs(3600));
     assert!(settings.latency <= Duration::from_secs(3600));
     assert!(settings.slow_latency <= Duration::from_secs(3600));
     assert!(settings.work <= Duration::from_secs(1));
@@ -52,7 +53,8 @@ fn check_change(faults: &Faults, now: Instant) {
 
 fn check_message(message: &str) {
     let line = message.strip_suffix('\n').expect("a whole line");
-    assert!(line.contains(": expected "), "{line}");
+    let says_why = line.contains(": expected ") || line.ends_with(": given more than once");
+    assert!(says_why, "{line}");
     assert!(
         line.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
         "{line:?}"

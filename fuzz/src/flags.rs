@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bounded_http::{Request, Service};
 use tiny_probe::app::App;
-use tiny_probe::config::{Command, Config, ConfigError, FLAGS};
+use tiny_probe::config::{Command, Config, ConfigError, FLAGS, FailWith};
 
 /// The input is words with a NUL between them, as env(1) has them: variables, then arguments.
 pub fn check(input: &[u8]) {
@@ -39,6 +39,7 @@ fn variable(word: &[u8]) -> Option<(&'static str, OsString)> {
 fn check_settings(config: &Config) {
     assert!((0.0..=1.0).contains(&config.probe.fail_rate));
     assert!((0.0..=1.0).contains(&config.probe.slow_rate));
+    assert!(config.probe.fail_latency <= Duration::from_secs(3600));
     assert!(config.probe.latency <= Duration::from_secs(3600));
     assert!(config.probe.slow_latency <= Duration::from_secs(3600));
     assert!(config.probe.work <= Duration::from_secs(1));
@@ -75,6 +76,8 @@ fn written(config: &Config) -> Vec<OsString> {
         format!("--listen={}", config.listen),
         format!("--server={}", config.server),
         format!("--fail-rate={}", config.probe.fail_rate),
+        format!("--fail-with={}", config.probe.fail_with.name()),
+        format!("--fail-latency={}", nanoseconds(config.probe.fail_latency)),
         format!("--slow-rate={}", config.probe.slow_rate),
         format!("--latency={}", nanoseconds(config.probe.latency)),
         format!("--slow-latency={}", nanoseconds(config.probe.slow_latency)),
@@ -99,6 +102,7 @@ fn check_message(error: &ConfigError) {
     let is_bad_value = FLAGS.iter().any(|flag| {
         message.contains(&format!("--{}", flag.name)) && message.contains(flag.accepted)
     });
+    let is_bad_value = is_bad_value || message.contains(FailWith::ACCEPTED_BY_TINY_HTTP);
     assert!(
         is_bad_value || message.ends_with("; see --help"),
         "{message:?}"

@@ -351,3 +351,26 @@ fn sent_bytes_take_no_memory_however_slowly_the_client_reads() {
         assert!(driver.connection.held_bytes() < 2 * MAX_UNSENT);
     }
 }
+
+#[test]
+fn a_response_that_stalls_or_hangs_on_purpose_ends_after_60_seconds() {
+    for ending in ["stall", "hang"] {
+        let mut driver = Driver::new();
+        driver.app = App::new(&Config {
+            fault_injection: true,
+            ..Config::default()
+        });
+        let target = format!("/probe?fail-with={ending}");
+        driver.wait(5);
+        driver.receive(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+        driver.send();
+        assert_eq!(driver.deadline(), Some(65), "{ending}");
+        // What the client sends meanwhile is discarded and prolongs nothing.
+        driver.wait(30);
+        driver.receive(REQUEST);
+        assert_eq!(driver.deadline(), Some(65), "{ending}");
+        assert!(driver.connection.unsent().is_empty());
+        assert!(driver.connection.is_deadline_final());
+        assert!(driver.connection.expire().is_none(), "no 408");
+    }
+}

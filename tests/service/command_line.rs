@@ -22,7 +22,7 @@ fn message(output: &std::process::Output) -> String {
 
 #[test]
 fn a_bad_value_is_one_clear_line_and_exit_code_2() {
-    let share = "a share from 0 to 1, such as 0.01";
+    let share = "a number from 0 to 1, such as 0.01";
     let listen = "a port, such as :8080, or an IP address and a port, such as 127.0.0.1:8080 or \
                   [::1]:8080";
     let latency = "a duration of at most 1h with its unit, such as 300ms or 9s";
@@ -128,7 +128,7 @@ fn a_value_with_line_breaks_is_still_one_line() {
     let output = run(&["--fail-rate", "1\n2\r\u{1b}[31m"], &[]);
     assert_eq!(
         message(&output),
-        "tiny-probe: --fail-rate 1\u{fffd}2\u{fffd}\u{fffd}[31m: expected a share from 0 to 1, such as 0.01"
+        "tiny-probe: --fail-rate 1\u{fffd}2\u{fffd}\u{fffd}[31m: expected a number from 0 to 1, such as 0.01"
     );
 }
 

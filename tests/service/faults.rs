@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Answer, Client, Service, request, wait_until};
+use crate::support::{Answer, Client, Service, request, run, wait_until};
 
 on_every_server!(
     a_change_is_in_force_until_it_is_taken_back,
     a_change_is_taken_back_by_itself,
     a_change_in_the_middle_of_a_pipeline_is_for_what_comes_after_it,
     a_request_asks_for_its_own_answer,
+    a_failure_has_the_status_that_is_asked_for,
+    a_failure_takes_its_latency,
     a_bad_query_is_one_line_and_changes_nothing,
     a_change_is_one_line_on_standard_error,
     a_thousand_changes_are_no_thousand_lines,
@@ -19,7 +21,7 @@ on_every_server!(
 );
 
 const FAULTS: &[&str] = &["--fault-injection", "--fail-rate", "0"];
-const AT_START: &str = "fail-rate=0\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
+const AT_START: &str = "fail-rate=0\nfail-with=500\nfail-latency=0s\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
 
 /// The answer without its `Date`.
 fn undated(mut answer: Answer) -> Answer {
@@ -111,13 +113,18 @@ fn a_change_in_the_middle_of_a_pipeline_is_for_what_comes_after_it(server: &str)
 fn a_request_asks_for_its_own_answer(server: &str) {
     let service = Service::start(server, &["--fault-injection", "--fail-rate", "1"]);
     let mut client = service.connect();
-    for status in [200, 429, 500, 502, 503, 504] {
+    for status in [200, 400, 401, 403, 404, 408, 429, 500, 502, 503, 504] {
+        let series = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="#;
+        let series = format!("{series}\"{status}\"}}");
+        let page = service.get("/metrics").body;
+        assert!(
+            page.contains(&format!(r#"http_status="{status}",method="GET"}} 0"#)),
+            "{page}"
+        );
         for method in ["GET", "HEAD"] {
             let answer = client.ask(method, &format!("/probe?x=1&status={status}"));
             assert_eq!(answer.status, status);
         }
-        let series = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="#;
-        let series = format!("{series}\"{status}\"}}");
         assert_eq!(service.scrape().count(&series), 1, "{series}");
     }
     let asked = Instant::now();
@@ -131,6 +138,77 @@ fn a_request_asks_for_its_own_answer(server: &str) {
         refused.body,
         "delay=61s: expected a duration of at most 60s with its unit, such as 250ms\n"
     );
+}
+
+fn a_failure_has_the_status_that_is_asked_for(server: &str) {
+    let service = Service::start(server, &["--fault-injection", "--fail-rate", "1"]);
+    let mut client = service.connect();
+    for status in [200, 400, 401, 403, 404, 408, 429, 500, 502, 503, 504] {
+        client.ask("PUT", &format!("/faults?fail-with={status}"));
+        let configured = client.ask("GET", "/probe");
+        let own = client.ask("GET", &format!("/probe?fail-with={status}"));
+        assert!(configured.body.contains("as configured"), "{configured:?}");
+        assert!(own.body.contains("as this request asked"), "{own:?}");
+        for answer in [configured, own, client.ask("HEAD", "/probe")] {
+            assert_eq!(answer.status, status);
+            let asks_to_retry = [429, 503].contains(&status);
+            let retry_after = answer.field("Retry-After");
+            assert_eq!(retry_after, asks_to_retry.then_some("1"), "{status}");
+        }
+    }
+    let refused = client.ask("GET", "/probe?status=503&fail-with=cut");
+    assert_eq!(refused.status, 400);
+
+    // Without fault injection only what is configured can be needed.
+    let service = Service::start(server, &["--fail-with", "503"]);
+    let page = service.get("/metrics").body;
+    let statuses: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("app_request_count_total{endpoint=\"/probe\""))
+        .filter_map(|line| line.split('"').nth(3))
+        .collect();
+    assert_eq!(statuses, ["200", "500", "503"]);
+}
+
+fn a_failure_takes_its_latency(server: &str) {
+    let flags = ["--fail-rate", "1", "--fail-latency", "200ms"];
+    let service = Service::start(server, &flags);
+    let asked = Instant::now();
+    let mut client = service.connect();
+    for _ in 0..3 {
+        assert_eq!(client.ask("GET", "/probe").status, 500);
+    }
+    let waited = asked.elapsed().as_secs_f64();
+    let page = service.scrape();
+    let configured = page.value("app_configured_fail_latency_seconds");
+    assert!((configured - 0.2).abs() < f64::EPSILON, "{configured}");
+    let sum = page.value(r#"app_request_latency_seconds_sum{endpoint="/probe",method="GET"}"#);
+    // Three gammas of shape 3 are together practically never below a tenth of their mean.
+    assert!(
+        sum > 0.06 && sum <= waited,
+        "recorded {sum}, waited {waited}"
+    );
+}
+
+#[cfg(feature = "tiny-http")]
+#[test]
+fn tiny_http_refuses_what_it_cannot_send() {
+    let service = Service::start("tiny-http", FAULTS);
+    let mut client = service.connect();
+    for how in ["reset", "close", "cut", "stall", "hang"] {
+        for (method, path) in [("PUT", "/faults"), ("GET", "/probe")] {
+            let answer = client.ask(method, &format!("{path}?fail-with={how}"));
+            assert_eq!(answer.status, 400);
+            let why = "since --server tiny-http can send nothing else\n";
+            assert!(answer.body.ends_with(why), "{answer:?}");
+        }
+        let output = run(&["--server", "tiny-http", "--fail-with", how], &[]);
+        assert_eq!(output.status.code(), Some(2));
+        let message = String::from_utf8(output.stderr).unwrap();
+        let start = format!("tiny-probe: --fail-with {how}: expected a status (");
+        assert!(message.starts_with(&start), "{message}");
+    }
+    assert_eq!(client.ask("GET", "/faults").body, AT_START);
 }
 
 fn a_bad_query_is_one_line_and_changes_nothing(server: &str) {
@@ -159,7 +237,10 @@ fn a_bad_query_is_one_line_and_changes_nothing(server: &str) {
         let answer = client.ask("PUT", &format!("/faults?{query}"));
         assert_eq!(answer.status, 400, "{query}");
         let line = answer.body.strip_suffix('\n').expect("a whole line");
-        assert!(line.contains(": expected "), "{line}");
+        assert!(
+            line.contains(": expected ") || line.contains(": given "),
+            "{line}"
+        );
         assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && line.len() < 400);
     }
     assert_eq!(client.ask("GET", "/faults").body, AT_START);
@@ -190,10 +271,10 @@ fn a_change_is_one_line_on_standard_error(server: &str) {
     assert_eq!(
         service.stderr(),
         format!(
-            "{said}0.00011 slow-rate=0 latency=0s {rest}\n\
-             {said}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
-             {said}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
-             {said}0 slow-rate=0 latency=0s {rest}\n"
+            "{said}0.00011 fail-with=500 fail-latency=0s slow-rate=0 latency=0s {rest}\n\
+             {said}0.00011 fail-with=500 fail-latency=0s slow-rate=0 latency=300ms {rest} for=180s\n\
+             {said}0.00011 fail-with=500 fail-latency=0s slow-rate=0 latency=300ms {rest} for=180s\n\
+             {said}0 fail-with=500 fail-latency=0s slow-rate=0 latency=0s {rest}\n"
         )
     );
 }
