@@ -191,7 +191,7 @@ KEPT_ALIVE = [
     (request("GET", "/metrics"), 200, "# HELP app_"),
     (request("POST", "/probe", "Content-Length: 9", body="some body"), 405, "Method not allowed"),
     (request("GET", "/nope"), 404, "Not found"),
-    (request("GET", "/healthz"), 200, "ok"),
+    (request("GET", "/healthz"), 200, "ok\n"),
 ]
 NEW = [(request("GET", "/probe", "Connection: close"), 200, "I'm ok!")]
 # Pages of half a megabyte together, which is more than the sockets of both sides hold.

@@ -4,36 +4,41 @@
 
 use std::borrow::Cow;
 use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bounded_http::{Ended, Method, Outcome, Reply, Request, Service, Status};
 use prometheus::IntGauge;
 
-use crate::config::{Config, FailWith};
+use crate::config::{Config, FailWith, FaultInjection, RouteTarget, Target};
 use crate::faults::{Faults, OwnFault};
 use crate::log::access::{AccessLog, Entry};
 use crate::log::{diagnostics, line_writer};
-use crate::metrics::{Endpoint, Format, Metrics};
+use crate::metrics::{Endpoint, Format, InForce, Metrics};
 use crate::probe::{self, Probe};
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 
-/// A route: its path, its methods as `Allow` names them, and the function that answers. HEAD is
-/// answered like GET, and OPTIONS from this table.
+/// A route: its path, its methods as `Allow` names them, the target of /faults that it is, and the
+/// function that answers. HEAD is answered like GET, and OPTIONS from this table.
 struct Route {
     path: &'static str,
     methods: &'static str,
+    target: Option<RouteTarget>,
     answer: fn(&mut App, &Request<'_>) -> Reply,
 }
 
 /// All routes.
 #[rustfmt::skip]
-const ROUTES: [Route; 5] = [
-    Route { path: "/",        methods: READ,   answer: App::landing_page },
-    Route { path: "/probe",   methods: READ,   answer: App::probe },
-    Route { path: METRICS,    methods: READ,   answer: App::metrics_page },
-    Route { path: "/healthz", methods: READ,   answer: healthz },
-    Route { path: FAULTS,     methods: CHANGE, answer: App::faults },
+const ROUTES: [Route; 6] = [
+    Route { path: "/",     methods: READ,   target: None,                       answer: App::landing_page },
+    Route { path: PROBE,   methods: READ,   target: Some(RouteTarget::Probe),   answer: probe },
+    Route { path: METRICS, methods: READ,   target: Some(RouteTarget::Metrics), answer: App::metrics_page },
+    Route { path: HEALTHZ, methods: READ,   target: Some(RouteTarget::Healthz), answer: healthz },
+    Route { path: READYZ,  methods: READ,   target: Some(RouteTarget::Readyz),  answer: App::readyz },
+    // And the paths below it, one for each target.
+    Route { path: FAULTS,  methods: CHANGE, target: None,                       answer: App::faults },
 ];
 
 const READ: &str = "GET, HEAD, OPTIONS";
@@ -41,11 +46,14 @@ const READ: &str = "GET, HEAD, OPTIONS";
 /// and no response here grants one.
 const CHANGE: &str = "GET, HEAD, PUT, DELETE, OPTIONS";
 
+const PROBE: &str = "/probe";
 const METRICS: &str = "/metrics";
+const HEALTHZ: &str = "/healthz";
+const READYZ: &str = "/readyz";
 const FAULTS: &str = "/faults";
 /// The routes that are served even when every connection is taken: those with which an operator
 /// sees that this is so, and ends it.
-const URGENT: [&str; 3] = ["/healthz", METRICS, FAULTS];
+const URGENT: [&str; 4] = [HEALTHZ, READYZ, METRICS, FAULTS];
 
 const HTML: &str = "text/html; charset=utf-8";
 /// The body of a successful /probe.
@@ -58,7 +66,9 @@ const OWN_FAILURE: &str = "Failed, as this request asked.\n";
 pub struct App {
     probe: Probe,
     faults: Faults,
-    fault_injection: bool,
+    fault_injection: FaultInjection,
+    /// Whether the service has been told to stop.
+    is_stopping: Arc<AtomicBool>,
     metrics: Metrics,
     access_log: AccessLog,
     landing_page: String,
@@ -148,7 +158,10 @@ impl Service for App {
     }
 
     fn before_wait(&mut self) -> Option<Duration> {
-        self.flush_logs()
+        let logs = self.flush_logs();
+        // Afterwards the process may be gone, or hang.
+        let process = self.faults.act();
+        logs.into_iter().chain(process).min()
     }
 
     fn report(&mut self, message: &dyn Display) {
@@ -164,6 +177,7 @@ impl App {
             probe: Probe::new(config.random_seed),
             faults: Faults::new(config),
             fault_injection: config.fault_injection,
+            is_stopping: Arc::default(),
             metrics,
             access_log: AccessLog::new(config.access_log),
             landing_page: landing_page(&config.app_version, &config.app_config),
@@ -172,12 +186,21 @@ impl App {
         app
     }
 
+    /// The same service, which is not ready from when this is true.
+    #[must_use]
+    pub fn stopping_when(self, is_stopping: Arc<AtomicBool>) -> Self {
+        Self {
+            is_stopping,
+            ..self
+        }
+    }
+
     /// Exposes the series of every status with which /probe can be told to respond, at 0.
     fn expose_probe(&self, config: &Config) {
-        let probe = self.endpoint("/probe");
+        let probe = self.endpoint(PROBE);
         let configured = ["200", "500", config.probe.fail_with.recorded_as()];
         self.metrics.expose(Method::Get, probe, configured);
-        if self.fault_injection {
+        if self.fault_injection != FaultInjection::Off {
             let statuses = self.faults.recorded_statuses();
             self.metrics.expose(Method::Get, probe, statuses);
         }
@@ -220,26 +243,89 @@ impl App {
                 Method::Options if request.target() == "*" => Reply::options(READ),
                 // It names a host and no path (RFC 9112, section 3.2.3).
                 Method::Connect => Reply::method_not_allowed(READ),
-                _ => Reply::text(
-                    Status::NotFound,
-                    "Not found. Try /probe, /metrics or /healthz.\n",
-                ),
+                _ => self.not_found(request.path()),
             };
         };
         if method == Method::Options {
-            Reply::options(route.methods)
-        } else if route.methods.split(", ").any(|name| name == method.label()) {
-            (route.answer)(self, request)
-        } else {
-            Reply::method_not_allowed(route.methods)
+            return Reply::options(route.methods);
+        }
+        if !route.methods.split(", ").any(|name| name == method.label()) {
+            return Reply::method_not_allowed(route.methods);
+        }
+        match route.target {
+            Some(target) => self.reply_of(route, target, request),
+            None => (route.answer)(self, request),
         }
     }
 
-    /// The route of a path, and its index. Without fault injection, /faults is none.
+    /// The reply of a route that can be told to fail or to be slow.
+    fn reply_of(&mut self, route: &Route, target: RouteTarget, request: &Request<'_>) -> Reply {
+        if target == RouteTarget::Probe && self.fault_injection != FaultInjection::Off {
+            match self.faults.own(request.query()) {
+                Ok(None) => {}
+                Ok(Some(own)) => return own_response(own),
+                Err(error) => return Reply::text(Status::BadRequest, error),
+            }
+        }
+        let settings = self.faults.settings(target, request.received_at());
+        let (fail_with, work) = (settings.fail_with, settings.work);
+        match (self.probe.draw(settings), fail_with) {
+            (probe::Outcome::Succeed(delay), _) => {
+                (route.answer)(self, request).after(delay).work(work)
+            }
+            (probe::Outcome::Fail(delay), FailWith::Status(status)) => {
+                failure(status, FAILURE).after(delay)
+            }
+            (probe::Outcome::Fail(delay), FailWith::Ending(ending)) => {
+                (route.answer)(self, request).ending(ending).after(delay)
+            }
+        }
+    }
+
+    /// The route of a path, and its index. There is none to change what clients may not change.
     fn route(&self, path: &str) -> Option<(usize, &'static Route)> {
-        let route = |(_, route): &(usize, &Route)| route.path == path;
-        let found = ROUTES.iter().enumerate().find(route);
-        found.filter(|(_, route)| self.fault_injection || route.path != FAULTS)
+        let route_path = match path.strip_prefix(FAULTS) {
+            Some(_) => self.target(path).map(|_| FAULTS)?,
+            None => path,
+        };
+        let route = |(_, route): &(usize, &Route)| route.path == route_path;
+        ROUTES.iter().enumerate().find(route)
+    }
+
+    /// The target of /faults or /faults/TARGET, if clients may change it. `/faults` is probe.
+    fn target(&self, path: &str) -> Option<Target> {
+        let target = match path.strip_prefix(FAULTS)? {
+            "" => Target::Route(RouteTarget::Probe),
+            name => Target::parse(name.strip_prefix('/')?)?,
+        };
+        self.faults.allows(target).then_some(target)
+    }
+
+    /// The target that a path is itself.
+    #[cfg(test)]
+    fn target_of(&self, path: &str) -> Option<RouteTarget> {
+        self.route(path).and_then(|(_, route)| route.target)
+    }
+
+    fn not_found(&self, path: &str) -> Reply {
+        let below = path.strip_prefix(FAULTS);
+        let is_of_faults = below.is_some_and(|name| name.is_empty() || name.starts_with('/'));
+        let text = match self.fault_injection {
+            _ if !is_of_faults => "Not found. Try /probe, /metrics or /healthz.\n",
+            FaultInjection::Off => {
+                "Not found: fault injection is off. Start tiny-probe with --fault-injection or \
+                 FAULT_INJECTION=on.\n"
+            }
+            FaultInjection::On => {
+                "Not found: only /faults and /faults/probe can be used. Start tiny-probe with \
+                 --fault-injection=all or FAULT_INJECTION=all for the other targets.\n"
+            }
+            FaultInjection::All => {
+                "Not found: the targets are /faults/probe, /faults/metrics, /faults/healthz, \
+                 /faults/readyz and /faults/process.\n"
+            }
+        };
+        Reply::text(Status::NotFound, text)
     }
 
     fn endpoint(&self, path: &str) -> Endpoint {
@@ -255,49 +341,82 @@ impl App {
 
     fn metrics_page(&mut self, request: &Request<'_>) -> Reply {
         let format = Format::preferred(request.field("Accept"));
-        let settings = self.faults.settings(request.received_at());
-        let page = self.metrics.exposition(format, settings).into_bytes();
+        let now = request.received_at();
+        let in_force = InForce {
+            probe: self.faults.settings(RouteTarget::Probe, now),
+            is_active: &|target| self.faults.is_active(target, now),
+            extra_series: self.faults.extra_series(now),
+        };
+        let page = self.metrics.exposition(format, &in_force).into_bytes();
         Reply::new(Status::Ok, format.content_type(), page).field("Vary", "Accept")
     }
 
-    fn probe(&mut self, request: &Request<'_>) -> Reply {
-        if self.fault_injection {
-            match self.faults.own(request.query()) {
-                Ok(None) => {}
-                Ok(Some(own)) => return own_response(own),
-                Err(error) => return Reply::text(Status::BadRequest, error),
-            }
-        }
-        let settings = self.faults.settings(request.received_at());
-        let success = Reply::text(Status::Ok, SUCCESS);
-        match self.probe.draw(settings) {
-            probe::Outcome::Succeed(delay) => success.after(delay).work(settings.work),
-            probe::Outcome::Fail(delay) => {
-                failure(settings.fail_with, success, FAILURE).after(delay)
-            }
+    fn readyz(&mut self, _: &Request<'_>) -> Reply {
+        if self.is_stopping.load(Ordering::Relaxed) {
+            Reply::text(Status::ServiceUnavailable, "not ready\n")
+        } else {
+            Reply::text(Status::Ok, "ready\n")
         }
     }
 
     fn faults(&mut self, request: &Request<'_>) -> Reply {
+        let Some(target) = self.target(request.path()) else {
+            return self.not_found(request.path());
+        };
         let now = request.received_at();
+        let named = (request.path() != FAULTS).then_some(target);
         let is_change = match request.method() {
-            Method::Put => match self.faults.change(request.query(), now) {
+            Method::Put => match self.faults.change(target, request.query(), now) {
                 Ok(is_change) => is_change,
                 Err(error) => return Reply::text(Status::BadRequest, error),
             },
-            Method::Delete => self.faults.take_back(now),
-            _ => false,
+            Method::Delete => self.faults.take_back(named, now),
+            _ => {
+                let page = match named {
+                    Some(target) => self.faults.page(target, now),
+                    None => self.faults.overview(now),
+                };
+                return Reply::text(Status::Ok, page);
+            }
         };
-        let page = self.faults.page(now);
-        if let (true, Some(peer)) = (is_change, request.peer()) {
-            diagnostics::announce_change(peer, &page);
+        if is_change {
+            self.announce_change(request, target, named);
         }
-        Reply::text(Status::Ok, page)
+        Reply::text(Status::Ok, self.faults.overview(now))
+    }
+
+    /// Prints a change, and exposes at 0 what it lets the target respond with.
+    fn announce_change(&self, request: &Request<'_>, target: Target, named: Option<Target>) {
+        let now = request.received_at();
+        if let Target::Route(route) = target {
+            let fail_with = self.faults.settings(route, now).fail_with;
+            let mut routes = ROUTES.iter();
+            if let Some(route) = routes.find(|of| of.target == Some(route)) {
+                let endpoint = self.endpoint(route.path);
+                self.metrics
+                    .expose(Method::Get, endpoint, [fail_with.recorded_as()]);
+            }
+        }
+        let Some(peer) = request.peer() else {
+            return;
+        };
+        match named {
+            Some(target) if target != Target::Route(RouteTarget::Probe) => {
+                let page = self.faults.page(target, now);
+                let page = format!("{}: {page}", target.name());
+                diagnostics::announce_change(peer, &page);
+            }
+            _ => diagnostics::announce_change(peer, &self.faults.overview(now)),
+        }
     }
 }
 
+fn probe(_: &mut App, _: &Request<'_>) -> Reply {
+    Reply::text(Status::Ok, SUCCESS)
+}
+
 fn healthz(_: &mut App, _: &Request<'_>) -> Reply {
-    Reply::text(Status::Ok, "ok")
+    Reply::text(Status::Ok, "ok\n")
 }
 
 /// The response that a request asks for itself.
@@ -305,17 +424,14 @@ fn own_response(own: OwnFault) -> Reply {
     let success = Reply::text(Status::Ok, SUCCESS);
     let reply = match own.fail_with {
         None => success,
-        Some(fail_with) => failure(fail_with, success, OWN_FAILURE),
+        Some(FailWith::Status(status)) => failure(status, OWN_FAILURE),
+        Some(FailWith::Ending(ending)) => success.ending(ending),
     };
     reply.after(own.delay)
 }
 
-/// A failure in place of the ordinary response, which may be needed for it.
-fn failure(fail_with: FailWith, ordinary: Reply, text: &'static str) -> Reply {
-    let status = match fail_with {
-        FailWith::Status(status) => status,
-        FailWith::Ending(ending) => return ordinary.ending(ending),
-    };
+/// A failure that is a response.
+fn failure(status: Status, text: &'static str) -> Reply {
     let reply = Reply::text(status, text);
     match status {
         Status::TooManyRequests | Status::ServiceUnavailable => reply.field("Retry-After", "1"),
@@ -345,6 +461,8 @@ fn escape_html(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
+
+    use bounded_http::Ending;
 
     use super::*;
     use crate::config::ProbeSettings;
@@ -406,7 +524,8 @@ mod tests {
     fn every_route_answers_get_and_head_alike() {
         for (target, endpoint, content_type, body) in [
             ("/probe", "/probe", TEXT, "I'm ok!"),
-            ("/healthz", "/healthz", TEXT, "ok"),
+            ("/healthz", "/healthz", TEXT, "ok\n"),
+            ("/readyz", "/readyz", TEXT, "ready\n"),
             ("/", "/", HTML, "<!doctype html>"),
             (
                 "/metrics",
@@ -425,7 +544,7 @@ mod tests {
             }
         }
         assert_eq!(ask(&mut app(), "GET", "/probe").body, "I'm ok!");
-        assert_eq!(ask(&mut app(), "GET", "/healthz").body, "ok");
+        assert_eq!(ask(&mut app(), "GET", "/healthz").body, "ok\n");
     }
 
     #[test]
@@ -599,7 +718,7 @@ mod tests {
 
     fn app_with_faults() -> App {
         App::new(&Config {
-            fault_injection: true,
+            fault_injection: FaultInjection::On,
             random_seed: Some(1),
             ..Config::default()
         })
@@ -719,51 +838,95 @@ mod tests {
         assert_eq!(ask("GET", "/metrics", 60), at_start);
     }
 
+    #[test]
+    fn the_service_is_ready_until_it_is_told_to_stop() {
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let mut app = app().stopping_when(Arc::clone(&is_stopping));
+        assert_eq!(ask(&mut app, "GET", "/readyz").status, Status::Ok);
+        is_stopping.store(true, Ordering::Relaxed);
+        let reply = ask(&mut app, "GET", "/readyz");
+        assert_eq!(reply.status, Status::ServiceUnavailable);
+        assert_eq!(reply.body, "not ready\n");
+        assert_eq!(ask(&mut app, "GET", "/healthz").status, Status::Ok);
+    }
+
+    #[test]
+    fn a_failure_without_a_response_is_the_ordinary_one_that_does_not_arrive() {
+        let mut app = app_with_all_faults();
+        for (target, body) in [("probe", "I'm ok!"), ("readyz", "ready\n")] {
+            let change = format!("/faults/{target}?fail-rate=1&fail-with=cut&for=1m");
+            assert_eq!(ask(&mut app, "PUT", &change).status, Status::Ok);
+            let reply = app.answer(&Request::new("GET", &format!("/{target}")));
+            assert_eq!((reply.status(), reply.how()), (Status::Ok, Ending::Cut));
+            assert_eq!(reply.body(), body.as_bytes());
+        }
+        assert_eq!(ask(&mut app, "GET", "/healthz").status, Status::Ok);
+    }
+
+    fn app_with_all_faults() -> App {
+        App::new(&Config {
+            fault_injection: FaultInjection::All,
+            random_seed: Some(1),
+            ..Config::default()
+        })
+    }
+
+    fn ask_and_record(app: &mut App, method: &str, target: &str) {
+        let request = Request::new(method, target);
+        let reply = app.answer(&request);
+        let is_allowed = reply.fields().all(|(name, _)| name != "Allow");
+        let may_be_delayed = is_allowed && app.target_of(request.path()).is_some();
+        let outcome = if reply.how().is_silent() {
+            Outcome::Dropped
+        } else {
+            Outcome::Responded
+        };
+        app.ended(ended(reply, outcome));
+        // A client can disconnect before.
+        if may_be_delayed {
+            let reply = app.answer(&request);
+            app.ended(ended(reply, Outcome::Disconnected));
+        }
+        if !app.is_urgent(&request) {
+            let exchange = app.refuse(&request).unwrap();
+            let reply = Reply::text(Status::ServiceUnavailable, "").remember(exchange);
+            app.ended(ended(reply, Outcome::Responded));
+        }
+    }
+
     /// Every kind of request that can be recorded, and so every series.
     #[test]
     fn the_readme_says_how_many_series_there_can_be() {
-        let mut app = app_with_faults();
-        ask(&mut app, "PUT", "/faults?fail-rate=0.5");
+        let mut app = app_with_all_faults();
         let methods = [
             "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW",
         ];
-        let own = FailWith::STATUSES.map(|status| format!("/probe?status={}", status.label()));
-        let known = [
+        let statuses = FailWith::STATUSES.map(Status::label);
+        for how in statuses.into_iter().chain(["hang"]) {
+            for route in ["probe", "metrics", "healthz", "readyz"] {
+                let change = format!("/faults/{route}?fail-rate=1&fail-with={how}&for=1h");
+                ask(&mut app, "PUT", &change);
+                for method in methods {
+                    ask_and_record(&mut app, method, &format!("/{route}"));
+                }
+            }
+        }
+        ask(&mut app, "DELETE", "/faults");
+        app.is_stopping.store(true, Ordering::Relaxed);
+        for target in [
             "/",
+            "/probe?status=",
+            "/probe",
             "/metrics",
             "/healthz",
+            "/readyz",
             "/nope",
             "*",
             "/faults?work=0s",
             "/faults?",
-        ];
-        let targets = own
-            .iter()
-            .map(|target| &**target)
-            .chain(["/probe?status=", "/probe?fail-with=hang"])
-            .chain(known);
-        for target in targets {
+        ] {
             for method in methods {
-                let request = Request::new(method, target);
-                let reply = app.answer(&request);
-                // Only such replies are delayed, so that a client can disconnect before.
-                let is_allowed = reply.fields().all(|(name, _)| name != "Allow");
-                let may_be_delayed = request.path() == "/probe" && is_allowed;
-                let outcome = if reply.how().is_silent() {
-                    Outcome::Dropped
-                } else {
-                    Outcome::Responded
-                };
-                app.ended(ended(reply, outcome));
-                if may_be_delayed {
-                    let reply = app.answer(&request);
-                    app.ended(ended(reply, Outcome::Disconnected));
-                }
-                if !app.is_urgent(&request) {
-                    let exchange = app.refuse(&request).unwrap();
-                    let reply = Reply::text(Status::ServiceUnavailable, "").remember(exchange);
-                    app.ended(ended(reply, Outcome::Responded));
-                }
+                ask_and_record(&mut app, method, target);
             }
         }
         for rejection in [

@@ -18,6 +18,11 @@ const LONGEST_LATENCY: Duration = Duration::from_secs(3600);
 /// More work than this is taken for a mistake: it is how long a scrape may have to wait.
 const MOST_WORK: Duration = Duration::from_secs(1);
 
+/// When a process that ends by itself may end.
+pub const EXIT_TIMES: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 3600);
+/// The exit codes that there are, to complete "expected …".
+pub const ACCEPTED_EXIT_CODE: &str = "a whole number from 0 to 255";
+
 /// The settings of one service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -27,8 +32,16 @@ pub struct Config {
     pub server: Server,
     /// What /probe does.
     pub probe: ProbeSettings,
-    /// Whether clients may change what /probe does while the service runs.
-    pub fault_injection: bool,
+    /// What clients may change while the service runs.
+    pub fault_injection: FaultInjection,
+    /// How long the service waits before it listens.
+    pub start_delay: Duration,
+    /// How long the service goes on serving after it has been told to stop.
+    pub shutdown_delay: Duration,
+    /// After how long the process ends by itself, as if it had crashed.
+    pub exit_after: Option<Duration>,
+    /// The exit code of that end.
+    pub exit_code: u8,
     /// What failures and latencies are drawn from; from the system if `None`.
     pub random_seed: Option<u64>,
     /// The `version` label of `app_version_info`.
@@ -47,7 +60,11 @@ impl Default for Config {
             listen: Listen::EveryAddress(8080),
             server: Server::EventLoop,
             probe: ProbeSettings::default(),
-            fault_injection: false,
+            fault_injection: FaultInjection::Off,
+            start_delay: Duration::ZERO,
+            shutdown_delay: Duration::ZERO,
+            exit_after: None,
+            exit_code: 1,
             random_seed: None,
             app_version: "1".into(),
             app_config: "develop".into(),
@@ -86,6 +103,68 @@ impl Default for ProbeSettings {
             latency: Duration::ZERO,
             slow_latency: Duration::from_secs(9),
             work: Duration::ZERO,
+        }
+    }
+}
+
+/// What clients may change while the service runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultInjection {
+    /// Nothing.
+    Off,
+    /// What /probe does.
+    On,
+    /// Every target.
+    All,
+}
+
+/// What can be told to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The requests to a route.
+    Route(RouteTarget),
+    /// The whole process.
+    Process,
+}
+
+/// The routes that can be told to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the routes")]
+pub enum RouteTarget {
+    Probe,
+    Metrics,
+    Healthz,
+    Readyz,
+}
+
+impl RouteTarget {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Probe, Self::Metrics, Self::Healthz, Self::Readyz];
+}
+
+impl Target {
+    /// How many there are.
+    pub const COUNT: usize = RouteTarget::ALL.len() + 1;
+
+    /// All of them, probe first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let routes = RouteTarget::ALL.into_iter().map(Self::Route);
+        routes.chain([Self::Process])
+    }
+
+    /// The target with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::all().find(|target| target.name() == name)
+    }
+
+    /// The name, in the path after /faults/ and as the label of a metric.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Route(RouteTarget::Probe) => "probe",
+            Self::Route(RouteTarget::Metrics) => "metrics",
+            Self::Route(RouteTarget::Healthz) => "healthz",
+            Self::Route(RouteTarget::Readyz) => "readyz",
+            Self::Process => "process",
         }
     }
 }
@@ -235,6 +314,7 @@ impl fmt::Display for Server {
 }
 
 /// What the command line asks for.
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Serve.
@@ -295,7 +375,7 @@ pub struct ProbeSetting {
 }
 
 /// Every setting, in the order of the help.
-pub const FLAGS: [Flag; 15] = [
+pub const FLAGS: [Flag; 19] = [
     Flag {
         name: "listen",
         variable: "LISTEN",
@@ -421,11 +501,61 @@ pub const FLAGS: [Flag; 15] = [
         variable: "FAULT_INJECTION",
         value: "",
         default: "off",
-        meaning: "lets clients change the above: /faults, /probe?status=&delay=",
-        accepted: ACCEPTED_SWITCH,
+        meaning: "on: clients may change what /probe does; all: every target",
+        accepted: "off, on or all",
         sets: Sets::Service(|config, value| {
-            switch(value).map(|value| config.fault_injection = value)
+            config.fault_injection = match (value, switch(value)) {
+                ("all", _) => FaultInjection::All,
+                (_, Some(true)) => FaultInjection::On,
+                (_, Some(false)) => FaultInjection::Off,
+                (_, None) => return None,
+            };
+            Some(())
         }),
+    },
+    Flag {
+        name: "start-delay",
+        variable: "START_DELAY",
+        value: "DURATION",
+        default: "0s",
+        meaning: "wait for so long before listening: a slow start",
+        accepted: ACCEPTED_LATENCY,
+        sets: Sets::Service(|config, value| latency(value).map(|value| config.start_delay = value)),
+    },
+    Flag {
+        name: "shutdown-delay",
+        variable: "SHUTDOWN_DELAY",
+        value: "DURATION",
+        default: "0s",
+        meaning: "after SIGTERM, serve for so long with /readyz at 503",
+        accepted: ACCEPTED_LATENCY,
+        sets: Sets::Service(|config, value| {
+            latency(value).map(|value| config.shutdown_delay = value)
+        }),
+    },
+    Flag {
+        name: "exit-after",
+        variable: "EXIT_AFTER",
+        value: "DURATION",
+        default: "never",
+        meaning: "end the process after so long, at once: a crash",
+        accepted: "never, or a duration of at most 24h with its unit, such as 20s",
+        sets: Sets::Service(|config, value| {
+            config.exit_after = match value {
+                "never" => None,
+                value => Some(duration(value, EXIT_TIMES)?),
+            };
+            Some(())
+        }),
+    },
+    Flag {
+        name: "exit-code",
+        variable: "EXIT_CODE",
+        value: "NUMBER",
+        default: "1",
+        meaning: "exit code of that end, 0 to 255",
+        accepted: ACCEPTED_EXIT_CODE,
+        sets: Sets::Service(|config, value| parse(value).map(|value| config.exit_code = value)),
     },
     Flag {
         name: "random-seed",
@@ -538,9 +668,17 @@ impl Command {
     ) -> Result<Self, ConfigError> {
         let mut given: [Option<OsString>; FLAGS.len()] = Default::default();
         let mut healthcheck = false;
+        // The switch that the word before this one is.
+        let mut switch = None;
         let mut parser = Parser::from_args(arguments);
         while let Some(argument) = parser.next().map_err(|error| see_help(&error))? {
             match argument {
+                // `--fault-injection all` is the same as `--fault-injection=all`.
+                Arg::Value(value) if switch.is_some_and(|flag| accepts(flag, &value)) => {
+                    if let Some(position) = switch.take() {
+                        given[position] = Some(value);
+                    }
+                }
                 Arg::Long("help") | Arg::Short('h') => return Ok(Self::Help),
                 Arg::Long("version") | Arg::Short('V') => return Ok(Self::Version),
                 Arg::Value(value) if value == "healthcheck" => healthcheck = true,
@@ -549,11 +687,15 @@ impl Command {
                     let Some(position) = position else {
                         return Err(see_help(&argument.unexpected()));
                     };
-                    given[position] = Some(if FLAGS[position].value.is_empty() {
-                        parser.optional_value().unwrap_or_else(|| "on".into())
+                    let value = if FLAGS[position].value.is_empty() {
+                        let value = parser.optional_value();
+                        switch = value.is_none().then_some(position);
+                        value.unwrap_or_else(|| "on".into())
                     } else {
+                        switch = None;
                         parser.value().map_err(|error| see_help(&error))?
-                    });
+                    };
+                    given[position] = Some(value);
                 }
                 _ => return Err(see_help(&argument.unexpected())),
             }
@@ -566,6 +708,12 @@ impl Command {
             Self::Serve(config)
         })
     }
+}
+
+/// Whether the flag in this row takes this value.
+fn accepts(position: usize, value: &OsString) -> bool {
+    let value = value.to_str();
+    value.is_some_and(|value| FLAGS[position].set(&mut Config::default(), value).is_some())
 }
 
 /// A flag goes before its variable, a variable before the default.
@@ -720,7 +868,11 @@ mod tests {
                     slow_latency: Duration::MAX,
                     work: Duration::MAX,
                 },
-                fault_injection: true,
+                fault_injection: FaultInjection::All,
+                start_delay: Duration::MAX,
+                shutdown_delay: Duration::MAX,
+                exit_after: Some(Duration::MAX),
+                exit_code: 255,
                 random_seed: None,
                 app_version: String::new(),
                 app_config: String::new(),
@@ -764,7 +916,11 @@ mod tests {
                 slow_latency: Duration::from_secs(90),
                 work: Duration::from_millis(20),
             },
-            fault_injection: true,
+            fault_injection: FaultInjection::All,
+            start_delay: Duration::from_secs(1),
+            shutdown_delay: Duration::from_secs(2),
+            exit_after: Some(Duration::from_secs(3)),
+            exit_code: 4,
             random_seed: Some(u64::MAX),
             app_version: "2".into(),
             app_config: "production".into(),
@@ -782,7 +938,11 @@ mod tests {
             ("LATENCY", "300ms"),
             ("SLOW_LATENCY", "1m30s"),
             ("WORK", "20ms"),
-            ("FAULT_INJECTION", "on"),
+            ("FAULT_INJECTION", "all"),
+            ("START_DELAY", "1s"),
+            ("SHUTDOWN_DELAY", "2s"),
+            ("EXIT_AFTER", "3s"),
+            ("EXIT_CODE", "4"),
             ("RANDOM_SEED", "18446744073709551615"),
             ("APP_VERSION", "2"),
             ("APP_CONFIG", "production"),
@@ -795,6 +955,44 @@ mod tests {
             .map(|(name, value)| format!("--{}={value}", name.to_lowercase().replace('_', "-")))
             .collect();
         assert_eq!(config(&flags.join(" "), &[]), expected);
+    }
+
+    #[test]
+    fn fault_injection_is_off_on_or_all() {
+        let injection = |arguments| config(arguments, &[]).fault_injection;
+        assert_eq!(injection(""), FaultInjection::Off);
+        for on in [
+            "--fault-injection",
+            "--fault-injection=on",
+            "--fault-injection=1",
+        ] {
+            assert_eq!(injection(on), FaultInjection::On, "{on}");
+        }
+        assert_eq!(injection("--fault-injection=off"), FaultInjection::Off);
+        assert_eq!(injection("--fault-injection=all"), FaultInjection::All);
+        assert_eq!(injection("--fault-injection all"), FaultInjection::All);
+        let config = config("--fault-injection all --access-log off", &[]);
+        assert_eq!(config.fault_injection, FaultInjection::All);
+        assert!(!config.access_log);
+        for unknown in ["--fault-injection ALL", "--fault-injection on all", "all"] {
+            assert!(command(unknown, &[]).is_err(), "{unknown}");
+        }
+        assert!(matches!(
+            command("--fault-injection healthcheck", &[]),
+            Ok(Command::Healthcheck(_))
+        ));
+        assert!(command("--fault-injection=ALL", &[]).is_err());
+    }
+
+    #[test]
+    fn every_target_has_a_name() {
+        assert_eq!(Target::all().count(), Target::COUNT);
+        for target in Target::all() {
+            assert_eq!(Target::parse(target.name()), Some(target));
+        }
+        for name in ["", "Probe", "faults", "/probe"] {
+            assert_eq!(Target::parse(name), None);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Faults on demand: what /faults changes for all requests, and ?status= and ?delay= for one.
+//! Faults on demand: what /faults changes for all requests, and the query of /probe for one.
 //!
 //! Time comes in as an argument. The settings in force are a function of it: nothing has to happen
 //! when a change is over.
@@ -9,9 +9,14 @@ use std::time::{Duration, Instant};
 
 use bounded_http::Status;
 
+use self::process::Process;
 use self::query::parameters;
-use crate::config::{self, Config, FLAGS, FailWith, Flag, ProbeSetting, ProbeSettings, Sets};
+use crate::config::{
+    self, Config, FLAGS, FailWith, FaultInjection, Flag, ProbeSetting, ProbeSettings, RouteTarget,
+    Sets, Target,
+};
 
+mod process;
 mod query;
 
 /// How long a change may be asked for.
@@ -21,52 +26,141 @@ const ACCEPTED_CHANGE_DURATION: &str = "a duration from 1s to 24h with its unit,
 
 /// The longest delay that a request may ask for itself: it holds its connection meanwhile.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
-const FAIL_WITH: &str = "fail-with";
 const ACCEPTED_DELAY: &str = "a duration of at most 60s with its unit, such as 250ms";
 
-/// What /probe is told to do, and until when.
+const FAIL_WITH: &str = "fail-with";
+
+/// What the targets are told to do, and until when.
 pub struct Faults {
-    at_start: ProbeSettings,
-    changed: ProbeSettings,
-    /// When the change is taken back; `None` if nobody has said.
-    until: Option<Instant>,
+    /// What clients may change.
+    scope: FaultInjection,
     /// Whether the server can send a failure in another way than HTTP has it.
     can_misbehave: bool,
+    /// In the order of [`RouteTarget`].
+    routes: [Change<ProbeSettings>; RouteTarget::ALL.len()],
+    process: Process,
 }
 
-impl Faults {
-    /// The settings that the service starts with.
-    pub fn new(config: &Config) -> Self {
+/// The settings of a target, and the change to them.
+struct Change<S> {
+    at_start: S,
+    changed: S,
+    /// When the change is taken back; `None` if nobody has said.
+    until: Option<Instant>,
+}
+
+impl<S: Clone + PartialEq> Change<S> {
+    fn new(at_start: S) -> Self {
         Self {
-            at_start: config.probe.clone(),
-            changed: config.probe.clone(),
+            changed: at_start.clone(),
+            at_start,
             until: None,
-            can_misbehave: config.server.can_misbehave(),
         }
     }
 
-    /// What is in force at `now`: the settings, and when the change to them ends.
-    fn in_force(&self, now: Instant) -> (&ProbeSettings, Option<Instant>) {
-        (self.settings(now), self.until.filter(|until| *until > now))
-    }
-
     /// The settings in force at `now`.
-    pub fn settings(&self, now: Instant) -> &ProbeSettings {
+    fn settings(&self, now: Instant) -> &S {
         match self.until {
             Some(until) if until <= now => &self.at_start,
             _ => &self.changed,
         }
     }
 
+    /// When the change ends that is in force at `now`.
+    fn end(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now)
+    }
+
+    /// Whether the settings differ from those at the start.
+    fn is_active(&self, now: Instant) -> bool {
+        *self.settings(now) != self.at_start
+    }
+
+    /// Puts settings in force. Returns whether they or their end differ from before.
+    fn put(&mut self, settings: S, until: Option<Instant>, now: Instant) -> bool {
+        let is_change = (self.settings(now), self.end(now)) != (&settings, until);
+        self.changed = settings;
+        self.until = until;
+        is_change
+    }
+
+    /// Ends the change now. Returns whether there was one.
+    fn take_back(&mut self, now: Instant) -> bool {
+        let is_change = self.is_active(now) || self.end(now).is_some();
+        self.until = Some(now);
+        is_change
+    }
+
+    /// The last line of a page: after how long the change ends, in whole seconds.
+    fn write_end(&self, page: &mut String, now: Instant) {
+        if let Some(until) = self.end(now) {
+            let seconds = (until - now + Duration::from_nanos(999_999_999)).as_secs();
+            let left = config::write_duration(Duration::from_secs(seconds));
+            // A String takes every write, here and below.
+            let _ = writeln!(page, "for={left}");
+        }
+    }
+}
+
+impl Faults {
+    /// The settings that the service starts with.
+    pub fn new(config: &Config) -> Self {
+        let at_start = |target| match target {
+            RouteTarget::Probe => config.probe.clone(),
+            _ => ProbeSettings::default(),
+        };
+        Self {
+            scope: config.fault_injection,
+            can_misbehave: config.server.can_misbehave(),
+            routes: RouteTarget::ALL.map(|target| Change::new(at_start(target))),
+            process: Process::new(config),
+        }
+    }
+
+    /// The settings of a route that are in force at `now`.
+    pub fn settings(&self, target: RouteTarget, now: Instant) -> &ProbeSettings {
+        self.routes[target as usize].settings(now)
+    }
+
+    /// Whether clients may change what a target does.
+    pub fn allows(&self, target: Target) -> bool {
+        match self.scope {
+            FaultInjection::Off => false,
+            FaultInjection::On => target == Target::Route(RouteTarget::Probe),
+            FaultInjection::All => true,
+        }
+    }
+
+    /// Whether a change to a target is in force at `now`.
+    pub fn is_active(&self, target: Target, now: Instant) -> bool {
+        match target {
+            Target::Route(target) => self.routes[target as usize].is_active(now),
+            Target::Process => self.process.is_active(now),
+        }
+    }
+
     /// Changes what a query names and nothing else; if any of it is invalid, nothing changes. `for`
-    /// is how long until everything is taken back; without it, that stays as it is. Returns whether
-    /// the settings or their end differ from before.
+    /// is how long until everything is taken back. Without it, that stays as it is for probe; the
+    /// other targets need it. Returns whether the settings or their end differ from before.
     ///
     /// # Errors
     /// The line that tells the client what is accepted.
-    pub fn change(&mut self, query: &str, now: Instant) -> Result<bool, String> {
-        let (settings, mut until) = self.in_force(now);
-        let mut changed = settings.clone();
+    pub fn change(&mut self, target: Target, query: &str, now: Instant) -> Result<bool, String> {
+        match target {
+            Target::Route(target) => self.change_route(target, query, now),
+            Target::Process => self.process.change(query, now),
+        }
+    }
+
+    fn change_route(
+        &mut self,
+        target: RouteTarget,
+        query: &str,
+        now: Instant,
+    ) -> Result<bool, String> {
+        let change = &self.routes[target as usize];
+        let mut until = change.end(now);
+        let mut changed = change.settings(now).clone();
         let mut named = Vec::new();
         for parameter in parameters(query) {
             let name = parameter.name.as_deref().unwrap_or_default();
@@ -82,18 +176,16 @@ impl Faults {
                     (setting.set)(&mut changed, value)?;
                     self.can_send(changed.fail_with).then_some(())
                 }
-                None => {
-                    config::duration(value, CHANGE_DURATIONS).map(|time| until = Some(now + time))
-                }
+                None => read_end(value, now).map(|end| until = Some(end)),
             })?;
         }
         if named.is_empty() {
             return Err(format!("no change: expected {}\n", accepted_names()));
         }
-        let is_change = self.in_force(now) != (&changed, until);
-        self.changed = changed;
-        self.until = until;
-        Ok(is_change)
+        if target != RouteTarget::Probe && !named.contains(&"for") {
+            return Err(MISSING_END.to_owned());
+        }
+        Ok(self.routes[target as usize].put(changed, until, now))
     }
 
     /// Reads what a request to /probe asks for itself: `status` or `fail-with`, and `delay`. `None` if
@@ -144,40 +236,79 @@ impl Faults {
         }
     }
 
-    /// How requests to /probe may be told to fail: every status that can be recorded for them.
+    /// Every status with which a request can be told to fail, as it is recorded.
     pub fn recorded_statuses(&self) -> impl Iterator<Item = &'static str> {
         let statuses = FailWith::STATUSES.map(Status::label);
         let dropped = self.can_misbehave.then_some("444");
         statuses.into_iter().chain(dropped)
     }
 
-    /// Goes back to the settings that the service started with: the change ends now. Returns whether
-    /// there was one.
-    pub fn take_back(&mut self, now: Instant) -> bool {
-        let is_change = self.in_force(now) != (&self.at_start, None);
-        self.until = Some(now);
+    /// Goes back to the settings that a target started with, or every target: the change ends now.
+    /// Returns whether there was one.
+    pub fn take_back(&mut self, target: Option<Target>, now: Instant) -> bool {
+        let mut is_change = false;
+        for route in RouteTarget::ALL {
+            if target.is_none_or(|target| target == Target::Route(route)) {
+                is_change |= self.routes[route as usize].take_back(now);
+            }
+        }
+        if target.is_none_or(|target| target == Target::Process) {
+            is_change |= self.process.take_back(now);
+        }
         is_change
     }
 
-    /// The settings in force at `now`, a line each, as a query has them; and, in whole seconds,
-    /// after how long they are taken back.
-    pub fn page(&self, now: Instant) -> String {
-        let settings = self.settings(now);
-        let mut page = String::new();
-        for (flag, setting) in settings_of_probe() {
-            // A String takes every write.
-            let _ = writeln!(page, "{}={}", flag.name, (setting.write)(settings));
+    /// Does what the process is told to do. Returns after which time to call it again.
+    pub fn act(&mut self) -> Option<Duration> {
+        self.process.act()
+    }
+
+    /// How many extra series are exposed at `now`.
+    pub fn extra_series(&self, now: Instant) -> u32 {
+        self.process.extra_series(now)
+    }
+
+    /// The settings of probe that are in force at `now`, a line each, and then a line for each other
+    /// target that has a change in force.
+    pub fn overview(&self, now: Instant) -> String {
+        let mut overview = self.page(Target::Route(RouteTarget::Probe), now);
+        for target in Target::all().skip(1) {
+            if self.is_active(target, now) {
+                let page = self.page(target, now);
+                let settings = page.trim_end().replace('\n', " ");
+                let _ = writeln!(overview, "{}: {settings}", target.name());
+            }
         }
-        if let (_, Some(until)) = self.in_force(now) {
-            let seconds = (until - now + Duration::from_nanos(999_999_999)).as_secs();
-            let left = config::write_duration(Duration::from_secs(seconds));
-            let _ = writeln!(page, "for={left}");
+        overview
+    }
+
+    /// The settings of a target that are in force at `now`, a line each, as a query has them.
+    pub fn page(&self, target: Target, now: Instant) -> String {
+        let mut page = String::new();
+        match target {
+            Target::Route(target) => {
+                let change = &self.routes[target as usize];
+                let settings = change.settings(now);
+                for (flag, setting) in settings_of_probe() {
+                    let _ = writeln!(page, "{}={}", flag.name, (setting.write)(settings));
+                }
+                change.write_end(&mut page, now);
+            }
+            Target::Process => self.process.write(&mut page, now),
         }
         page
     }
 }
 
-/// The flags that can be changed.
+/// Said when a change that must end by itself has no end.
+const MISSING_END: &str = "for is missing: expected for=TIME, a duration from 1s to 24h with its unit, \
+                           such as for=2m; only changes to probe may last\n";
+
+fn read_end(value: &str, now: Instant) -> Option<Instant> {
+    config::duration(value, CHANGE_DURATIONS).map(|time| now + time)
+}
+
+/// The settings of a route, each with the flag that sets it for /probe.
 fn settings_of_probe() -> impl Iterator<Item = (&'static Flag, ProbeSetting)> {
     FLAGS.iter().filter_map(|flag| match flag.sets {
         Sets::Probe(setting) => Some((flag, setting)),
@@ -218,6 +349,7 @@ mod tests {
 
     use super::*;
 
+    const PROBE: Target = Target::Route(RouteTarget::Probe);
     const AT_START: &str = "fail-rate=0.01\nfail-with=500\nfail-latency=0s\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
 
     fn faults() -> (Faults, Instant) {
@@ -233,26 +365,31 @@ mod tests {
     #[test]
     fn a_change_changes_what_it_names_and_nothing_else() {
         let (mut faults, now) = faults();
-        assert_eq!(faults.page(now), AT_START);
-        faults.change("latency=300ms&fail-rate=.25", now).unwrap();
+        assert_eq!(faults.overview(now), AT_START);
+        faults
+            .change(PROBE, "latency=300ms&fail-rate=.25", now)
+            .unwrap();
         let expected = AT_START
             .replace("fail-rate=0.01", "fail-rate=0.25")
             .replace("\nlatency=0s", "\nlatency=300ms");
-        assert_eq!(faults.page(now), expected);
-        assert_eq!(faults.settings(now).latency, Duration::from_millis(300));
+        assert_eq!(faults.overview(now), expected);
+        assert_eq!(
+            faults.settings(RouteTarget::Probe, now).latency,
+            Duration::from_millis(300)
+        );
 
-        faults.change("work=1s", now + seconds(1)).unwrap();
+        faults.change(PROBE, "work=1s", now + seconds(1)).unwrap();
         let expected = expected.replace("work=0s", "work=1s");
-        assert_eq!(faults.page(now + seconds(1_000_000)), expected);
-        faults.take_back(now);
-        assert_eq!(faults.page(now), AT_START);
+        assert_eq!(faults.overview(now + seconds(1_000_000)), expected);
+        faults.take_back(None, now);
+        assert_eq!(faults.overview(now), AT_START);
     }
 
     #[test]
     fn a_change_is_taken_back_when_its_time_is_over() {
         let (mut faults, now) = faults();
         let changed = AT_START.replace("0.01", "0.2");
-        faults.change("fail-rate=0.2&for=2m", now).unwrap();
+        faults.change(PROBE, "fail-rate=0.2&for=2m", now).unwrap();
         for (millis, page) in [
             (0, changed.clone() + "for=120s\n"),
             (1, changed.clone() + "for=120s\n"),
@@ -262,60 +399,66 @@ mod tests {
             (120_000, AT_START.to_owned()),
             (500_000, AT_START.to_owned()),
         ] {
-            assert_eq!(faults.page(now + Duration::from_millis(millis)), page);
+            assert_eq!(faults.overview(now + Duration::from_millis(millis)), page);
         }
         let later = now + seconds(120);
-        assert_eq!(faults.settings(later), &faults.at_start);
-        assert_ne!(faults.settings(now + seconds(119)), &faults.at_start);
+        assert_eq!(
+            faults.settings(RouteTarget::Probe, later),
+            &faults.routes[0].at_start
+        );
+        assert_ne!(
+            faults.settings(RouteTarget::Probe, now + seconds(119)),
+            &faults.routes[0].at_start
+        );
     }
 
     #[test]
     fn what_is_over_is_over_for_the_next_change_too() {
         let (mut faults, now) = faults();
-        faults.change("fail-rate=0.2&for=2m", now).unwrap();
+        faults.change(PROBE, "fail-rate=0.2&for=2m", now).unwrap();
         let later = now + seconds(120);
-        faults.change("slow-rate=0.5", later).unwrap();
+        faults.change(PROBE, "slow-rate=0.5", later).unwrap();
         let expected = AT_START.replace("slow-rate=0", "slow-rate=0.5");
-        assert_eq!(faults.page(later), expected);
-        assert_eq!(faults.page(later + seconds(1_000_000)), expected);
+        assert_eq!(faults.overview(later), expected);
+        assert_eq!(faults.overview(later + seconds(1_000_000)), expected);
     }
 
     #[test]
     fn a_later_change_keeps_the_time_or_names_another() {
         let (mut faults, now) = faults();
-        faults.change("fail-rate=0.2&for=2m", now).unwrap();
+        faults.change(PROBE, "fail-rate=0.2&for=2m", now).unwrap();
         let later = now + seconds(60);
-        faults.change("slow-rate=0.5", later).unwrap();
+        faults.change(PROBE, "slow-rate=0.5", later).unwrap();
         assert!(
             faults
-                .page(later)
+                .overview(later)
                 .ends_with("slow-rate=0.5\nlatency=0s\nslow-latency=9s\nwork=0s\nfor=60s\n")
         );
-        faults.change("for=5s", later).unwrap();
+        faults.change(PROBE, "for=5s", later).unwrap();
         assert!(
             faults
-                .page(later)
+                .overview(later)
                 .contains("fail-rate=0.2\nfail-with=500\nfail-latency=0s\nslow-rate=0.5\n")
         );
-        assert_eq!(faults.page(later + seconds(5)), AT_START);
-        faults.take_back(later);
-        assert_eq!(faults.page(later), AT_START, "without a for");
+        assert_eq!(faults.overview(later + seconds(5)), AT_START);
+        faults.take_back(None, later);
+        assert_eq!(faults.overview(later), AT_START, "without a for");
     }
 
     #[test]
     fn another_end_is_a_change_and_repeating_a_change_is_none() {
         let (mut faults, now) = faults();
         let later = now + Duration::from_millis(1);
-        assert_eq!(faults.change("fail-rate=0.01", now), Ok(false));
-        assert!(!faults.take_back(now));
-        assert_eq!(faults.change("fail-rate=0.2", now), Ok(true));
-        assert_eq!(faults.change("fail-rate=0.2", later), Ok(false));
-        assert_eq!(faults.change("for=2m", now), Ok(true));
-        let page = faults.page(now);
-        assert_eq!(faults.change("for=2m", later), Ok(true));
-        assert_eq!(faults.page(later), page, "in whole seconds");
-        assert!(faults.take_back(later));
-        assert!(!faults.take_back(later));
+        assert_eq!(faults.change(PROBE, "fail-rate=0.01", now), Ok(false));
+        assert!(!faults.take_back(None, now));
+        assert_eq!(faults.change(PROBE, "fail-rate=0.2", now), Ok(true));
+        assert_eq!(faults.change(PROBE, "fail-rate=0.2", later), Ok(false));
+        assert_eq!(faults.change(PROBE, "for=2m", now), Ok(true));
+        let page = faults.overview(now);
+        assert_eq!(faults.change(PROBE, "for=2m", later), Ok(true));
+        assert_eq!(faults.overview(later), page, "in whole seconds");
+        assert!(faults.take_back(None, later));
+        assert!(!faults.take_back(None, later));
     }
 
     #[test]
@@ -323,15 +466,15 @@ mod tests {
         let now = Instant::now();
         let query = "fail-rate=0.125&fail-with=stall&fail-latency=2s&slow-rate=1&latency=1m30s5ms&slow-latency=59m59s999ms&work=1us&for=24h";
         let mut faults = Faults::new(&Config::default());
-        faults.change(query, now).unwrap();
-        let page = faults.page(now);
+        faults.change(PROBE, query, now).unwrap();
+        let page = faults.overview(now);
         let shown = page.trim_end().replace('\n', "&");
         let mut again = Faults::new(&Config::default());
-        again.change(&shown, now).unwrap();
-        assert_eq!(again.changed, faults.changed);
-        assert_eq!(again.until, faults.until);
-        assert_eq!(again.page(now), page);
-        assert_eq!(again.until, Some(now + seconds(86_400)));
+        again.change(PROBE, &shown, now).unwrap();
+        assert_eq!(again.routes[0].changed, faults.routes[0].changed);
+        assert_eq!(again.routes[0].until, faults.routes[0].until);
+        assert_eq!(again.overview(now), page);
+        assert_eq!(again.routes[0].until, Some(now + seconds(86_400)));
     }
 
     #[test]
@@ -406,12 +549,12 @@ mod tests {
             ),
         ] {
             let (mut faults, now) = faults();
-            faults.change("latency=1s&for=1h", now).unwrap();
-            let before = faults.page(now);
+            faults.change(PROBE, "latency=1s&for=1h", now).unwrap();
+            let before = faults.overview(now);
             for query in [query, &format!("slow-rate=0.5&{query}")] {
-                let error = faults.change(query, now).unwrap_err();
+                let error = faults.change(PROBE, query, now).unwrap_err();
                 assert_eq!(error, format!("{shown}: {expected}\n"));
-                assert_eq!(faults.page(now), before, "{query}");
+                assert_eq!(faults.overview(now), before, "{query}");
             }
         }
     }
@@ -420,7 +563,7 @@ mod tests {
     fn no_change_is_told_as_well() {
         let (mut faults, now) = faults();
         for query in ["", "&&"] {
-            let error = faults.change(query, now).unwrap_err();
+            let error = faults.change(PROBE, query, now).unwrap_err();
             assert!(
                 error.starts_with("no change: expected fail-rate, "),
                 "{error}"
@@ -432,10 +575,78 @@ mod tests {
     fn an_escape_is_what_it_stands_for() {
         let (mut faults, now) = faults();
         let query = "%66ail%2Drate=%30%2e5&latency=1m%2030s&&slow-rate=%2B1&";
-        faults.change(query, now).unwrap();
-        assert!(faults.page(now).contains("\nslow-rate=1\nlatency=90s\n"));
-        faults.change("fail-rate=-0", now).unwrap();
-        assert!(faults.page(now).starts_with("fail-rate=0\n"));
+        faults.change(PROBE, query, now).unwrap();
+        assert!(
+            faults
+                .overview(now)
+                .contains("\nslow-rate=1\nlatency=90s\n")
+        );
+        faults.change(PROBE, "fail-rate=-0", now).unwrap();
+        assert!(faults.overview(now).starts_with("fail-rate=0\n"));
+    }
+
+    #[test]
+    fn each_target_has_its_own_settings() {
+        let (mut faults, now) = faults();
+        for target in [
+            RouteTarget::Metrics,
+            RouteTarget::Healthz,
+            RouteTarget::Readyz,
+        ] {
+            let query = "fail-rate=1&latency=2s&for=1m";
+            assert!(!faults.is_active(Target::Route(target), now));
+            assert_eq!(faults.change(Target::Route(target), query, now), Ok(true));
+            assert!(faults.is_active(Target::Route(target), now));
+            assert_eq!(faults.settings(target, now).latency, seconds(2));
+            let others = Target::all().filter(|other| *other != Target::Route(target));
+            for other in others {
+                assert!(!faults.is_active(other, now), "{}", other.name());
+            }
+            let page = faults.page(Target::Route(target), now);
+            assert!(page.starts_with("fail-rate=1\n") && page.ends_with("\nfor=60s\n"));
+            let line = format!(
+                "{}: fail-rate=1 fail-with=500 fail-latency=0s slow-rate=0 latency=2s \
+                 slow-latency=9s work=0s for=60s\n",
+                Target::Route(target).name()
+            );
+            assert_eq!(faults.overview(now), AT_START.to_owned() + &line);
+            let later = now + seconds(60);
+            assert!(!faults.is_active(Target::Route(target), later));
+            assert_eq!(faults.overview(later), AT_START);
+            assert!(!faults.take_back(Some(PROBE), now));
+            assert!(faults.take_back(Some(Target::Route(target)), now));
+        }
+    }
+
+    #[test]
+    fn a_change_to_another_target_than_probe_must_have_an_end() {
+        let (mut faults, now) = faults();
+        let metrics = Target::Route(RouteTarget::Metrics);
+        let refused = Err(MISSING_END.to_owned());
+        assert_eq!(faults.change(metrics, "fail-rate=1", now), refused);
+        assert!(!faults.is_active(metrics, now));
+        assert_eq!(faults.change(metrics, "fail-rate=1&for=1m", now), Ok(true));
+        assert_eq!(faults.change(metrics, "fail-rate=0.5", now), refused);
+        assert_eq!(faults.change(metrics, "for=2m", now), Ok(true));
+        assert!(faults.is_active(metrics, now + seconds(119)));
+        assert!(!faults.is_active(metrics, now + seconds(120)));
+    }
+
+    #[test]
+    fn clients_may_change_nothing_or_probe_or_everything() {
+        for (fault_injection, allowed) in [
+            (FaultInjection::Off, 0),
+            (FaultInjection::On, 1),
+            (FaultInjection::All, Target::COUNT),
+        ] {
+            let faults = Faults::new(&Config {
+                fault_injection,
+                ..Config::default()
+            });
+            let targets = Target::all().filter(|target| faults.allows(*target));
+            assert_eq!(targets.count(), allowed);
+            assert_eq!(faults.allows(PROBE), allowed > 0);
+        }
     }
 
     #[test]
@@ -520,8 +731,8 @@ mod tests {
             let query = format!("fail-with={how}");
             let expected = format!("{query}: expected {}\n", FailWith::ACCEPTED_BY_TINY_HTTP);
             assert_eq!(faults.own(&query), Err(expected.clone()));
-            assert_eq!(faults.change(&query, now), Err(expected));
+            assert_eq!(faults.change(PROBE, &query, now), Err(expected));
         }
-        assert_eq!(faults.change("fail-with=503", now), Ok(true));
+        assert_eq!(faults.change(PROBE, "fail-with=503", now), Ok(true));
     }
 }

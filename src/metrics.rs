@@ -19,7 +19,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, proto};
 
 use self::exposition::{Exemplar, Family, HistogramHeads, Page, family, head};
 use self::process::Process;
-use crate::config::ProbeSettings;
+use crate::config::{ProbeSettings, Target};
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 
@@ -36,6 +36,9 @@ const VERSION: Family = family!(info "app_version" "Application Version");
 const CONNECTIONS_MAX: Family =
     family!(gauge "app_connections_max" "Open client connections at most; 0 is without a bound.");
 const CONNECTIONS_OPEN: Family = family!(gauge "app_connections_open" "Open client connections.");
+const EXTRA: Family =
+    family!(gauge "app_extra" "Extra series, as many as /faults/process asks for.");
+const FAULT_ACTIVE: Family = family!(gauge "app_fault_active" "Whether a change made through /faults is in force, by target.");
 const REQUESTS_IN_FLIGHT: Family = family!(gauge "app_requests_in_flight" "Requests received and not yet answered, this scrape included.");
 
 /// A gauge, and which of the settings it shows.
@@ -117,6 +120,16 @@ impl Endpoint {
     }
 }
 
+/// What is in force when a page is written.
+pub struct InForce<'a> {
+    /// What /probe is configured to do.
+    pub probe: &'a ProbeSettings,
+    /// Whether a change to a target is in force.
+    pub is_active: &'a dyn Fn(Target) -> bool,
+    /// How many series `app_extra` has. Without one, the family is left out.
+    pub extra_series: u32,
+}
+
 /// All metrics of one service.
 pub struct Metrics {
     /// By method and by the number of the endpoint.
@@ -126,6 +139,8 @@ pub struct Metrics {
     connections_max: IntGauge,
     connections_open: IntGauge,
     requests_in_flight: IntGauge,
+    /// `app_fault_active`, a target each, its value excepted.
+    fault_active: [(Target, String); Target::COUNT],
     process: Process,
     /// `app_version_info`, its value excepted.
     version: String,
@@ -158,12 +173,17 @@ impl Metrics {
     /// Every metric, at zero, for so many routes. `version` and `config` become the labels of
     /// `app_version_info`.
     pub fn new(routes: usize, version: &str, config: &str) -> Self {
+        let mut targets = Target::all().map(|target| {
+            let labels = [("target", target.name())];
+            (target, head(FAULT_ACTIVE.name, &labels))
+        });
         Self {
             series: array::from_fn(|_| (0..=routes).map(|_| OnceCell::new()).collect()),
             others: Vec::new(),
             connections_max: gauge(&CONNECTIONS_MAX),
             connections_open: gauge(&CONNECTIONS_OPEN),
             requests_in_flight: gauge(&REQUESTS_IN_FLIGHT),
+            fault_active: array::from_fn(|_| targets.next().expect("it gives this many")),
             process: Process::current(),
             version: head(VERSION.name, &[("config", config), ("version", version)]),
             page: Cell::default(),
@@ -224,14 +244,21 @@ impl Metrics {
         &self.requests_in_flight
     }
 
-    /// The page that Prometheus scrapes, while /probe is told to do as `settings` say.
-    pub fn exposition(&self, format: Format, settings: &ProbeSettings) -> String {
+    /// The page that Prometheus scrapes.
+    pub fn exposition(&self, format: Format, in_force: &InForce<'_>) -> String {
         let mut page = Page::new(format, self.page.take());
         for (family, value) in &CONFIGURED {
-            page.single(family, value(settings));
+            page.single(family, value(in_force.probe));
         }
         page.single(&CONNECTIONS_MAX, self.connections_max.get());
         page.single(&CONNECTIONS_OPEN, self.connections_open.get());
+        if in_force.extra_series > 0 {
+            page.numbered(&EXTRA, "id", in_force.extra_series);
+        }
+        page.family(&FAULT_ACTIVE);
+        for (target, head) in &self.fault_active {
+            page.sample(head, u64::from((in_force.is_active)(*target)));
+        }
         page.family(&REQUEST_COUNT);
         for series in self.all_series() {
             for count in &*series.request_count.borrow() {
@@ -354,9 +381,18 @@ mod tests {
         metrics
     }
 
+    fn exposition(metrics: &Metrics, format: Format) -> String {
+        let in_force = InForce {
+            probe: &ProbeSettings::default(),
+            is_active: &|target| target == Target::Process,
+            extra_series: 0,
+        };
+        metrics.exposition(format, &in_force)
+    }
+
     /// What is on the page but for `process_*` and the comments.
     fn page(metrics: &Metrics) -> String {
-        let page = metrics.exposition(Format::Text, &ProbeSettings::default());
+        let page = exposition(metrics, Format::Text);
         page.split_inclusive('\n')
             .filter(|line| line.starts_with("app_") && !line.starts_with("app_configured_"))
             .collect()
@@ -386,6 +422,11 @@ mod tests {
             [
                 "app_connections_max 0",
                 "app_connections_open 0",
+                "app_fault_active{target=\"probe\"} 0",
+                "app_fault_active{target=\"metrics\"} 0",
+                "app_fault_active{target=\"healthz\"} 0",
+                "app_fault_active{target=\"readyz\"} 0",
+                "app_fault_active{target=\"process\"} 1",
                 "app_requests_in_flight 0",
                 "app_version_info{config=\"develop\",version=\"1\"} 1"
             ]
@@ -427,7 +468,7 @@ mod tests {
             let metrics = metrics();
             let latency = Duration::from_millis(millis);
             metrics.record(Method::Get, PROBE, "200", latency, trace);
-            let page = metrics.exposition(Format::OpenMetrics, &ProbeSettings::default());
+            let page = exposition(&metrics, Format::OpenMetrics);
             let lines = page.lines().filter(|line| line.contains("trace_id"));
             let lines: Vec<&str> = lines.collect();
             let le = format!(",le=\"{bound}\"}} 1 # {{");
@@ -483,7 +524,7 @@ mod tests {
         size.with_label_values(&["\"x\""]).set(1.5);
         wait.with_label_values(&["it"]).observe(0.75);
 
-        let text = metrics.exposition(Format::Text, &ProbeSettings::default());
+        let text = exposition(&metrics, Format::Text);
         let rest = "# HELP size_bytes Size.\n# TYPE size_bytes gauge\n\
             size_bytes{of=\"\\\"x\\\"\"} 1.5\n\
             # HELP wait_seconds Wait.\n# TYPE wait_seconds histogram\n\
@@ -494,7 +535,7 @@ mod tests {
         let counter = "# HELP orders_total Orders, by \\\\ and\\nkind.\n\
             # TYPE orders_total counter\norders_total{kind=\"book\"} 2\n";
         assert!(text.contains(&(counter.to_owned() + rest)), "{text}");
-        let text = metrics.exposition(Format::OpenMetrics, &ProbeSettings::default());
+        let text = exposition(&metrics, Format::OpenMetrics);
         let counter = counter
             .replace("HELP orders_total", "HELP orders")
             .replace("TYPE orders_total", "TYPE orders");

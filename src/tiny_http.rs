@@ -36,7 +36,7 @@ pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::
         Arc::clone(&server),
         app.access_log().clone(),
     );
-    while let Some(request) = next_request(&server, &is_stopping, &app)? {
+    while let Some(request) = next_request(&server, &is_stopping, &mut app)? {
         if request.url().starts_with("/metrics") {
             let connections = open_sockets().saturating_sub(own_sockets);
             let connections = i64::try_from(connections).unwrap_or(i64::MAX);
@@ -47,18 +47,19 @@ pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::
     Ok(())
 }
 
-/// Waits for the next request, and tries again meanwhile to write the log lines that found no room.
+/// Waits for the next request, and meanwhile lets the app do what it does in between, such as writing
+/// log lines.
 /// `None` when the service has been told to stop and every request is given out.
 fn next_request(
     server: &Server,
     is_stopping: &AtomicBool,
-    app: &App,
+    app: &mut App,
 ) -> io::Result<Option<tiny_http::Request>> {
     loop {
         if is_stopping.load(Ordering::Relaxed) {
             return server.try_recv();
         }
-        let received = match app.flush_logs() {
+        let received = match app.before_wait() {
             Some(pause) => server.recv_timeout(pause),
             None => server.recv().map(Some),
         };

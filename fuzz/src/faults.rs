@@ -3,20 +3,26 @@
 
 use std::time::{Duration, Instant};
 
-use tiny_probe::config::{Config, ProbeSettings};
+use tiny_probe::config::{Config, FaultInjection, ProbeSettings, RouteTarget, Target};
 use tiny_probe::faults::Faults;
+
+const PROBE: Target = Target::Route(RouteTarget::Probe);
+const METRICS: Target = Target::Route(RouteTarget::Metrics);
 
 /// The input is queries, a line each; a second passes between them.
 pub fn check(input: &[u8]) {
-    let mut faults = Faults::new(&Config::default());
+    let mut faults = new();
     let mut now = Instant::now();
     for query in String::from_utf8_lossy(input).split('\n') {
-        let before = faults.page(now);
-        match faults.change(query, now) {
-            Ok(_) => check_change(&faults, now),
-            Err(message) => {
-                check_message(&message);
-                assert_eq!(faults.page(now), before);
+        for target in [PROBE, METRICS, Target::Process] {
+            let before = faults.overview(now);
+            match faults.change(target, query, now) {
+                Ok(_) if target == Target::Process => {}
+                Ok(_) => check_change(&faults, target, now),
+                Err(message) => {
+                    check_message(&message);
+                    assert_eq!(faults.overview(now), before);
+                }
             }
         }
         match faults.own(query) {
@@ -26,12 +32,23 @@ pub fn check(input: &[u8]) {
         }
         now += Duration::from_secs(1);
     }
-    faults.take_back(now);
-    assert_eq!(faults.settings(now), &ProbeSettings::default());
+    faults.take_back(None, now);
+    assert_eq!(faults.overview(now), new().overview(now));
 }
 
-fn check_change(faults: &Faults, now: Instant) {
-    let settings = faults.settings(now);
+fn new() -> Faults {
+    Faults::new(&Config {
+        fault_injection: FaultInjection::All,
+        ..Config::default()
+    })
+}
+
+fn check_change(faults: &Faults, target: Target, now: Instant) {
+    let route = match target {
+        METRICS => RouteTarget::Metrics,
+        _ => RouteTarget::Probe,
+    };
+    let settings = faults.settings(route, now);
     assert!((0.0..=1.0).contains(&settings.fail_rate));
     assert!((0.0..=1.0).contains(&settings.slow_rate));
     assert!(settings.fail_latency <= Duration::from_secs(3600));
@@ -39,15 +56,17 @@ fn check_change(faults: &Faults, now: Instant) {
     assert!(settings.slow_latency <= Duration::from_secs(3600));
     assert!(settings.work <= Duration::from_secs(1));
 
-    let page = faults.page(now);
+    let page = faults.page(target, now);
     let query = page.trim_end().replace('\n', "&");
-    let mut same = Faults::new(&Config::default());
-    same.change(&query, now).expect("what is shown is accepted");
-    assert_eq!(same.settings(now), settings);
-    assert_eq!(same.page(now), page);
+    let mut same = new();
+    same.change(target, &query, now)
+        .expect("what is shown is accepted");
+    assert_eq!(same.settings(route, now), settings);
+    assert_eq!(same.page(target, now), page);
+    assert!(target == PROBE || page.contains("for="));
     if page.contains("for=") {
         let after = now + Duration::from_secs(24 * 3600);
-        assert_eq!(faults.settings(after), &ProbeSettings::default());
+        assert_eq!(faults.settings(route, after), &ProbeSettings::default());
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bounded_http::{Request, Service};
 use tiny_probe::app::App;
-use tiny_probe::config::{Command, Config, ConfigError, FLAGS, FailWith};
+use tiny_probe::config::{Command, Config, ConfigError, FLAGS, FailWith, FaultInjection};
 
 /// The input is words with a NUL between them, as env(1) has them: variables, then arguments.
 pub fn check(input: &[u8]) {
@@ -82,12 +82,27 @@ fn written(config: &Config) -> Vec<OsString> {
         format!("--latency={}", nanoseconds(config.probe.latency)),
         format!("--slow-latency={}", nanoseconds(config.probe.slow_latency)),
         format!("--work={}", nanoseconds(config.probe.work)),
-        format!("--fault-injection={}", switch(config.fault_injection)),
+        format!(
+            "--fault-injection={}",
+            match config.fault_injection {
+                FaultInjection::Off => "off",
+                FaultInjection::On => "on",
+                FaultInjection::All => "all",
+            }
+        ),
+        format!("--start-delay={}", nanoseconds(config.start_delay)),
+        format!("--shutdown-delay={}", nanoseconds(config.shutdown_delay)),
+        format!("--exit-code={}", config.exit_code),
         format!("--app-version={}", config.app_version),
         format!("--app-config={}", config.app_config),
         format!("--max-connections={}", config.max_connections),
         format!("--access-log={}", switch(config.access_log)),
     ];
+    words.extend(
+        config
+            .exit_after
+            .map(|after| format!("--exit-after={}", nanoseconds(after))),
+    );
     words.extend(
         config
             .random_seed

@@ -140,6 +140,18 @@ impl Page {
         self.sample(family.head, value);
     }
 
+    /// Writes a family with so many samples, which differ in a label with a number and are 1.
+    pub fn numbered(&mut self, family: &Family, label: &str, count: u32) {
+        self.family(family);
+        let head = [family.name, "{", label, "=\""].concat();
+        let mut number = itoa::Buffer::new();
+        for index in 0..count {
+            for part in [&head, number.format(index), "\"} 1\n"] {
+                self.text.push_str(part);
+            }
+        }
+    }
+
     /// Writes the samples of one histogram. Each bucket has a cumulative count and one of its
     /// observations, for which the text format has no place.
     pub fn histogram(

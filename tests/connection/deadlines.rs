@@ -6,7 +6,7 @@ use bounded_http::connection::{Connection, MAX_UNSENT};
 use bounded_http::request_head::{MAX_HEAD, field_space};
 use bounded_http::{Reply, Service, Status};
 use tiny_probe::app::App;
-use tiny_probe::config::Config;
+use tiny_probe::config::{Config, FaultInjection};
 
 use crate::drive::{DATE, request};
 
@@ -357,7 +357,7 @@ fn a_response_that_stalls_or_hangs_on_purpose_ends_after_60_seconds() {
     for ending in ["stall", "hang"] {
         let mut driver = Driver::new();
         driver.app = App::new(&Config {
-            fault_injection: true,
+            fault_injection: FaultInjection::On,
             ..Config::default()
         });
         let target = format!("/probe?fail-with={ending}");

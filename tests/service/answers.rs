@@ -25,7 +25,7 @@ fn every_route_answers_get(server: &str) {
     for (path, content_type, body) in [
         ("/probe", TEXT, "I'm ok!"),
         ("/probe?x=/nope", TEXT, "I'm ok!"),
-        ("/healthz", TEXT, "ok"),
+        ("/healthz", TEXT, "ok\n"),
     ] {
         let answer = service.get(path);
         assert_eq!(answer.status, 200, "{path}");

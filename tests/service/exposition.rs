@@ -78,7 +78,7 @@ fn the_page_is_the_seeds(server: &str) {
 }
 
 /// The series of a page that the seed has. The `_created` series are the Python client's own, and
-/// `app_connections_*` and `app_configured_*` are ours.
+/// `app_connections_*`, `app_configured_*` and the like are ours.
 fn series_of(page: &Page) -> BTreeSet<Series> {
     let ours = |name: &str| {
         name.starts_with("app_")
@@ -86,6 +86,7 @@ fn series_of(page: &Page) -> BTreeSet<Series> {
             && !name.starts_with("app_connections_")
             && !name.starts_with("app_configured_")
             && name != "app_requests_in_flight"
+            && name != "app_fault_active"
     };
     page.samples
         .keys()

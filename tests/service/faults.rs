@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Answer, Client, Service, request, run, wait_until};
+use crate::support::{Answer, Client, Service, request, wait_until};
 
 on_every_server!(
     a_change_is_in_force_until_it_is_taken_back,
@@ -202,7 +202,7 @@ fn tiny_http_refuses_what_it_cannot_send() {
             let why = "since --server tiny-http can send nothing else\n";
             assert!(answer.body.ends_with(why), "{answer:?}");
         }
-        let output = run(&["--server", "tiny-http", "--fail-with", how], &[]);
+        let output = crate::support::run(&["--server", "tiny-http", "--fail-with", how], &[]);
         assert_eq!(output.status.code(), Some(2));
         let message = String::from_utf8(output.stderr).unwrap();
         let start = format!("tiny-probe: --fail-with {how}: expected a status (");
@@ -326,20 +326,26 @@ fn without_fault_injection_nothing_is_there(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     for method in ["GET", "PUT", "DELETE", "POST"] {
-        let not_there = undated(client.ask(method, "/nope"));
-        for path in ["/faults", "/faults?fail-rate=1&for=1m"] {
-            assert_eq!(undated(client.ask(method, path)), not_there);
+        for path in ["/faults", "/faults?fail-rate=1&for=1m", "/faults/metrics"] {
+            let answer = client.ask(method, path);
+            assert_eq!((answer.status, answer.field("Allow")), (404, None));
+            assert!(
+                answer
+                    .body
+                    .contains("--fault-injection or FAULT_INJECTION=on")
+            );
         }
     }
+    assert!(!service.get("/faultsx").body.contains("fault injection"));
     let plain = undated(client.ask("GET", "/probe"));
     for query in ["status=503", "delay=1h", "status=x&status=%zz"] {
         assert_eq!(
-            undated(client.ask("GET", &format!("/probe?{query}"))),
-            plain
+            undated(client.ask("GET", &format!("/probe?{query}"))).body,
+            plain.body
         );
     }
     let page = service.get("/metrics").body;
-    assert!(!page.contains("/faults"), "{page}");
+    assert!(!page.contains("/faults\""), "{page}");
     assert!(
         page.contains("\napp_configured_slow_latency_seconds 9\n"),
         "{page}"

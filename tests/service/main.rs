@@ -23,4 +23,7 @@ mod faults;
 // They find the service in /proc, and have /dev/full.
 #[cfg(target_os = "linux")]
 mod logs;
+#[cfg(target_os = "linux")]
+mod process;
 mod shutdown;
+mod targets;

@@ -69,8 +69,8 @@ impl Service {
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut start_line = String::new();
         stderr.read_line(&mut start_line).unwrap();
-        // Whoever starts it with too few descriptors is told so first.
-        if start_line.contains("descriptor limit") {
+        // These come first, where they apply.
+        while start_line.contains("descriptor limit") || start_line.contains("--start-delay") {
             start_line.clear();
             stderr.read_line(&mut start_line).unwrap();
         }
@@ -349,7 +349,7 @@ impl Client {
     /// one piece with another request, which is answered.
     pub fn send_delayed(&mut self, path: &str) {
         self.send(request("GET", "/healthz") + &request("GET", path));
-        assert_eq!(self.answer().body, "ok");
+        assert_eq!(self.answer().body, "ok\n");
     }
 
     /// Sends a request and waits for its answer. The connection stays open.
