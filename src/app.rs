@@ -12,7 +12,7 @@ use bounded_http::{Ended, Method, Outcome, Reply, Request, Service, Status};
 use prometheus::IntGauge;
 
 use crate::config::{Config, FailWith, FaultInjection, RouteTarget, Target};
-use crate::faults::{Faults, OwnFault};
+use crate::faults::{Faults, OwnFault, origin};
 use crate::log::access::{AccessLog, Entry};
 use crate::log::{diagnostics, line_writer};
 use crate::metrics::{Endpoint, Format, InForce, Metrics};
@@ -55,6 +55,19 @@ const FAULTS: &str = "/faults";
 /// sees that this is so, and ends it.
 const URGENT: [&str; 4] = [HEALTHZ, READYZ, METRICS, FAULTS];
 
+/// What a method that is not allowed on /faults is told.
+const HOW_TO_CHANGE: &str = "Method not allowed. Allowed here: GET, HEAD, PUT, DELETE, OPTIONS. \
+                             PUT /faults?fail-rate=0.2&for=2m changes settings, DELETE /faults takes \
+                             every change back.\n";
+/// What a GET with a query is told.
+const GET_CHANGES_NOTHING: &str = "GET changes nothing: expected PUT, as in curl -X PUT \
+                                   'http://HOST/faults?fail-rate=0.2&for=2m', or no query\n";
+/// What a change with a body is told.
+const BODY_IS_NOT_READ: &str = "The body is not read: expected the settings in the query, as in PUT \
+                                /faults?fail-rate=0.2&for=2m\n";
+/// What a client is told that asks for a failure of its own without fault injection.
+const QUERY_IS_IGNORED: &str = "off, so the query is ignored; start with --fault-injection";
+
 const HTML: &str = "text/html; charset=utf-8";
 /// The body of a successful /probe.
 const SUCCESS: &str = "I'm ok!";
@@ -67,6 +80,7 @@ pub struct App {
     probe: Probe,
     faults: Faults,
     fault_injection: FaultInjection,
+    allowed_host: Option<String>,
     /// Whether the service has been told to stop.
     is_stopping: Arc<AtomicBool>,
     metrics: Metrics,
@@ -177,6 +191,7 @@ impl App {
             probe: Probe::new(config.random_seed),
             faults: Faults::new(config),
             fault_injection: config.fault_injection,
+            allowed_host: config.allowed_host.clone(),
             is_stopping: Arc::default(),
             metrics,
             access_log: AccessLog::new(config.access_log),
@@ -250,9 +265,20 @@ impl App {
             return Reply::options(route.methods);
         }
         if !route.methods.split(", ").any(|name| name == method.label()) {
-            return Reply::method_not_allowed(route.methods);
+            let reply = Reply::method_not_allowed(route.methods);
+            return match route.path {
+                FAULTS => Reply::text(reply.status(), HOW_TO_CHANGE).field("Allow", CHANGE),
+                _ => reply,
+            };
         }
         match route.target {
+            Some(RouteTarget::Probe)
+                if self.fault_injection == FaultInjection::Off
+                    && Faults::is_own(request.query()) =>
+            {
+                self.reply_of(route, RouteTarget::Probe, request)
+                    .field("X-Fault-Injection", QUERY_IS_IGNORED)
+            }
             Some(target) => self.reply_of(route, target, request),
             None => (route.answer)(self, request),
         }
@@ -299,12 +325,6 @@ impl App {
             name => Target::parse(name.strip_prefix('/')?)?,
         };
         self.faults.allows(target).then_some(target)
-    }
-
-    /// The target that a path is itself.
-    #[cfg(test)]
-    fn target_of(&self, path: &str) -> Option<RouteTarget> {
-        self.route(path).and_then(|(_, route)| route.target)
     }
 
     fn not_found(&self, path: &str) -> Reply {
@@ -365,6 +385,9 @@ impl App {
         };
         let now = request.received_at();
         let named = (request.path() != FAULTS).then_some(target);
+        if let Err((status, text)) = self.check_change(request) {
+            return Reply::text(status, text);
+        }
         let is_change = match request.method() {
             Method::Put => match self.faults.change(target, request.query(), now) {
                 Ok(is_change) => is_change,
@@ -383,6 +406,23 @@ impl App {
             self.announce_change(request, target, named);
         }
         Reply::text(Status::Ok, self.faults.overview(now))
+    }
+
+    /// Checks how settings are asked for or changed, apart from the settings themselves.
+    fn check_change(&self, request: &Request<'_>) -> Result<(), (Status, String)> {
+        let is_put = request.method() == Method::Put;
+        if is_put || request.method() == Method::Delete {
+            let allowed_host = self.allowed_host.as_deref();
+            let checked = origin::check(request, allowed_host);
+            checked.map_err(|line| (Status::Forbidden, line))?;
+        } else if !request.query().is_empty() {
+            return Err((Status::BadRequest, GET_CHANGES_NOTHING.to_owned()));
+        }
+        let length = request.field("Content-Length").unwrap_or_default();
+        if is_put && length.iter().any(|digit| *digit != b'0') {
+            return Err((Status::BadRequest, BODY_IS_NOT_READ.to_owned()));
+        }
+        Ok(())
     }
 
     /// Prints a change, and exposes at 0 what it lets the target respond with.
@@ -462,7 +502,7 @@ fn escape_html(text: &str) -> String {
 mod tests {
     use std::time::Instant;
 
-    use bounded_http::Ending;
+    use bounded_http::{Ending, Field};
 
     use super::*;
     use crate::config::ProbeSettings;
@@ -839,6 +879,102 @@ mod tests {
     }
 
     #[test]
+    fn clients_are_told_how_to_change_settings() {
+        let mut app = app_with_all_faults();
+        let before = ask(&mut app, "GET", "/faults").body;
+        for (method, target, status, text) in [
+            (
+                "GET",
+                "/faults?fail-rate=1",
+                Status::BadRequest,
+                GET_CHANGES_NOTHING,
+            ),
+            (
+                "HEAD",
+                "/faults/metrics?fail-rate=1",
+                Status::BadRequest,
+                GET_CHANGES_NOTHING,
+            ),
+            (
+                "POST",
+                "/faults?fail-rate=1",
+                Status::MethodNotAllowed,
+                HOW_TO_CHANGE,
+            ),
+        ] {
+            let reply = ask(&mut app, method, target);
+            assert_eq!((reply.status, &*reply.body), (status, text));
+        }
+        let length = |value: &'static str| Field {
+            name: "Content-Length",
+            value: value.as_bytes(),
+        };
+        for (value, is_refused) in [("11", true), ("010", true), ("0", false), ("", false)] {
+            let fields = [length(value)];
+            let request = Request::new("PUT", "/faults?work=0s").with_fields(&fields);
+            let reply = app.answer(&request);
+            assert_eq!(
+                reply.body() == BODY_IS_NOT_READ.as_bytes(),
+                is_refused,
+                "{value}"
+            );
+            let request = Request::new("DELETE", "/faults").with_fields(&fields);
+            assert_eq!(app.answer(&request).status(), Status::Ok);
+        }
+        assert_eq!(ask(&mut app, "GET", "/faults?").body, before);
+        assert!(HOW_TO_CHANGE.contains(CHANGE));
+    }
+
+    #[test]
+    fn a_page_of_another_host_may_change_nothing() {
+        let mut app = App::new(&Config {
+            fault_injection: FaultInjection::On,
+            allowed_host: Some("probe.test".into()),
+            ..Config::default()
+        });
+        let field = |name, value: &'static str| Field {
+            name,
+            value: value.as_bytes(),
+        };
+        for (host, origin, status) in [
+            ("probe.test", "http://probe.test", Status::Ok),
+            ("localhost", "http://localhost", Status::Ok),
+            ("evil.test", "http://evil.test", Status::Forbidden),
+            ("localhost", "http://evil.test", Status::Forbidden),
+        ] {
+            let fields = [field("Host", host), field("Origin", origin)];
+            for (method, target) in [("PUT", "/faults?fail-rate=1"), ("DELETE", "/faults")] {
+                let request = Request::new(method, target).with_fields(&fields);
+                assert_eq!(app.answer(&request).status(), status, "{method} {origin}");
+                // It reads what it likes.
+                let request = Request::new("GET", "/faults").with_fields(&fields);
+                assert_eq!(app.answer(&request).status(), Status::Ok);
+            }
+        }
+    }
+
+    #[test]
+    fn without_fault_injection_a_field_says_that_the_query_is_ignored() {
+        let field = |app: &mut App, target| {
+            let reply = app.answer(&Request::new("GET", target));
+            let mut fields = reply.fields();
+            let field = fields.find(|(name, _)| *name == "X-Fault-Injection");
+            field.is_some()
+        };
+        for (target, is_told) in [
+            ("/probe?status=503", true),
+            ("/probe?x&fail-with=reset", true),
+            ("/probe?delay", true),
+            ("/probe?x=status", false),
+            ("/probe", false),
+            ("/healthz?status=503", false),
+        ] {
+            assert_eq!(field(&mut app(), target), is_told, "{target}");
+            assert!(!field(&mut app_with_faults(), target), "{target}");
+        }
+    }
+
+    #[test]
     fn the_service_is_ready_until_it_is_told_to_stop() {
         let is_stopping = Arc::new(AtomicBool::new(false));
         let mut app = app().stopping_when(Arc::clone(&is_stopping));
@@ -872,10 +1008,14 @@ mod tests {
     }
 
     fn ask_and_record(app: &mut App, method: &str, target: &str) {
-        let request = Request::new(method, target);
-        let reply = app.answer(&request);
+        record(app, &Request::new(method, target));
+    }
+
+    fn record(app: &mut App, request: &Request<'_>) {
+        let reply = app.answer(request);
         let is_allowed = reply.fields().all(|(name, _)| name != "Allow");
-        let may_be_delayed = is_allowed && app.target_of(request.path()).is_some();
+        let route = app.route(request.path());
+        let may_be_delayed = is_allowed && route.is_some_and(|(_, route)| route.target.is_some());
         let outcome = if reply.how().is_silent() {
             Outcome::Dropped
         } else {
@@ -884,11 +1024,11 @@ mod tests {
         app.ended(ended(reply, outcome));
         // A client can disconnect before.
         if may_be_delayed {
-            let reply = app.answer(&request);
+            let reply = app.answer(request);
             app.ended(ended(reply, Outcome::Disconnected));
         }
-        if !app.is_urgent(&request) {
-            let exchange = app.refuse(&request).unwrap();
+        if !app.is_urgent(request) {
+            let exchange = app.refuse(request).unwrap();
             let reply = Reply::text(Status::ServiceUnavailable, "").remember(exchange);
             app.ended(ended(reply, Outcome::Responded));
         }
@@ -928,6 +1068,14 @@ mod tests {
             for method in methods {
                 ask_and_record(&mut app, method, target);
             }
+        }
+        let origin = [Field {
+            name: "Origin",
+            value: b"null",
+        }];
+        for method in methods {
+            let request = Request::new(method, "/faults").with_fields(&origin);
+            record(&mut app, &request);
         }
         for rejection in [
             Status::BadRequest,

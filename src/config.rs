@@ -50,6 +50,8 @@ pub struct Config {
     pub app_config: String,
     /// How many connections are open at most.
     pub max_connections: usize,
+    /// The name under which browsers may change settings, besides addresses and localhost.
+    pub allowed_host: Option<String>,
     /// Whether to print a line per request on standard output.
     pub access_log: bool,
 }
@@ -69,6 +71,7 @@ impl Default for Config {
             app_version: "1".into(),
             app_config: "develop".into(),
             max_connections: 10_000,
+            allowed_host: None,
             access_log: false,
         }
     }
@@ -375,7 +378,7 @@ pub struct ProbeSetting {
 }
 
 /// Every setting, in the order of the help.
-pub const FLAGS: [Flag; 19] = [
+pub const FLAGS: [Flag; 20] = [
     Flag {
         name: "listen",
         variable: "LISTEN",
@@ -597,6 +600,20 @@ pub const FLAGS: [Flag; 19] = [
             let value = parse(value).filter(|value| (1..=1_000_000).contains(value))?;
             config.max_connections = value;
             Some(())
+        }),
+    },
+    Flag {
+        name: "allowed-host",
+        variable: "ALLOWED_HOST",
+        value: "NAME",
+        default: "none",
+        meaning: "host name under which browsers may change settings",
+        accepted: "none, or a host name without a port, such as probe.example.com",
+        sets: Sets::Service(|config, value| {
+            let is_of_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+            let is_name = !value.is_empty() && value.bytes().all(is_of_a_name);
+            config.allowed_host = (value != "none").then(|| value.to_owned());
+            is_name.then_some(())
         }),
     },
     Flag {
@@ -877,6 +894,7 @@ mod tests {
                 app_version: String::new(),
                 app_config: String::new(),
                 max_connections: 0,
+                allowed_host: Some("a".into()),
                 access_log: true,
             };
             let before = changed.clone();
@@ -925,6 +943,7 @@ mod tests {
             app_version: "2".into(),
             app_config: "production".into(),
             max_connections: 1,
+            allowed_host: Some("probe.example.com".into()),
             access_log: true,
         };
         let server = OTHER_SERVER.to_string();
@@ -947,6 +966,7 @@ mod tests {
             ("APP_VERSION", "2"),
             ("APP_CONFIG", "production"),
             ("MAX_CONNECTIONS", "1"),
+            ("ALLOWED_HOST", "probe.example.com"),
             ("ACCESS_LOG", "on"),
         ];
         assert_eq!(config("", &values), expected);

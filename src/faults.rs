@@ -16,6 +16,7 @@ use crate::config::{
     Sets, Target,
 };
 
+pub mod origin;
 mod process;
 mod query;
 
@@ -222,6 +223,15 @@ impl Faults {
             }
         }
         Ok((!named.is_empty()).then_some(own))
+    }
+
+    /// Whether a query names anything that [`own`](Self::own) would read.
+    pub fn is_own(query: &str) -> bool {
+        let names = ["status", "delay", FAIL_WITH];
+        query.split('&').any(|parameter| {
+            let (name, _) = parameter.split_once('=').unwrap_or((parameter, ""));
+            names.contains(&name)
+        })
     }
 
     fn can_send(&self, fail_with: FailWith) -> bool {

@@ -96,6 +96,10 @@ fn written(config: &Config) -> Vec<OsString> {
         format!("--app-version={}", config.app_version),
         format!("--app-config={}", config.app_config),
         format!("--max-connections={}", config.max_connections),
+        format!(
+            "--allowed-host={}",
+            config.allowed_host.as_deref().unwrap_or("none")
+        ),
         format!("--access-log={}", switch(config.access_log)),
     ];
     words.extend(

@@ -12,6 +12,8 @@ on_every_server!(
     a_failure_has_the_status_that_is_asked_for,
     a_failure_takes_its_latency,
     a_bad_query_is_one_line_and_changes_nothing,
+    clients_are_told_how_to_change_settings,
+    pages_of_other_hosts_may_change_nothing,
     a_change_is_one_line_on_standard_error,
     a_thousand_changes_are_no_thousand_lines,
     the_last_of_many_changes_is_announced,
@@ -244,6 +246,71 @@ fn a_bad_query_is_one_line_and_changes_nothing(server: &str) {
         assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && line.len() < 400);
     }
     assert_eq!(client.ask("GET", "/faults").body, AT_START);
+}
+
+fn clients_are_told_how_to_change_settings(server: &str) {
+    let service = Service::start(server, FAULTS);
+    let mut client = service.connect();
+    let answer = client.ask("GET", "/faults?fail-rate=1");
+    assert_eq!(answer.status, 400);
+    assert!(answer.body.contains("expected PUT"), "{answer:?}");
+    let answer = client.ask("POST", "/faults?fail-rate=1");
+    assert_eq!(answer.status, 405);
+    for method in ["PUT /faults?", "DELETE /faults "] {
+        assert!(answer.body.contains(method), "{answer:?}");
+    }
+    for target in ["/faults", "/faults?slow-rate=1"] {
+        client.send(format!(
+            "PUT {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\nfail-rate=1"
+        ));
+        let answer = client.answer();
+        assert_eq!(answer.status, 400);
+        assert!(answer.body.contains("in the query"), "{answer:?}");
+    }
+    // As curl -X PUT -d '' has it.
+    client.send("PUT /faults?slow-rate=0 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(client.answer().status, 200);
+    assert_eq!(client.ask("GET", "/faults").body, AT_START);
+
+    let service = Service::start(server, &[]);
+    let ignored = service.get("/probe?status=503");
+    assert_eq!((ignored.status, &*ignored.body), (200, "I'm ok!"));
+    let field = ignored.field("X-Fault-Injection").expect("a field");
+    assert!(field.contains("--fault-injection"), "{field}");
+    assert_eq!(service.get("/probe").field("X-Fault-Injection"), None);
+}
+
+fn pages_of_other_hosts_may_change_nothing(server: &str) {
+    let flags = [FAULTS, &["--allowed-host", "probe.test"]].concat();
+    let service = Service::start(server, &flags);
+    let mut client = service.connect();
+    for (host, origin, status) in [
+        ("localhost:1", "http://localhost:1", 200),
+        ("127.0.0.1:1", "http://127.0.0.1:1", 200),
+        ("[::1]:1", "http://[::1]:1", 200),
+        ("probe.test", "https://probe.test", 200),
+        ("rebound.test", "http://rebound.test", 403),
+        ("localhost:1", "http://other.test", 403),
+        ("localhost:1", "null", 403),
+    ] {
+        for request in [
+            "PUT /faults?fail-rate=0",
+            "DELETE /faults",
+            "PUT /faults/probe?for=1m",
+        ] {
+            let fields = format!("Host: {host}\r\nOrigin: {origin}\r\n");
+            client.send(format!("{request} HTTP/1.1\r\n{fields}\r\n"));
+            let answer = client.answer();
+            assert_eq!(answer.status, status, "{request} {origin}: {answer:?}");
+            assert_eq!(answer.body.contains("--allowed-host"), status == 403);
+            for field in [
+                "Access-Control-Allow-Origin",
+                "Access-Control-Allow-Methods",
+            ] {
+                assert_eq!(answer.field(field), None);
+            }
+        }
+    }
 }
 
 fn ask_for(client: &mut Client, fail_rate: usize) {
