@@ -31,7 +31,7 @@ struct Route {
 
 /// All routes.
 #[rustfmt::skip]
-const ROUTES: [Route; 6] = [
+static ROUTES: [Route; 6] = [
     Route { path: "/",     methods: READ,   target: None,                       answer: App::landing_page },
     Route { path: PROBE,   methods: READ,   target: Some(RouteTarget::Probe),   answer: probe },
     Route { path: METRICS, methods: READ,   target: Some(RouteTarget::Metrics), answer: App::metrics_page },
@@ -136,7 +136,7 @@ impl Service for App {
             method: Method::Other,
             endpoint: Endpoint::OTHER,
             trace: None,
-            log_entry: self.access_log.begin(ended.peer, "", ""),
+            log_entry: self.access_log.begin(ended.peer, "", "", None),
             _in_flight: InFlight::new(self.metrics.requests_in_flight()),
         };
         let exchange = ended.memo.unwrap_or_else(rejected);
@@ -240,12 +240,14 @@ impl App {
 
     fn begin(&self, request: &Request<'_>) -> Exchange {
         let traceparent = request.field("traceparent");
+        let trace = traceparent.and_then(TraceContext::sampled);
         let (method, target) = (request.method_text(), request.target());
+        let peer = request.peer();
         Exchange {
             method: request.method(),
             endpoint: self.endpoint(request.path()),
-            trace: traceparent.and_then(TraceContext::sampled),
-            log_entry: self.access_log.begin(request.peer(), method, target),
+            trace,
+            log_entry: self.access_log.begin(peer, method, target, trace),
             _in_flight: InFlight::new(self.metrics.requests_in_flight()),
         }
     }

@@ -52,8 +52,8 @@ pub struct Config {
     pub max_connections: usize,
     /// The name under which browsers may change settings, besides addresses and localhost.
     pub allowed_host: Option<String>,
-    /// Whether to print a line per request on standard output.
-    pub access_log: bool,
+    /// How to print a line per request on standard output.
+    pub access_log: AccessLogFormat,
 }
 
 impl Default for Config {
@@ -72,7 +72,7 @@ impl Default for Config {
             app_config: "develop".into(),
             max_connections: 10_000,
             allowed_host: None,
-            access_log: false,
+            access_log: AccessLogFormat::Off,
         }
     }
 }
@@ -119,6 +119,17 @@ pub enum FaultInjection {
     On,
     /// Every target.
     All,
+}
+
+/// How the access log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// Not at all.
+    Off,
+    /// Seven fields with spaces between them.
+    Text,
+    /// The same as a JSON object, with names, and the trace of the request.
+    Json,
 }
 
 /// What can be told to fail.
@@ -378,7 +389,7 @@ pub struct ProbeSetting {
 }
 
 /// Every setting, in the order of the help.
-pub const FLAGS: [Flag; 20] = [
+pub static FLAGS: [Flag; 20] = [
     Flag {
         name: "listen",
         variable: "LISTEN",
@@ -621,15 +632,22 @@ pub const FLAGS: [Flag; 20] = [
         variable: "ACCESS_LOG",
         value: "",
         default: "off",
-        meaning: "print a line per request on standard output",
-        accepted: ACCEPTED_SWITCH,
-        sets: Sets::Service(|config, value| switch(value).map(|value| config.access_log = value)),
+        meaning: "print a line per request on standard output: on or json",
+        accepted: "off, on or json",
+        sets: Sets::Service(|config, value| {
+            config.access_log = match (value, switch(value)) {
+                ("json", _) => AccessLogFormat::Json,
+                (_, Some(true)) => AccessLogFormat::Text,
+                (_, Some(false)) => AccessLogFormat::Off,
+                (_, None) => return None,
+            };
+            Some(())
+        }),
     },
 ];
 
 const ACCEPTED_FRACTION: &str = "a number from 0 to 1, such as 0.01";
 const ACCEPTED_LATENCY: &str = "a duration of at most 1h with its unit, such as 300ms or 9s";
-const ACCEPTED_SWITCH: &str = "on or off";
 
 fn parse<T: FromStr>(value: &str) -> Option<T> {
     value.parse().ok()
@@ -895,7 +913,7 @@ mod tests {
                 app_config: String::new(),
                 max_connections: 0,
                 allowed_host: Some("a".into()),
-                access_log: true,
+                access_log: AccessLogFormat::Json,
             };
             let before = changed.clone();
             flag.set(&mut changed, flag.default).expect(flag.name);
@@ -917,7 +935,7 @@ mod tests {
         assert!((config.probe.fail_rate - 0.25).abs() < f64::EPSILON);
         assert_eq!(config.probe.latency, Duration::from_secs(1));
         assert_eq!(config.probe.slow_rate.to_bits(), 0);
-        assert!(config.access_log);
+        assert_eq!(config.access_log, AccessLogFormat::Text);
     }
 
     #[test]
@@ -944,7 +962,7 @@ mod tests {
             app_config: "production".into(),
             max_connections: 1,
             allowed_host: Some("probe.example.com".into()),
-            access_log: true,
+            access_log: AccessLogFormat::Json,
         };
         let server = OTHER_SERVER.to_string();
         let values = [
@@ -967,7 +985,7 @@ mod tests {
             ("APP_CONFIG", "production"),
             ("MAX_CONNECTIONS", "1"),
             ("ALLOWED_HOST", "probe.example.com"),
-            ("ACCESS_LOG", "on"),
+            ("ACCESS_LOG", "json"),
         ];
         assert_eq!(config("", &values), expected);
         let flags: Vec<String> = values
@@ -993,7 +1011,7 @@ mod tests {
         assert_eq!(injection("--fault-injection all"), FaultInjection::All);
         let config = config("--fault-injection all --access-log off", &[]);
         assert_eq!(config.fault_injection, FaultInjection::All);
-        assert!(!config.access_log);
+        assert_eq!(config.access_log, AccessLogFormat::Off);
         for unknown in ["--fault-injection ALL", "--fault-injection on all", "all"] {
             assert!(command(unknown, &[]).is_err(), "{unknown}");
         }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bounded_http::{Request, Service};
 use tiny_probe::app::App;
-use tiny_probe::config::{Command, Config, ConfigError, FLAGS, FailWith, FaultInjection};
+use tiny_probe::config::{
+    AccessLogFormat, Command, Config, ConfigError, FLAGS, FailWith, FaultInjection,
+};
 
 /// The input is words with a NUL between them, as env(1) has them: variables, then arguments.
 pub fn check(input: &[u8]) {
@@ -71,7 +73,6 @@ fn check_settings(config: &Config) {
 /// The command line that says the same, flag by flag.
 fn written(config: &Config) -> Vec<OsString> {
     let nanoseconds = |latency: Duration| format!("{}ns", latency.as_nanos());
-    let switch = |is_on| if is_on { "on" } else { "off" };
     let mut words = vec![
         format!("--listen={}", config.listen),
         format!("--server={}", config.server),
@@ -100,7 +101,14 @@ fn written(config: &Config) -> Vec<OsString> {
             "--allowed-host={}",
             config.allowed_host.as_deref().unwrap_or("none")
         ),
-        format!("--access-log={}", switch(config.access_log)),
+        format!(
+            "--access-log={}",
+            match config.access_log {
+                AccessLogFormat::Off => "off",
+                AccessLogFormat::Text => "on",
+                AccessLogFormat::Json => "json",
+            }
+        ),
     ];
     words.extend(
         config

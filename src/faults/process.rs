@@ -40,7 +40,7 @@ struct Setting {
     set: fn(&mut Asked, &str) -> Option<()>,
 }
 
-const SETTINGS: [Setting; 6] = [
+static SETTINGS: [Setting; 6] = [
     Setting {
         name: "freeze",
         accepted: "a duration of at most 10m with its unit, such as 30s",
@@ -336,7 +336,7 @@ fn reserve(size: usize) -> Result<Vec<u8>, String> {
 }
 
 /// The units of sizes.
-const UNITS: [(&str, usize); 4] = [("GiB", 1024 * MIB), ("MiB", MIB), ("KiB", 1024), ("B", 1)];
+static UNITS: [(&str, usize); 4] = [("GiB", 1024 * MIB), ("MiB", MIB), ("KiB", 1024), ("B", 1)];
 
 /// Reads a size with its unit.
 fn read_size(value: &str) -> Option<usize> {

@@ -8,28 +8,57 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::line_writer::LineWriter;
+use crate::config::AccessLogFormat;
 use crate::peer::canonical;
+use crate::trace_context::TraceContext;
 
 /// Writes a line per request, or nothing. Clones are of one log.
 #[derive(Clone)]
-pub struct AccessLog(Option<Arc<Mutex<LineWriter<Stdout>>>>);
+pub struct AccessLog {
+    is_json: bool,
+    lines: Option<Arc<Mutex<LineWriter<Stdout>>>>,
+}
 
-/// What the line of a request says of the request itself: peer, method and path.
+/// What the line of a request says of the request itself.
 #[derive(Debug)]
-pub struct Entry(String);
+pub struct Entry {
+    /// Peer, method and path, as they stand in the line.
+    text: String,
+    trace: Option<TraceContext>,
+    is_json: bool,
+}
 
 impl AccessLog {
-    /// An access log that writes if `enabled`.
-    pub fn new(enabled: bool) -> Self {
-        // The line of a request begins with a digit.
-        let lines = || LineWriter::new(io::stdout(), "# lines left out");
-        Self(enabled.then(|| Arc::new(Mutex::new(lines()))))
+    /// An access log in this format.
+    pub fn new(format: AccessLogFormat) -> Self {
+        // The line of a request begins with a digit, or with its time.
+        let notice = match format {
+            AccessLogFormat::Off => None,
+            AccessLogFormat::Text => Some(["# lines left out: ", ""]),
+            AccessLogFormat::Json => Some(["{\"lines_left_out\":", "}"]),
+        };
+        let lines = |notice| Arc::new(Mutex::new(LineWriter::new(io::stdout(), notice)));
+        Self {
+            is_json: format == AccessLogFormat::Json,
+            lines: notice.map(lines),
+        }
     }
 
     /// The beginning of a request's line, if lines are written. `method` and `target` are as the
     /// client sent them, empty if they could not be parsed.
-    pub fn begin(&self, peer: Option<SocketAddr>, method: &str, target: &str) -> Option<Entry> {
-        self.0.is_some().then(|| Entry::new(peer, method, target))
+    pub fn begin(
+        &self,
+        peer: Option<SocketAddr>,
+        method: &str,
+        target: &str,
+        trace: Option<TraceContext>,
+    ) -> Option<Entry> {
+        self.lines.as_ref()?;
+        Some(if self.is_json {
+            Entry::json(peer, method, target, trace)
+        } else {
+            Entry::text(peer, method, target)
+        })
     }
 
     /// Adds the line of a request, to be written by the next flush. `status` is what it is recorded
@@ -66,13 +95,13 @@ impl AccessLog {
     }
 
     fn lines(&self) -> Option<MutexGuard<'_, LineWriter<Stdout>>> {
-        let lines = self.0.as_ref()?;
+        let lines = self.lines.as_ref()?;
         Some(lines.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Entry {
-    fn new(peer: Option<SocketAddr>, method: &str, target: &str) -> Self {
+    fn text(peer: Option<SocketAddr>, method: &str, target: &str) -> Self {
         let mut text = String::with_capacity(64);
         // A String takes every write, here and below.
         let _ = match peer {
@@ -83,17 +112,65 @@ impl Entry {
             text.push(' ');
             push_printable(&mut text, sent);
         }
-        Self(text)
+        Self {
+            text,
+            trace: None,
+            is_json: false,
+        }
+    }
+
+    fn json(
+        peer: Option<SocketAddr>,
+        method: &str,
+        target: &str,
+        trace: Option<TraceContext>,
+    ) -> Self {
+        let mut text = String::with_capacity(96);
+        if let Some(peer) = peer {
+            let _ = write!(text, "\"peer\":\"{}\",", canonical(peer));
+        }
+        text.push_str("\"method\":\"");
+        push_json(&mut text, method);
+        text.push_str("\",\"path\":\"");
+        push_json(&mut text, target);
+        text.push('"');
+        Self {
+            text,
+            trace,
+            is_json: true,
+        }
+    }
+}
+
+/// The most of what a client sent that is logged, in bytes. No client needs more.
+const MAX_SENT: usize = 200;
+
+/// Appends what a client sent as the content of a JSON string, in visible ASCII.
+fn push_json(text: &mut String, sent: &str) {
+    for (index, character) in sent.char_indices() {
+        if index >= MAX_SENT {
+            break;
+        }
+        match character {
+            '"' | '\\' => text.extend(['\\', character]),
+            ' '..='~' => text.push(character),
+            // A character beyond the first 65536 is two units (RFC 8259, section 7).
+            _ => {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(text, "\\u{unit:04x}");
+                }
+            }
+        }
     }
 }
 
 /// Appends what a client sent, in visible ASCII: it can neither break the line, nor add a field to
-/// it, nor reach the terminal that shows it. No client needs more than the first 200 bytes.
+/// it, nor reach the terminal that shows it.
 pub fn push_printable(text: &mut String, sent: &str) {
     if sent.is_empty() {
         text.push('-');
     }
-    for byte in sent.bytes().take(200) {
+    for byte in sent.bytes().take(MAX_SENT) {
         match byte {
             b' ' => text.push_str("\\x20"),
             _ => text.extend(ascii::escape_default(byte).map(char::from)),
@@ -112,26 +189,46 @@ struct Line<'a> {
 
 impl Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = humantime::format_rfc3339_millis(self.time);
+        let Entry { text, trace, .. } = self.entry;
+        let (status, bytes) = (self.status, self.body_length);
+        let seconds = self.latency.as_secs_f64();
+        if !self.entry.is_json {
+            return write!(f, "{time} {text} {status} {bytes} {seconds:.6}");
+        }
         write!(
             f,
-            "{} {} {} {} {:.6}",
-            humantime::format_rfc3339_millis(self.time),
-            self.entry.0,
-            self.status,
-            self.body_length,
-            self.latency.as_secs_f64(),
-        )
+            "{{\"time\":\"{time}\",{text},\"status\":{status},\"bytes\":{bytes},\
+             \"seconds\":{seconds:.6}"
+        )?;
+        if let Some(TraceContext { trace_id, span_id }) = trace {
+            write!(
+                f,
+                ",\"trace_id\":\"{trace_id:032x}\",\"span_id\":\"{span_id:016x}\""
+            )?;
+        }
+        f.write_str("}")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
     fn line_of(method: &str, target: &str) -> String {
-        let entry = Entry::new(Some(([127, 0, 0, 1], 4242).into()), method, target);
+        let peer = Some(([127, 0, 0, 1], 4242).into());
+        line(&Entry::text(peer, method, target))
+    }
+
+    fn json_of(method: &str, target: &str) -> String {
+        let peer = Some(([127, 0, 0, 1], 4242).into());
+        line(&Entry::json(peer, method, target, None))
+    }
+
+    fn line(entry: &Entry) -> String {
         let line = Line {
             time: SystemTime::UNIX_EPOCH,
-            entry: &entry,
+            entry,
             status: "404",
             body_length: 4,
             latency: Duration::from_micros(1500),
@@ -161,5 +258,41 @@ mod tests {
             assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
             assert!(line.len() < 1024);
         }
+    }
+
+    #[test]
+    fn json_has_the_same_fields_with_names_and_the_trace() {
+        let start = "{\"time\":\"1970-01-01T00:00:00.000Z\",";
+        let end = "\"status\":404,\"bytes\":4,\"seconds\":0.001500";
+        assert_eq!(
+            json_of("GET", "/nope?x=1"),
+            format!(
+                "{start}\"peer\":\"127.0.0.1:4242\",\"method\":\"GET\",\"path\":\"/nope?x=1\",{end}}}"
+            )
+        );
+        let trace = b"00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01";
+        let entry = Entry::json(None, "", "", TraceContext::sampled(trace));
+        let trace =
+            "\"trace_id\":\"0af7651916cd43dd8448eb211c80319c\",\"span_id\":\"00f067aa0ba902b7\"";
+        assert_eq!(
+            line(&entry),
+            format!("{start}\"method\":\"\",\"path\":\"\",{end},{trace}}}")
+        );
+    }
+
+    #[test]
+    fn nothing_a_client_sends_breaks_the_json() {
+        for (sent, written) in [
+            ("/\"},{\"a\":\"", "/\\\"},{\\\"a\\\":\\\""),
+            ("/\\", "/\\\\"),
+            ("/a\r\n\u{1b}", "/a\\u000d\\u000a\\u001b"),
+            ("/\u{e9}\u{202e}\u{7f}", "/\\u00e9\\u202e\\u007f"),
+            ("/\u{1f600}", "/\\ud83d\\ude00"),
+        ] {
+            let line = json_of("GET", sent);
+            assert!(line.contains(&format!("\"path\":\"{written}\",")), "{line}");
+        }
+        let line = json_of("GET", &"\u{1f600}".repeat(100_000));
+        assert!(line.len() < 1024 && line.ends_with('}'), "{line}");
     }
 }

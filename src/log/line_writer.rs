@@ -30,8 +30,8 @@ pub const PAUSE: Duration = Duration::from_millis(10);
 pub struct LineWriter<S> {
     stream: S,
     kind: Kind,
-    /// What stands before the number of lines left out.
-    notice: &'static str,
+    /// What stands before and behind the number of lines left out.
+    notice: [&'static str; 2],
     /// Whole lines, but for the first of them if a part of it is written.
     unwritten: Vec<u8>,
     /// How many lines are left out behind these.
@@ -67,9 +67,9 @@ impl Kind {
 }
 
 impl<S: AsFd> LineWriter<S> {
-    /// Writes to `stream`. The number of lines left out is a line of its own: `notice`, a colon and
-    /// the number.
-    pub fn new(stream: S, notice: &'static str) -> Self {
+    /// Writes to `stream`. The number of lines left out is a line of its own, between the two parts of
+    /// `notice`.
+    pub fn new(stream: S, notice: [&'static str; 2]) -> Self {
         Self {
             kind: Kind::of(&stream),
             stream,
@@ -111,7 +111,8 @@ impl<S: AsFd> LineWriter<S> {
             if unwritten.is_empty() {
                 self.unwritten.clear();
                 written = 0;
-                let _ = writeln!(self.unwritten, "{}: {}", self.notice, self.left_out);
+                let [before, behind] = self.notice;
+                let _ = writeln!(self.unwritten, "{before}{}{behind}", self.left_out);
                 self.left_out = 0;
                 continue;
             }
@@ -169,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    const NOTICE: &str = "# lines left out";
+    const NOTICE: [&str; 2] = ["# lines left out: ", ""];
 
     /// What is pushed: the number and enough to make many of them.
     fn line(number: usize) -> String {
@@ -204,8 +205,8 @@ mod tests {
         assert!(read.ends_with('\n'));
         let mut lines = read.lines();
         assert_eq!(lines.next_back(), Some("the next"));
-        let left_out = lines.next_back().unwrap().strip_prefix(NOTICE).unwrap();
-        let left_out: usize = left_out.strip_prefix(": ").unwrap().parse().unwrap();
+        let left_out = lines.next_back().unwrap().strip_prefix(NOTICE[0]).unwrap();
+        let left_out: usize = left_out.parse().unwrap();
         let whole = lines.enumerate().filter(|(at, got)| *got == line(*at));
         assert_eq!(whole.count() + left_out, LINES);
         let at_most = (MAX_UNWRITTEN + 1024 * 1024) / 75;

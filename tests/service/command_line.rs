@@ -54,7 +54,21 @@ fn a_bad_value_is_one_clear_line_and_exit_code_2() {
             "1e3",
             "a whole number from 1 to 1000000",
         ),
-        ("--access-log", "maybe", "on or off"),
+        ("--access-log", "maybe", "off, on or json"),
+        ("--fault-injection", "some", "off, on or all"),
+        (
+            "--exit-after",
+            "20",
+            "never, or a duration of at most 24h with its unit, such as 20s",
+        ),
+        ("--exit-code", "256", "a whole number from 0 to 255"),
+        ("--start-delay", "2h", latency),
+        ("--shutdown-delay", "5", latency),
+        (
+            "--allowed-host",
+            "a:80",
+            "none, or a host name without a port, such as probe.example.com",
+        ),
     ] {
         let output = run(&[&format!("{flag}={value}")], &[]);
         assert_eq!(output.status.code(), Some(2), "{flag} {value}");
