@@ -241,3 +241,45 @@ fn at_a_rate_they_hit_some_requests_and_are_counted() {
     assert_eq!(counted(&service, "GET", "444"), closed);
     assert_eq!(counted(&service, "GET", "200"), 100 - closed);
 }
+
+#[test]
+fn both_logs_say_how_a_request_ended_that_got_no_response() {
+    for format in ["on", "json"] {
+        let flags = ["--fault-injection", "--access-log", format];
+        let mut service = Service::start("event-loop", &flags);
+        let mut ends = vec![("499", "delay=60s", 0)];
+        for (ending, recorded_as, bytes) in [
+            ("reset", "444", 0),
+            ("close", "444", 0),
+            ("hang", "444", 0),
+            ("cut", "200", 3),
+            ("stall", "200", 3),
+        ] {
+            let mut client = service.connect();
+            client.send(own("GET", ending));
+            wait_until("it is recorded", || {
+                let count = |status| counted(&service, "GET", status);
+                count("444") + count("200") == ends.len() as u64
+            });
+            ends.push((recorded_as, ending, bytes));
+        }
+        let mut leaving = service.connect();
+        leaving.send_delayed("/probe?delay=60s");
+        leaving.disconnect_with_reset();
+        wait_until("the disconnect is recorded", || {
+            counted(&service, "GET", "499") == 1
+        });
+        service.signal("TERM");
+        assert_eq!(service.wait(), Some(0));
+        let log = service.stdout();
+        for (status, query, bytes) in ends {
+            let line = log.lines().find(|line| line.contains(query)).expect(&log);
+            let fields = if format == "json" {
+                format!("\"status\":{status},\"bytes\":{bytes},")
+            } else {
+                format!(" {status} {bytes} ")
+            };
+            assert!(line.contains(&fields), "{line}");
+        }
+    }
+}
