@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use bounded_http::Status;
 
 use self::process::Process;
-use self::query::parameters;
 use crate::config::{
     self, Config, FLAGS, FailWith, FaultInjection, Flag, ProbeSetting, ProbeSettings, RouteTarget,
     Sets, Target,
@@ -30,6 +29,9 @@ const LONGEST_DELAY: Duration = Duration::from_secs(60);
 const ACCEPTED_DELAY: &str = "a duration of at most 60s with its unit, such as 250ms";
 
 const FAIL_WITH: &str = "fail-with";
+const STATUS: &str = "status";
+const DELAY: &str = "delay";
+const FOR: &str = "for";
 
 /// What the targets are told to do, and until when.
 pub struct Faults {
@@ -162,28 +164,23 @@ impl Faults {
         let change = &self.routes[target as usize];
         let mut until = change.end(now);
         let mut changed = change.settings(now).clone();
-        let mut named = Vec::new();
-        for parameter in parameters(query) {
-            let name = parameter.name.as_deref().unwrap_or_default();
-            let setting = settings_of_probe().find(|(flag, _)| flag.name == name);
-            let (name, accepted) = match setting {
-                Some((flag, _)) if flag.name == FAIL_WITH => (FAIL_WITH, self.accepted_fail_with()),
-                Some((flag, _)) => (flag.name, flag.accepted),
-                None if name == "for" => ("for", ACCEPTED_CHANGE_DURATION),
-                None => return Err(parameter.expected(&accepted_names())),
-            };
-            parameter.set(name, &mut named, accepted, &mut |value| match setting {
-                Some((_, setting)) => {
-                    (setting.set)(&mut changed, value)?;
-                    self.can_send(changed.fail_with).then_some(())
-                }
-                None => read_end(value, now).map(|end| until = Some(end)),
-            })?;
-        }
-        if named.is_empty() {
-            return Err(format!("no change: expected {}\n", accepted_names()));
-        }
-        if target != RouteTarget::Probe && !named.contains(&"for") {
+        let setting = |name: &str| settings_of_probe().find(|(flag, _)| flag.name == name);
+        let accepted = |name: &str| match setting(name) {
+            Some((flag, _)) if flag.name == FAIL_WITH => {
+                Some((FAIL_WITH, self.accepted_fail_with()))
+            }
+            Some((flag, _)) => Some((flag.name, flag.accepted)),
+            None => (name == FOR).then_some((FOR, ACCEPTED_CHANGE_DURATION)),
+        };
+        let set = &mut |name: &'static str, value: &str| match setting(name) {
+            Some((_, setting)) => {
+                (setting.set)(&mut changed, value)?;
+                self.can_send(changed.fail_with).then_some(())
+            }
+            None => read_end(value, now).map(|end| until = Some(end)),
+        };
+        let named = query::read(query, Some(&accepted_names()), &accepted, set)?;
+        if target != RouteTarget::Probe && !named.contains(&FOR) {
             return Err(MISSING_END.to_owned());
         }
         Ok(self.routes[target as usize].put(changed, until, now))
@@ -199,35 +196,33 @@ impl Faults {
             fail_with: None,
             delay: Duration::ZERO,
         };
-        let mut named = Vec::new();
-        for parameter in parameters(query) {
-            let (name, accepted) = match parameter.name.as_deref() {
-                Some("status") => ("status", FailWith::ACCEPTED_STATUS),
-                Some(FAIL_WITH) => (FAIL_WITH, self.accepted_fail_with()),
-                Some("delay") => ("delay", ACCEPTED_DELAY),
-                _ => continue,
-            };
-            parameter.set(name, &mut named, accepted, &mut |value| {
-                match name {
-                    "delay" => own.delay = read_delay(value)?,
-                    "status" => own.fail_with = failure_with(FailWith::parse_status(value)?),
-                    _ => {
-                        let fail_with = FailWith::parse(value);
-                        own.fail_with = Some(fail_with.filter(|how| self.can_send(*how))?);
-                    }
+        let accepted = |name: &str| match name {
+            STATUS => Some((STATUS, FailWith::ACCEPTED_STATUS)),
+            FAIL_WITH => Some((FAIL_WITH, self.accepted_fail_with())),
+            DELAY => Some((DELAY, ACCEPTED_DELAY)),
+            _ => None,
+        };
+        let set = &mut |name: &'static str, value: &str| {
+            match name {
+                DELAY => own.delay = read_delay(value)?,
+                STATUS => own.fail_with = failure_with(FailWith::parse_status(value)?),
+                _ => {
+                    let fail_with = FailWith::parse(value);
+                    own.fail_with = Some(fail_with.filter(|how| self.can_send(*how))?);
                 }
-                Some(())
-            })?;
-            if named.contains(&"status") && named.contains(&FAIL_WITH) {
-                return Err(parameter.error("expected either status or fail-with"));
             }
+            Some(())
+        };
+        let named = query::read(query, None, &accepted, set)?;
+        if named.contains(&STATUS) && named.contains(&FAIL_WITH) {
+            return Err("status and fail-with: expected one of them\n".to_owned());
         }
         Ok((!named.is_empty()).then_some(own))
     }
 
     /// Whether a query names anything that [`own`](Self::own) would read.
     pub fn is_own(query: &str) -> bool {
-        let names = ["status", "delay", FAIL_WITH];
+        let names = [STATUS, DELAY, FAIL_WITH];
         query.split('&').any(|parameter| {
             let (name, _) = parameter.split_once('=').unwrap_or((parameter, ""));
             names.contains(&name)
@@ -719,8 +714,8 @@ mod tests {
             ),
             (
                 "fail-with=cut&status=500",
-                "status=500",
-                &"expected either status or fail-with".to_owned(),
+                "status and fail-with",
+                &"expected one of them".to_owned(),
             ),
             ("status=503\r\nX: 1", "status=503\\r\\nX:\\x201", status),
         ] {

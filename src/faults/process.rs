@@ -12,8 +12,7 @@ use std::{process, thread};
 
 use rustix::process::{Resource, getrlimit};
 
-use super::query::parameters;
-use super::{ACCEPTED_CHANGE_DURATION, Change, MISSING_END, read_end};
+use super::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, query, read_end};
 use crate::config::{ACCEPTED_EXIT_CODE, Config, EXIT_TIMES, duration, write_duration};
 use crate::log::diagnostics;
 
@@ -81,7 +80,7 @@ static SETTINGS: [Setting; 6] = [
 const EXIT_AFTER: &str = "exit-after";
 const EXIT_CODE: &str = "exit-code";
 /// The names that need no end, since they end by themselves.
-const MOMENTARY: [&str; 4] = ["freeze", EXIT_AFTER, EXIT_CODE, "for"];
+const MOMENTARY: [&str; 4] = ["freeze", EXIT_AFTER, EXIT_CODE, FOR];
 const ACCEPTED_NAMES: &str = "freeze, exit-after, exit-code, memory, series, open-files, or for";
 
 /// What the process is told to do, and what it holds.
@@ -169,29 +168,21 @@ impl Process {
             held: *self.held.settings(now),
             ..Asked::default()
         };
-        let mut named = Vec::new();
-        for parameter in parameters(query) {
-            let name = parameter.name.as_deref().unwrap_or_default();
-            let mut settings = SETTINGS.iter();
-            let setting = settings.find(|setting| setting.name == name);
-            let (name, accepted) = match setting {
-                Some(setting) => (setting.name, setting.accepted),
-                None if name == "for" => ("for", ACCEPTED_CHANGE_DURATION),
-                None => return Err(parameter.expected(ACCEPTED_NAMES)),
-            };
-            parameter.set(name, &mut named, accepted, &mut |value| match setting {
-                Some(setting) => (setting.set)(&mut asked, value),
-                None => read_end(value, now).map(|end| until = Some(end)),
-            })?;
-        }
-        if named.is_empty() {
-            return Err(format!("no change: expected {ACCEPTED_NAMES}\n"));
-        }
+        let setting = |name: &str| SETTINGS.iter().find(|setting| setting.name == name);
+        let accepted = |name: &str| match setting(name) {
+            Some(setting) => Some((setting.name, setting.accepted)),
+            None => (name == FOR).then_some((FOR, ACCEPTED_CHANGE_DURATION)),
+        };
+        let set = &mut |name: &'static str, value: &str| match setting(name) {
+            Some(setting) => (setting.set)(&mut asked, value),
+            None => read_end(value, now).map(|end| until = Some(end)),
+        };
+        let named = query::read(query, Some(ACCEPTED_NAMES), &accepted, set)?;
         if asked.exit_code.is_some() && asked.exit_after.is_none() {
             return Err("exit-code: expected exit-after as well\n".to_owned());
         }
         let is_held = named.iter().any(|name| !MOMENTARY.contains(name));
-        if is_held && !named.contains(&"for") {
+        if is_held && !named.contains(&FOR) {
             return Err(MISSING_END.to_owned());
         }
         if asked.held.memory != self.held.settings(now).memory {

@@ -5,51 +5,65 @@
 use crate::log::access::push_printable;
 
 /// One `name=value` of a query.
-pub struct Parameter<'a> {
+struct Parameter<'a> {
     /// As the client wrote it.
     written: &'a str,
     /// Decoded; `None` if an escape is broken.
-    pub name: Option<String>,
-    pub value: Option<String>,
+    name: Option<String>,
+    value: Option<String>,
 }
 
-/// The parameters of a query, in their order.
-pub fn parameters(query: &str) -> impl Iterator<Item = Parameter<'_>> {
-    let written = query.split('&').filter(|written| !written.is_empty());
-    written.map(|written| {
+/// Reads a query. `accepted` says what a name is called and which values it takes, to complete
+/// "expected …"; `set` takes a value, or returns `None` if it is not accepted. `names` are the names
+/// that can be given, of which one must be; without it, others are ignored. Returns those that were
+/// given.
+///
+/// # Errors
+/// The line that tells the client what is accepted.
+pub fn read(
+    query: &str,
+    names: Option<&str>,
+    accepted: &dyn Fn(&str) -> Option<(&'static str, &'static str)>,
+    set: &mut dyn FnMut(&'static str, &str) -> Option<()>,
+) -> Result<Vec<&'static str>, String> {
+    let mut given = Vec::new();
+    for written in query.split('&').filter(|written| !written.is_empty()) {
         let (name, value) = written.split_once('=').unwrap_or((written, ""));
-        Parameter {
+        let parameter = Parameter {
             written,
             name: decode(name),
             value: decode(value),
+        };
+        let Some((name, accepted)) = parameter.name.as_deref().and_then(accepted) else {
+            match names {
+                Some(names) => return Err(parameter.expected(names)),
+                None => continue,
+            }
+        };
+        if given.contains(&name) {
+            return Err(parameter.error("given more than once"));
         }
-    })
+        given.push(name);
+        let value = parameter
+            .value
+            .as_deref()
+            .and_then(|value| set(name, value));
+        value.ok_or_else(|| parameter.expected(accepted))?;
+    }
+    match names {
+        Some(names) if given.is_empty() => Err(format!("no change: expected {names}\n")),
+        _ => Ok(given),
+    }
 }
 
 impl Parameter<'_> {
-    /// Sets what it names, if the value is one that is accepted and the name has not been there.
-    pub fn set(
-        &self,
-        name: &'static str,
-        named: &mut Vec<&'static str>,
-        accepted: &str,
-        set: &mut dyn FnMut(&str) -> Option<()>,
-    ) -> Result<(), String> {
-        if named.contains(&name) {
-            return Err(self.error("given more than once"));
-        }
-        named.push(name);
-        let value = self.value.as_deref().and_then(set);
-        value.ok_or_else(|| self.expected(accepted))
-    }
-
     /// The line that says what is accepted in its place.
-    pub fn expected(&self, accepted: &str) -> String {
+    fn expected(&self, accepted: &str) -> String {
         self.error(&format!("expected {accepted}"))
     }
 
     /// The line that says what is wrong with it.
-    pub fn error(&self, problem: &str) -> String {
+    fn error(&self, problem: &str) -> String {
         let mut line = String::new();
         push_printable(&mut line, self.written);
         line + ": " + problem + "\n"
