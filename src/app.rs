@@ -1,6 +1,6 @@
 //! The routes: a request in, a reply out, and a record of it afterwards.
 //!
-//! [`ROUTES`] is the table of all routes. To add one, add a line there and a function.
+//! `ROUTES` is the table of all routes. To add one, add a line there and a function.
 
 use std::borrow::Cow;
 use std::fmt::Display;
