@@ -14,11 +14,21 @@ import sys
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+CONFIGURED = [
+    "fail_ratio",
+    "fail_latency_seconds",
+    "slow_ratio",
+    "latency_seconds",
+    "slow_latency_seconds",
+    "work_seconds",
+]
 # The families that the seed does not have, apart from process_*.
-ADDED = {"app_connections_max": "gauge", "app_connections_open": "gauge", "app_requests_in_flight": "gauge"} | {
-    f"app_configured_{setting}": "gauge"
-    for setting in ["fail_ratio", "slow_ratio", "latency_seconds", "slow_latency_seconds", "work_seconds"]
-}
+ADDED = {
+    "app_connections_max": "gauge",
+    "app_connections_open": "gauge",
+    "app_fault_active": "gauge",
+    "app_requests_in_flight": "gauge",
+} | {f"app_configured_{setting}": "gauge" for setting in CONFIGURED}
 
 
 def families(path):

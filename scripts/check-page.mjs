@@ -153,7 +153,7 @@ const checks = {
         await tab.until("rates", /Error ratio\s*100%/);
         await tab.until("left", /^$/);
         await tab.page.waitForFunction(() => document.querySelector("[name=fail-rate]").value === "0");
-        assert.equal(await (await fetch(`${service.url}/faults`)).text(), "fail-rate=0\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n");
+        assert.equal(await (await fetch(`${service.url}/faults`)).text(), "fail-rate=0\nfail-with=500\nfail-latency=0s\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n");
 
         await tab.page.$eval("[name=latency]", (element) => {
             element.value = "many";

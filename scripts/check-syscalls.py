@@ -192,7 +192,7 @@ KEPT_ALIVE = [
     (request("GET", "/metrics"), 200, "# HELP app_"),
     (request("POST", "/probe", "Content-Length: 9", body="some body"), 405, "Method not allowed"),
     (request("GET", "/nope"), 404, "Not found"),
-    (request("GET", "/healthz"), 200, "ok"),
+    (request("GET", "/healthz"), 200, "ok\n"),
 ]
 NEW = [(request("GET", "/probe", "Connection: close"), 200, "I'm ok!")]
 # So many pages are half a megabyte, which is more than the buffers of both sockets hold.

@@ -4,26 +4,29 @@
 
 use std::borrow::Cow;
 use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bounded_http::{Ended, Method, Outcome, Reply, Request, Service, Status};
 use prometheus::IntGauge;
 
-use crate::config::Config;
-use crate::faults::{Faults, OwnFault};
+use crate::config::{Config, FailWith, FaultInjection, RouteTarget, Target};
+use crate::faults::{Faults, OwnFault, origin};
 use crate::log::access::{AccessLog, Entry};
 use crate::log::{diagnostics, line_writer};
-use crate::metrics::{Endpoint, Format, Metrics};
+use crate::metrics::{Endpoint, Format, InForce, Metrics};
 use crate::page::{self, Page};
 use crate::probe::{self, Probe};
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 
-/// A route: its path, its methods, and the function that answers. HEAD is answered like GET, and
-/// OPTIONS from this table.
+/// A route: its path, its methods, the target of /faults that it is, and the function that answers.
+/// HEAD is answered like GET, and OPTIONS from this table.
 struct Route {
     path: &'static str,
     methods: Methods,
+    target: Option<RouteTarget>,
     answer: fn(&mut App, &Request<'_>) -> Reply,
 }
 
@@ -36,12 +39,14 @@ struct Methods {
 
 /// All routes.
 #[rustfmt::skip]
-static ROUTES: [Route; 5] = [
-    Route { path: "/",        methods: READ,   answer: App::page },
-    Route { path: "/probe",   methods: READ,   answer: App::probe },
-    Route { path: METRICS,    methods: READ,   answer: App::metrics_page },
-    Route { path: "/healthz", methods: READ,   answer: healthz },
-    Route { path: FAULTS,     methods: CHANGE, answer: App::faults },
+static ROUTES: [Route; 6] = [
+    Route { path: "/",     methods: READ,   target: None,                       answer: App::page },
+    Route { path: PROBE,   methods: READ,   target: Some(RouteTarget::Probe),   answer: probe },
+    Route { path: METRICS, methods: READ,   target: Some(RouteTarget::Metrics), answer: App::metrics_page },
+    Route { path: HEALTHZ, methods: READ,   target: Some(RouteTarget::Healthz), answer: healthz },
+    Route { path: READYZ,  methods: READ,   target: Some(RouteTarget::Readyz),  answer: App::readyz },
+    // And the paths below it, one for each target.
+    Route { path: FAULTS,  methods: CHANGE, target: None,                       answer: App::faults },
 ];
 
 const READ: Methods = Methods {
@@ -55,21 +60,43 @@ const CHANGE: Methods = Methods {
     allow: "GET, HEAD, PUT, DELETE, OPTIONS",
 };
 
+const PROBE: &str = "/probe";
 const METRICS: &str = "/metrics";
+const HEALTHZ: &str = "/healthz";
+const READYZ: &str = "/readyz";
 const FAULTS: &str = "/faults";
 /// The routes that are served even when every connection is taken: those with which an operator
 /// sees that this is so, and ends it.
-const URGENT: [&str; 3] = ["/healthz", METRICS, FAULTS];
+const URGENT: [&str; 4] = [HEALTHZ, READYZ, METRICS, FAULTS];
+
+/// What a method that is not allowed on /faults is told.
+const HOW_TO_CHANGE: &str = "Method not allowed. Allowed here: GET, HEAD, PUT, DELETE, OPTIONS. \
+                             PUT /faults?fail-rate=0.2&for=2m changes settings, DELETE /faults takes \
+                             every change back.\n";
+/// What a GET with a query is told.
+const GET_CHANGES_NOTHING: &str = "GET changes nothing: expected PUT, as in curl -X PUT \
+                                   'http://HOST/faults?fail-rate=0.2&for=2m', or no query\n";
+/// What a change with a body is told.
+const BODY_IS_NOT_READ: &str = "The body is not read: expected the settings in the query, as in PUT \
+                                /faults?fail-rate=0.2&for=2m\n";
+/// What a client is told that asks for a failure of its own without fault injection.
+const QUERY_IS_IGNORED: &str = "off, so the query is ignored; start with --fault-injection";
 
 const HTML: &str = "text/html; charset=utf-8";
 /// The body of a successful /probe.
 const SUCCESS: &str = "I'm ok!";
+/// The body of a failure at the configured rate, and of one that a request asks for itself.
+const FAILURE: &str = "Failed, as configured with fail-rate.\n";
+const OWN_FAILURE: &str = "Failed, as this request asked.\n";
 
 /// The service without its sockets.
 pub struct App {
     probe: Probe,
     faults: Faults,
-    fault_injection: bool,
+    fault_injection: FaultInjection,
+    allowed_host: Option<String>,
+    /// Whether the service has been told to stop.
+    is_stopping: Arc<AtomicBool>,
     metrics: Metrics,
     access_log: AccessLog,
     page: Page,
@@ -125,7 +152,7 @@ impl Service for App {
             method: Method::Other,
             endpoint: Endpoint::OTHER,
             trace: None,
-            log_entry: self.access_log.begin(ended.peer, "", ""),
+            log_entry: self.access_log.begin(ended.peer, "", "", None),
             _in_flight: InFlight::new(self.metrics.requests_in_flight()),
         };
         let exchange = ended.memo.unwrap_or_else(rejected);
@@ -161,7 +188,10 @@ impl Service for App {
     }
 
     fn before_wait(&mut self) -> Option<Duration> {
-        self.flush_logs()
+        let logs = self.flush_logs();
+        // Afterwards the process may be gone, or hang.
+        let process = self.faults.act();
+        logs.into_iter().chain(process).min()
     }
 
     fn report(&mut self, message: &dyn Display) {
@@ -178,13 +208,34 @@ impl App {
             probe: Probe::new(config.random_seed),
             faults: Faults::new(config),
             fault_injection: config.fault_injection,
+            allowed_host: config.allowed_host.clone(),
+            is_stopping: Arc::default(),
             metrics,
             access_log: AccessLog::new(config.access_log),
             page,
         };
-        let probe = endpoint(app.route("/probe"));
-        app.metrics.expose(Method::Get, probe, &["200", "500"]);
+        app.expose_probe(config);
         app
+    }
+
+    /// The same service, which is not ready from when this is true.
+    #[must_use]
+    pub fn stopping_when(self, is_stopping: Arc<AtomicBool>) -> Self {
+        Self {
+            is_stopping,
+            ..self
+        }
+    }
+
+    /// Exposes the series of every status with which /probe can be told to respond, at 0.
+    fn expose_probe(&self, config: &Config) {
+        let probe = endpoint(self.route(PROBE));
+        let configured = ["200", "500", config.probe.fail_with.recorded_as()];
+        self.metrics.expose(Method::Get, probe, configured);
+        if self.fault_injection != FaultInjection::Off {
+            let statuses = self.faults.recorded_statuses();
+            self.metrics.expose(Method::Get, probe, statuses);
+        }
     }
 
     /// The metrics, for the gauges of connections.
@@ -206,50 +257,117 @@ impl App {
 
     fn begin(&self, request: &Request<'_>, route: Option<usize>) -> Exchange {
         let traceparent = request.field("traceparent");
+        let trace = traceparent.and_then(TraceContext::sampled);
         let (method, target) = (request.method_text(), request.target());
+        let peer = request.peer();
         Exchange {
             method: request.method(),
             endpoint: endpoint(route),
-            trace: traceparent.and_then(TraceContext::sampled),
-            log_entry: self.access_log.begin(request.peer(), method, target),
+            trace,
+            log_entry: self.access_log.begin(peer, method, target, trace),
             _in_flight: InFlight::new(self.metrics.requests_in_flight()),
         }
     }
 
     fn reply(&mut self, request: &Request<'_>, route: Option<usize>) -> Reply {
         let method = request.method();
-        let Some(Route {
-            methods, answer, ..
-        }) = route.map(|index| &ROUTES[index])
-        else {
+        let Some(route) = route.map(|index| &ROUTES[index]) else {
             return match method {
                 // Of the server as a whole (RFC 9110, section 9.3.7).
                 Method::Options if request.target() == "*" => Reply::options(READ.allow),
                 // It names a host and no path (RFC 9112, section 3.2.3).
                 Method::Connect => Reply::method_not_allowed(READ.allow),
-                _ => Reply::text(
-                    Status::NotFound,
-                    "Not found. Try /probe, /metrics or /healthz.\n",
-                ),
+                _ => self.not_found(request.path()),
             };
         };
-        if methods.answered.contains(&method) {
-            answer(self, request)
-        } else if method == Method::Options {
-            Reply::options(methods.allow)
-        } else {
-            Reply::method_not_allowed(methods.allow)
+        if method == Method::Options {
+            return Reply::options(route.methods.allow);
+        }
+        if !route.methods.answered.contains(&method) {
+            let reply = Reply::method_not_allowed(route.methods.allow);
+            return match route.path {
+                FAULTS => Reply::text(reply.status(), HOW_TO_CHANGE).field("Allow", CHANGE.allow),
+                _ => reply,
+            };
+        }
+        match route.target {
+            Some(RouteTarget::Probe)
+                if self.fault_injection == FaultInjection::Off
+                    && Faults::is_own(request.query()) =>
+            {
+                self.reply_of(route, RouteTarget::Probe, request)
+                    .field("X-Fault-Injection", QUERY_IS_IGNORED)
+            }
+            Some(target) => self.reply_of(route, target, request),
+            None => (route.answer)(self, request),
         }
     }
 
-    /// The index of a path's route. Without fault injection, /faults has none.
+    /// The reply of a route that can be told to fail or to be slow.
+    fn reply_of(&mut self, route: &Route, target: RouteTarget, request: &Request<'_>) -> Reply {
+        if target == RouteTarget::Probe && self.fault_injection != FaultInjection::Off {
+            match self.faults.own(request.query()) {
+                Ok(None) => {}
+                Ok(Some(own)) => return own_response(own),
+                Err(error) => return Reply::text(Status::BadRequest, error),
+            }
+        }
+        let settings = self.faults.settings(target, request.received_at());
+        let (fail_with, work) = (settings.fail_with, settings.work);
+        match (self.probe.draw(settings), fail_with) {
+            (probe::Outcome::Succeed(delay), _) => {
+                (route.answer)(self, request).after(delay).work(work)
+            }
+            (probe::Outcome::Fail(delay), FailWith::Status(status)) => {
+                failure(status, FAILURE).after(delay)
+            }
+            (probe::Outcome::Fail(delay), FailWith::Ending(ending)) => {
+                (route.answer)(self, request).ending(ending).after(delay)
+            }
+        }
+    }
+
+    /// The index of a path's route. Targets of /faults that clients may not change have none.
     fn route(&self, path: &str) -> Option<usize> {
-        let found = ROUTES.iter().position(|route| route.path == path);
-        found.filter(|index| self.fault_injection || ROUTES[*index].path != FAULTS)
+        let route_path = match path.strip_prefix(FAULTS) {
+            Some(_) => self.target(path).map(|_| FAULTS)?,
+            None => path,
+        };
+        ROUTES.iter().position(|route| route.path == route_path)
+    }
+
+    /// The target of /faults or /faults/TARGET, if clients may change it. `/faults` is probe.
+    fn target(&self, path: &str) -> Option<Target> {
+        let target = match path.strip_prefix(FAULTS)? {
+            "" => Target::Route(RouteTarget::Probe),
+            name => Target::parse(name.strip_prefix('/')?)?,
+        };
+        self.faults.allows(target).then_some(target)
+    }
+
+    fn not_found(&self, path: &str) -> Reply {
+        let below = path.strip_prefix(FAULTS);
+        let is_of_faults = below.is_some_and(|name| name.is_empty() || name.starts_with('/'));
+        let text = match self.fault_injection {
+            _ if !is_of_faults => "Not found. Try /probe, /metrics or /healthz.\n",
+            FaultInjection::Off => {
+                "Not found: fault injection is off. Start tiny-probe with --fault-injection or \
+                 FAULT_INJECTION=on.\n"
+            }
+            FaultInjection::On => {
+                "Not found: only /faults and /faults/probe can be used. Start tiny-probe with \
+                 --fault-injection=all or FAULT_INJECTION=all for the other targets.\n"
+            }
+            FaultInjection::All => {
+                "Not found: the targets are /faults/probe, /faults/metrics, /faults/healthz, \
+                 /faults/readyz and /faults/process.\n"
+            }
+        };
+        Reply::text(Status::NotFound, text)
     }
 
     fn page(&mut self, request: &Request<'_>) -> Reply {
-        let settings = self.faults.page(request.received_at());
+        let settings = self.faults.overview(request.received_at());
         let html = self.page.html(&settings).into_bytes();
         let reply = Reply::new(Status::Ok, HTML, html);
         let fields = page::FIELDS.iter();
@@ -258,46 +376,90 @@ impl App {
 
     fn metrics_page(&mut self, request: &Request<'_>) -> Reply {
         let format = Format::preferred(request.field("Accept"));
-        let settings = self.faults.settings(request.received_at());
-        let page = self.metrics.exposition(format, settings).into_bytes();
+        let now = request.received_at();
+        let in_force = InForce {
+            probe: self.faults.settings(RouteTarget::Probe, now),
+            is_active: &|target| self.faults.is_active(target, now),
+            extra_series: self.faults.extra_series(now),
+        };
+        let page = self.metrics.exposition(format, &in_force).into_bytes();
         Reply::new(Status::Ok, format.content_type(), page).field("Vary", "Accept")
     }
 
-    fn probe(&mut self, request: &Request<'_>) -> Reply {
-        if self.fault_injection {
-            match OwnFault::parse(request.query()) {
-                Ok(None) => {}
-                Ok(Some(own)) => return own_fault(own),
-                Err(error) => return Reply::text(Status::BadRequest, error),
-            }
-        }
-        let settings = self.faults.settings(request.received_at());
-        match self.probe.draw(settings) {
-            probe::Outcome::Succeed(delay) => Reply::text(Status::Ok, SUCCESS)
-                .after(delay)
-                .work(settings.work),
-            probe::Outcome::Fail => Reply::text(
-                Status::InternalServerError,
-                "Failed, as the fail rate demands.\n",
-            ),
+    fn readyz(&mut self, _: &Request<'_>) -> Reply {
+        if self.is_stopping.load(Ordering::Relaxed) {
+            Reply::text(Status::ServiceUnavailable, "not ready\n")
+        } else {
+            Reply::text(Status::Ok, "ready\n")
         }
     }
 
     fn faults(&mut self, request: &Request<'_>) -> Reply {
+        let Some(target) = self.target(request.path()) else {
+            return self.not_found(request.path());
+        };
         let now = request.received_at();
+        let named = (request.path() != FAULTS).then_some(target);
+        if let Err((status, text)) = self.check_change(request) {
+            return Reply::text(status, text);
+        }
         let is_change = match request.method() {
-            Method::Put => match self.faults.change(request.query(), now) {
+            Method::Put => match self.faults.change(target, request.query(), now) {
                 Ok(is_change) => is_change,
                 Err(error) => return Reply::text(Status::BadRequest, error),
             },
-            Method::Delete => self.faults.take_back(now),
-            _ => false,
+            Method::Delete => self.faults.take_back(named, now),
+            _ => {
+                let page = match named {
+                    Some(target) => self.faults.page(target, now),
+                    None => self.faults.overview(now),
+                };
+                return Reply::text(Status::Ok, page);
+            }
         };
-        let page = self.faults.page(now);
-        if let (true, Some(peer)) = (is_change, request.peer()) {
-            diagnostics::announce_change(peer, &page);
+        if is_change {
+            self.announce_change(request, target, named);
         }
-        Reply::text(Status::Ok, page)
+        Reply::text(Status::Ok, self.faults.overview(now))
+    }
+
+    /// Checks how settings are asked for or changed, apart from the settings themselves.
+    fn check_change(&self, request: &Request<'_>) -> Result<(), (Status, String)> {
+        let is_put = request.method() == Method::Put;
+        if is_put || request.method() == Method::Delete {
+            let allowed_host = self.allowed_host.as_deref();
+            let checked = origin::check(request, allowed_host);
+            checked.map_err(|line| (Status::Forbidden, line))?;
+        } else if !request.query().is_empty() {
+            return Err((Status::BadRequest, GET_CHANGES_NOTHING.to_owned()));
+        }
+        let length = request.field("Content-Length").unwrap_or_default();
+        if is_put && length.iter().any(|digit| *digit != b'0') {
+            return Err((Status::BadRequest, BODY_IS_NOT_READ.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Prints a change, and exposes at 0 what it lets the target respond with.
+    fn announce_change(&self, request: &Request<'_>, target: Target, named: Option<Target>) {
+        let now = request.received_at();
+        if let Target::Route(route) = target {
+            let fail_with = self.faults.settings(route, now).fail_with;
+            let index = ROUTES.iter().position(|of| of.target == Some(route));
+            self.metrics
+                .expose(Method::Get, endpoint(index), [fail_with.recorded_as()]);
+        }
+        let Some(peer) = request.peer() else {
+            return;
+        };
+        match named {
+            Some(target) if target != Target::Route(RouteTarget::Probe) => {
+                let page = self.faults.page(target, now);
+                let page = format!("{}: {page}", target.name());
+                diagnostics::announce_change(peer, &page);
+            }
+            _ => diagnostics::announce_change(peer, &self.faults.overview(now)),
+        }
     }
 }
 
@@ -307,24 +469,44 @@ fn endpoint(route: Option<usize>) -> Endpoint {
     })
 }
 
+fn probe(_: &mut App, _: &Request<'_>) -> Reply {
+    Reply::text(Status::Ok, SUCCESS)
+}
+
 fn healthz(_: &mut App, _: &Request<'_>) -> Reply {
-    Reply::text(Status::Ok, "ok")
+    Reply::text(Status::Ok, "ok\n")
 }
 
 /// The response that a request asks for itself.
-fn own_fault(own: OwnFault) -> Reply {
-    let text = match own.status {
-        Status::Ok => SUCCESS,
-        _ => "As the request asks.\n",
+fn own_response(own: OwnFault) -> Reply {
+    let success = Reply::text(Status::Ok, SUCCESS);
+    let reply = match own.fail_with {
+        None => success,
+        Some(FailWith::Status(status)) => failure(status, OWN_FAILURE),
+        Some(FailWith::Ending(ending)) => success.ending(ending),
     };
-    Reply::text(own.status, text).after(own.delay)
+    reply.after(own.delay)
+}
+
+/// A failure that is a response.
+fn failure(status: Status, text: &'static str) -> Reply {
+    let reply = Reply::text(status, text);
+    match status {
+        Status::TooManyRequests | Status::ServiceUnavailable => reply.field("Retry-After", "1"),
+        // It must be there (RFC 9110, section 15.5.2). Browsers ask for a password when it is Basic.
+        Status::Unauthorized => reply.field("WWW-Authenticate", "Bearer"),
+        _ => reply,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
 
+    use bounded_http::{Ending, Field};
+
     use super::*;
+    use crate::config::ProbeSettings;
 
     const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -383,13 +565,14 @@ mod tests {
     fn every_route_answers_get_and_head_alike() {
         for (target, endpoint, content_type, body) in [
             ("/probe", "/probe", TEXT, "I'm ok!"),
-            ("/healthz", "/healthz", TEXT, "ok"),
+            ("/healthz", "/healthz", TEXT, "ok\n"),
+            ("/readyz", "/readyz", TEXT, "ready\n"),
             ("/", "/", HTML, "<!doctype html>"),
             (
                 "/metrics",
                 "/metrics",
                 "text/plain; version=0.0.4; charset=utf-8",
-                "# HELP app_configured_fail_ratio",
+                "# HELP app_configured_fail_latency",
             ),
         ] {
             for (name, method) in [("GET", Method::Get), ("HEAD", Method::Head)] {
@@ -402,7 +585,7 @@ mod tests {
             }
         }
         assert_eq!(ask(&mut app(), "GET", "/probe").body, "I'm ok!");
-        assert_eq!(ask(&mut app(), "GET", "/healthz").body, "ok");
+        assert_eq!(ask(&mut app(), "GET", "/healthz").body, "ok\n");
     }
 
     #[test]
@@ -498,9 +681,12 @@ mod tests {
     fn only_probe_fails_is_delayed_and_works() {
         let work = Duration::from_millis(20);
         let mut app = App::new(&Config {
-            fail_rate: 0.5,
-            latency: Duration::from_secs(1),
-            work,
+            probe: ProbeSettings {
+                fail_rate: 0.5,
+                latency: Duration::from_secs(1),
+                work,
+                ..ProbeSettings::default()
+            },
             random_seed: Some(1),
             ..Config::default()
         });
@@ -583,7 +769,7 @@ mod tests {
 
     fn app_with_faults() -> App {
         App::new(&Config {
-            fault_injection: true,
+            fault_injection: FaultInjection::On,
             random_seed: Some(1),
             ..Config::default()
         })
@@ -593,7 +779,7 @@ mod tests {
     fn faults_are_shown_changed_and_taken_back() {
         let mut app = app_with_faults();
         let at_start = ask(&mut app, "GET", "/faults").body;
-        assert!(at_start.starts_with("fail-rate=0\nslow-rate=0\n"));
+        assert!(at_start.starts_with("fail-rate=0\nfail-with=500\n"));
         let reply = ask(&mut app, "PUT", "/faults?fail-rate=1&for=86400s");
         assert_eq!((reply.status, reply.content_type), (Status::Ok, TEXT));
         assert_eq!(reply.endpoint, "/faults");
@@ -620,7 +806,7 @@ mod tests {
         assert_eq!(reply.status, Status::BadRequest);
         assert_eq!(
             reply.body,
-            "fail-rate=2: expected a share from 0 to 1, such as 0.01\n"
+            "fail-rate=2: expected a number from 0 to 1, such as 0.01\n"
         );
         for method in ["POST", "PATCH", "put", "OPTIONS"] {
             let reply = ask(&mut app, method, "/faults?fail-rate=1");
@@ -672,7 +858,11 @@ mod tests {
         assert_eq!((reply.status, &*reply.body), (Status::Ok, SUCCESS));
         let reply = ask(&mut app, "GET", "/probe?status=418");
         assert_eq!(reply.status, Status::BadRequest);
-        assert!(reply.body.starts_with("status=418: expected 200, 429, "));
+        assert!(
+            reply
+                .body
+                .starts_with("status=418: expected a status (200, 400, ")
+        );
         let reply = ask(&mut app, "POST", "/probe?status=200");
         assert_eq!(reply.status, Status::MethodNotAllowed);
     }
@@ -688,54 +878,216 @@ mod tests {
             let lines = lines.filter_map(|line| line.strip_prefix("app_configured_"));
             lines.collect::<Vec<_>>().join(", ")
         };
-        let at_start =
-            "fail_ratio 0, latency_seconds 0, slow_latency_seconds 9, slow_ratio 0, work_seconds 0";
+        let at_start = "fail_latency_seconds 0, fail_ratio 0, latency_seconds 0, slow_latency_seconds 9, slow_ratio 0, work_seconds 0";
         assert_eq!(ask("GET", "/metrics", 0), at_start);
-        let change = "/faults?fail-rate=.2&slow-rate=.1&latency=3s&slow-latency=4s&work=5ms&for=1m";
+        let change = "/faults?fail-rate=.2&fail-latency=7s&slow-rate=.1&latency=3s&slow-latency=4s&work=5ms&for=1m";
         ask("PUT", change, 0);
         assert_eq!(
             ask("GET", "/metrics", 59),
-            "fail_ratio 0.2, latency_seconds 3, slow_latency_seconds 4, slow_ratio 0.1, work_seconds 0.005"
+            "fail_latency_seconds 7, fail_ratio 0.2, latency_seconds 3, slow_latency_seconds 4, slow_ratio 0.1, work_seconds 0.005"
         );
         assert_eq!(ask("GET", "/metrics", 60), at_start);
+    }
+
+    #[test]
+    fn clients_are_told_how_to_change_settings() {
+        let mut app = app_with_all_faults();
+        let before = ask(&mut app, "GET", "/faults").body;
+        for (method, target, status, text) in [
+            (
+                "GET",
+                "/faults?fail-rate=1",
+                Status::BadRequest,
+                GET_CHANGES_NOTHING,
+            ),
+            (
+                "HEAD",
+                "/faults/metrics?fail-rate=1",
+                Status::BadRequest,
+                GET_CHANGES_NOTHING,
+            ),
+            (
+                "POST",
+                "/faults?fail-rate=1",
+                Status::MethodNotAllowed,
+                HOW_TO_CHANGE,
+            ),
+        ] {
+            let reply = ask(&mut app, method, target);
+            assert_eq!((reply.status, &*reply.body), (status, text));
+        }
+        let length = |value: &'static str| Field {
+            name: "Content-Length",
+            value: value.as_bytes(),
+        };
+        for (value, is_refused) in [("11", true), ("010", true), ("0", false), ("", false)] {
+            let fields = [length(value)];
+            let request = Request::new("PUT", "/faults?work=0s").with_fields(&fields);
+            let reply = app.answer(&request);
+            assert_eq!(
+                reply.body() == BODY_IS_NOT_READ.as_bytes(),
+                is_refused,
+                "{value}"
+            );
+            let request = Request::new("DELETE", "/faults").with_fields(&fields);
+            assert_eq!(app.answer(&request).status(), Status::Ok);
+        }
+        assert_eq!(ask(&mut app, "GET", "/faults?").body, before);
+        assert!(HOW_TO_CHANGE.contains(CHANGE.allow));
+    }
+
+    #[test]
+    fn a_page_of_another_host_may_change_nothing() {
+        let mut app = App::new(&Config {
+            fault_injection: FaultInjection::On,
+            allowed_host: Some("probe.test".into()),
+            ..Config::default()
+        });
+        let field = |name, value: &'static str| Field {
+            name,
+            value: value.as_bytes(),
+        };
+        for (host, origin, status) in [
+            ("probe.test", "http://probe.test", Status::Ok),
+            ("localhost", "http://localhost", Status::Ok),
+            ("evil.test", "http://evil.test", Status::Forbidden),
+            ("localhost", "http://evil.test", Status::Forbidden),
+        ] {
+            let fields = [field("Host", host), field("Origin", origin)];
+            for (method, target) in [("PUT", "/faults?fail-rate=1"), ("DELETE", "/faults")] {
+                let request = Request::new(method, target).with_fields(&fields);
+                assert_eq!(app.answer(&request).status(), status, "{method} {origin}");
+                // It reads what it likes.
+                let request = Request::new("GET", "/faults").with_fields(&fields);
+                assert_eq!(app.answer(&request).status(), Status::Ok);
+            }
+        }
+    }
+
+    #[test]
+    fn without_fault_injection_a_field_says_that_the_query_is_ignored() {
+        let field = |app: &mut App, target| {
+            let reply = app.answer(&Request::new("GET", target));
+            let mut fields = reply.fields();
+            let field = fields.find(|(name, _)| *name == "X-Fault-Injection");
+            field.is_some()
+        };
+        for (target, is_told) in [
+            ("/probe?status=503", true),
+            ("/probe?x&fail-with=reset", true),
+            ("/probe?delay", true),
+            ("/probe?x=status", false),
+            ("/probe", false),
+            ("/healthz?status=503", false),
+        ] {
+            assert_eq!(field(&mut app(), target), is_told, "{target}");
+            assert!(!field(&mut app_with_faults(), target), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_service_is_ready_until_it_is_told_to_stop() {
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let mut app = app().stopping_when(Arc::clone(&is_stopping));
+        assert_eq!(ask(&mut app, "GET", "/readyz").status, Status::Ok);
+        is_stopping.store(true, Ordering::Relaxed);
+        let reply = ask(&mut app, "GET", "/readyz");
+        assert_eq!(reply.status, Status::ServiceUnavailable);
+        assert_eq!(reply.body, "not ready\n");
+        assert_eq!(ask(&mut app, "GET", "/healthz").status, Status::Ok);
+    }
+
+    #[test]
+    fn a_failure_without_a_response_is_the_ordinary_one_that_does_not_arrive() {
+        let mut app = app_with_all_faults();
+        for (target, body) in [("probe", "I'm ok!"), ("readyz", "ready\n")] {
+            let change = format!("/faults/{target}?fail-rate=1&fail-with=cut&for=1m");
+            assert_eq!(ask(&mut app, "PUT", &change).status, Status::Ok);
+            let reply = app.answer(&Request::new("GET", &format!("/{target}")));
+            assert_eq!((reply.status(), reply.how()), (Status::Ok, Ending::Cut));
+            assert_eq!(reply.body(), body.as_bytes());
+        }
+        assert_eq!(ask(&mut app, "GET", "/healthz").status, Status::Ok);
+    }
+
+    fn app_with_all_faults() -> App {
+        App::new(&Config {
+            fault_injection: FaultInjection::All,
+            random_seed: Some(1),
+            ..Config::default()
+        })
+    }
+
+    fn ask_and_record(app: &mut App, method: &str, target: &str) {
+        record(app, &Request::new(method, target));
+    }
+
+    fn record(app: &mut App, request: &Request<'_>) {
+        let reply = app.answer(request);
+        let is_allowed = reply.fields().all(|(name, _)| name != "Allow");
+        let route = app.route(request.path());
+        let may_be_delayed =
+            is_allowed && route.is_some_and(|index| ROUTES[index].target.is_some());
+        let outcome = if reply.how().is_silent() {
+            Outcome::Dropped
+        } else {
+            Outcome::Responded
+        };
+        app.ended(ended(reply, outcome));
+        // A client can disconnect before.
+        if may_be_delayed {
+            let reply = app.answer(request);
+            app.ended(ended(reply, Outcome::Disconnected));
+        }
+        if !app.is_urgent(request) {
+            let exchange = app.refuse(request).unwrap();
+            let reply = Reply::text(Status::ServiceUnavailable, "").remember(exchange);
+            app.ended(ended(reply, Outcome::Responded));
+        }
     }
 
     /// Every kind of request that can be recorded, and so every series.
     #[test]
     fn the_readme_says_how_many_series_there_can_be() {
-        let mut app = app_with_faults();
-        ask(&mut app, "PUT", "/faults?fail-rate=0.5");
+        let mut app = app_with_all_faults();
         let methods = [
             "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW",
         ];
-        let own = [200, 429, 500, 502, 503, 504, 0].map(|status| format!("/probe?status={status}"));
-        let known = [
+        let statuses = FailWith::STATUSES.map(Status::label);
+        for how in statuses.into_iter().chain(["hang"]) {
+            for route in ["probe", "metrics", "healthz", "readyz"] {
+                let change = format!("/faults/{route}?fail-rate=1&fail-with={how}&for=1h");
+                ask(&mut app, "PUT", &change);
+                for method in methods {
+                    ask_and_record(&mut app, method, &format!("/{route}"));
+                }
+            }
+        }
+        ask(&mut app, "DELETE", "/faults");
+        app.is_stopping.store(true, Ordering::Relaxed);
+        for target in [
             "/",
+            "/probe?status=",
+            "/probe",
             "/metrics",
             "/healthz",
+            "/readyz",
             "/nope",
             "*",
             "/faults?work=0s",
             "/faults?",
-        ];
-        let targets = own.iter().map(|target| &**target).chain(known);
-        for target in targets {
+        ] {
             for method in methods {
-                let request = Request::new(method, target);
-                let reply = app.answer(&request);
-                // Only such replies are delayed, so that a client can disconnect before.
-                let may_be_delayed = request.path() == "/probe" && reply.fields().next().is_none();
-                app.ended(ended(reply, Outcome::Responded));
-                if may_be_delayed {
-                    let reply = app.answer(&request);
-                    app.ended(ended(reply, Outcome::Disconnected));
-                }
-                if !app.is_urgent(&request) {
-                    let exchange = app.refuse(&request).unwrap();
-                    let reply = Reply::text(Status::ServiceUnavailable, "").remember(exchange);
-                    app.ended(ended(reply, Outcome::Responded));
-                }
+                ask_and_record(&mut app, method, target);
             }
+        }
+        let origin = [Field {
+            name: "Origin",
+            value: b"null",
+        }];
+        for method in methods {
+            let request = Request::new(method, "/faults").with_fields(&origin);
+            record(&mut app, &request);
         }
         for rejection in [
             Status::BadRequest,

@@ -10,12 +10,18 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use bounded_http::{Ending, Status};
 use lexopt::{Arg, Parser};
 
 /// Latencies longer than this are taken for a mistake.
 const LONGEST_LATENCY: Duration = Duration::from_secs(3600);
 /// More work than this is taken for a mistake: it is how long a scrape may have to wait.
 const MOST_WORK: Duration = Duration::from_secs(1);
+
+/// When a process that ends by itself may end.
+pub const EXIT_TIMES: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 3600);
+/// The exit codes that there are, to complete "expected …".
+pub const ACCEPTED_EXIT_CODE: &str = "a whole number from 0 to 255";
 
 /// The settings of one service.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,18 +30,18 @@ pub struct Config {
     pub listen: Listen,
     /// The request loop.
     pub server: Server,
-    /// The share of requests to /probe that fail, 0 to 1.
-    pub fail_rate: f64,
-    /// The share of the remaining requests to /probe that are slow, 0 to 1.
-    pub slow_rate: f64,
-    /// The mean latency of an ordinary /probe.
-    pub latency: Duration,
-    /// The mean latency of a slow /probe.
-    pub slow_latency: Duration,
-    /// The CPU time that a successful /probe takes, at most a second.
-    pub work: Duration,
-    /// Whether clients may change all of the five while the service runs.
-    pub fault_injection: bool,
+    /// What /probe does.
+    pub probe: ProbeSettings,
+    /// What clients may change while the service runs.
+    pub fault_injection: FaultInjection,
+    /// How long the service waits before it listens.
+    pub start_delay: Duration,
+    /// How long the service goes on serving after it has been told to stop.
+    pub shutdown_delay: Duration,
+    /// After how long the process ends by itself, as if it had crashed.
+    pub exit_after: Option<Duration>,
+    /// The exit code of that end.
+    pub exit_code: u8,
     /// What failures and latencies are drawn from; from the system if `None`.
     pub random_seed: Option<u64>,
     /// The `version` label of `app_version_info`.
@@ -44,8 +50,10 @@ pub struct Config {
     pub app_config: String,
     /// How many connections are open at most.
     pub max_connections: usize,
-    /// Whether to print a line per request on standard output.
-    pub access_log: bool,
+    /// The name under which browsers may change settings, besides addresses and localhost.
+    pub allowed_host: Option<String>,
+    /// How to print a line per request on standard output.
+    pub access_log: AccessLogFormat,
 }
 
 impl Default for Config {
@@ -53,18 +61,210 @@ impl Default for Config {
         Self {
             listen: Listen::EveryAddress(8080),
             server: Server::EventLoop,
-            fail_rate: 0.0,
-            slow_rate: 0.0,
-            latency: Duration::ZERO,
-            slow_latency: Duration::from_secs(9),
-            work: Duration::ZERO,
-            fault_injection: false,
+            probe: ProbeSettings::default(),
+            fault_injection: FaultInjection::Off,
+            start_delay: Duration::ZERO,
+            shutdown_delay: Duration::ZERO,
+            exit_after: None,
+            exit_code: 1,
             random_seed: None,
             app_version: "1".into(),
             app_config: "develop".into(),
             max_connections: 10_000,
-            access_log: false,
+            allowed_host: None,
+            access_log: AccessLogFormat::Off,
         }
+    }
+}
+
+/// How often a route fails, how, and how long it takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProbeSettings {
+    /// The fraction of requests that fail, 0 to 1.
+    pub fail_rate: f64,
+    /// How they fail.
+    pub fail_with: FailWith,
+    /// The mean latency of a failure.
+    pub fail_latency: Duration,
+    /// The fraction of the remaining requests that are slow, 0 to 1.
+    pub slow_rate: f64,
+    /// The mean latency of an ordinary request.
+    pub latency: Duration,
+    /// The mean latency of a slow request.
+    pub slow_latency: Duration,
+    /// The CPU time that a successful request takes, at most a second.
+    pub work: Duration,
+}
+
+impl Default for ProbeSettings {
+    fn default() -> Self {
+        Self {
+            fail_rate: 0.0,
+            fail_with: FailWith::Status(Status::InternalServerError),
+            fail_latency: Duration::ZERO,
+            slow_rate: 0.0,
+            latency: Duration::ZERO,
+            slow_latency: Duration::from_secs(9),
+            work: Duration::ZERO,
+        }
+    }
+}
+
+/// What clients may change while the service runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultInjection {
+    /// Nothing.
+    Off,
+    /// What /probe does.
+    On,
+    /// Every target.
+    All,
+}
+
+/// How the access log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// Not at all.
+    Off,
+    /// Seven fields with spaces between them.
+    Text,
+    /// The same as a JSON object, with names, and the trace of the request.
+    Json,
+}
+
+/// What can be told to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The requests to a route.
+    Route(RouteTarget),
+    /// The whole process.
+    Process,
+}
+
+/// The routes that can be told to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the routes")]
+pub enum RouteTarget {
+    Probe,
+    Metrics,
+    Healthz,
+    Readyz,
+}
+
+impl RouteTarget {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Probe, Self::Metrics, Self::Healthz, Self::Readyz];
+}
+
+impl Target {
+    /// How many there are.
+    pub const COUNT: usize = RouteTarget::ALL.len() + 1;
+
+    /// All of them, probe first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let routes = RouteTarget::ALL.into_iter().map(Self::Route);
+        routes.chain([Self::Process])
+    }
+
+    /// The target with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::all().find(|target| target.name() == name)
+    }
+
+    /// The name, in the path after /faults/ and as the label of a metric.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Route(RouteTarget::Probe) => "probe",
+            Self::Route(RouteTarget::Metrics) => "metrics",
+            Self::Route(RouteTarget::Healthz) => "healthz",
+            Self::Route(RouteTarget::Readyz) => "readyz",
+            Self::Process => "process",
+        }
+    }
+}
+
+/// How a failure is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailWith {
+    /// As a response with this status. With 200, only the text says that it is a failure.
+    Status(Status),
+    /// As the ordinary response, which does not arrive, or not as a whole.
+    Ending(Ending),
+}
+
+impl FailWith {
+    /// The statuses that a failure can have.
+    pub const STATUSES: [Status; 11] = [
+        Status::Ok,
+        Status::BadRequest,
+        Status::Unauthorized,
+        Status::Forbidden,
+        Status::NotFound,
+        Status::RequestTimeout,
+        Status::TooManyRequests,
+        Status::InternalServerError,
+        Status::BadGateway,
+        Status::ServiceUnavailable,
+        Status::GatewayTimeout,
+    ];
+    const ENDINGS: [(&'static str, Ending); 5] = [
+        ("reset", Ending::Reset),
+        ("close", Ending::Close),
+        ("cut", Ending::Cut),
+        ("stall", Ending::Stall),
+        ("hang", Ending::Hang),
+    ];
+    /// What [`parse`](Self::parse) accepts, to complete "expected …".
+    pub const ACCEPTED: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, 500, 502, 503 \
+                                        or 504), reset, close, cut, stall or hang";
+    /// What is accepted of it where responses cannot be sent in another way than HTTP has it.
+    pub const ACCEPTED_STATUS: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, 500, \
+                                               502, 503 or 504)";
+    /// The same, with the reason.
+    pub const ACCEPTED_BY_TINY_HTTP: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, \
+                                                     500, 502, 503 or 504), since --server \
+                                                     tiny-http can send nothing else";
+
+    /// Reads a status or the name of an ending.
+    pub fn parse(name: &str) -> Option<Self> {
+        let status = || Self::parse_status(name).map(Self::Status);
+        let mut endings = Self::ENDINGS.iter();
+        let ending = endings.find(|(ending, _)| *ending == name);
+        ending
+            .map(|(_, ending)| Self::Ending(*ending))
+            .or_else(status)
+    }
+
+    /// Reads a status alone.
+    pub fn parse_status(label: &str) -> Option<Status> {
+        let mut statuses = Self::STATUSES.into_iter();
+        statuses.find(|status| status.label() == label)
+    }
+
+    /// The name, as [`parse`](Self::parse) reads it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Status(status) => status.label(),
+            Self::Ending(ending) => {
+                let mut endings = Self::ENDINGS.iter();
+                let found = endings.find(|(_, known)| *known == ending);
+                found.map_or("", |(name, _)| name)
+            }
+        }
+    }
+
+    /// The status that the failure is recorded with.
+    pub fn recorded_as(self) -> &'static str {
+        match self {
+            Self::Status(status) => status.label(),
+            Self::Ending(ending) if ending.is_silent() => "444",
+            Self::Ending(_) => Status::Ok.label(),
+        }
+    }
+
+    /// Whether every server can send it: whether it is a response as HTTP has it.
+    pub fn is_status(self) -> bool {
+        matches!(self, Self::Status(_))
     }
 }
 
@@ -110,6 +310,13 @@ pub enum Server {
     TinyHttp,
 }
 
+impl Server {
+    /// Whether it can reset a connection, or send a part of a response.
+    pub fn can_misbehave(self) -> bool {
+        self == Self::EventLoop
+    }
+}
+
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -121,6 +328,7 @@ impl fmt::Display for Server {
 }
 
 /// What the command line asks for.
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Serve.
@@ -159,13 +367,29 @@ pub struct Flag {
     pub meaning: &'static str,
     /// What it takes, to complete "expected …".
     pub accepted: &'static str,
-    /// How its value is written, if it is one that /faults shows and changes.
-    pub written: Option<fn(&Config) -> String>,
-    set: fn(&mut Config, &str) -> Option<()>,
+    /// What it sets.
+    pub sets: Sets,
+}
+
+/// What a flag sets, and how it reads its value. `None` means that the value is not accepted.
+pub enum Sets {
+    /// A setting of the service, which stays as it is while the service runs.
+    Service(fn(&mut Config, &str) -> Option<()>),
+    /// A setting of /probe, which /faults shows and changes.
+    Probe(ProbeSetting),
+}
+
+/// How a setting of /probe is read and written.
+#[derive(Clone, Copy)]
+pub struct ProbeSetting {
+    /// Changes the setting to this value, if it is accepted.
+    pub set: fn(&mut ProbeSettings, &str) -> Option<()>,
+    /// Writes the value as `set` reads it.
+    pub write: fn(&ProbeSettings) -> String,
 }
 
 /// Every setting, in the order of the help.
-pub const FLAGS: [Flag; 13] = [
+pub static FLAGS: [Flag; 20] = [
     Flag {
         name: "listen",
         variable: "LISTEN",
@@ -173,8 +397,7 @@ pub const FLAGS: [Flag; 13] = [
         default: ":8080",
         meaning: "where to listen; no address means all, port 0 means a free one",
         accepted: "a port, such as :8080, or an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080",
-        written: None,
-        set: |config, value| parse(value).map(|value| config.listen = value),
+        sets: Sets::Service(|config, value| parse(value).map(|value| config.listen = value)),
     },
     Flag {
         name: "server",
@@ -191,8 +414,7 @@ pub const FLAGS: [Flag; 13] = [
         } else {
             "event-loop, or a build with the Cargo feature tiny-http"
         },
-        written: None,
-        set: |config, value| {
+        sets: Sets::Service(|config, value| {
             config.server = match value {
                 "event-loop" => Server::EventLoop,
                 #[cfg(feature = "tiny-http")]
@@ -200,69 +422,154 @@ pub const FLAGS: [Flag; 13] = [
                 _ => return None,
             };
             Some(())
-        },
+        }),
     },
     Flag {
         name: "fail-rate",
         variable: "FAIL_RATE",
-        value: "SHARE",
+        value: "FRACTION",
         default: "0",
-        meaning: "share of /probe answered 500, 0 to 1",
-        accepted: ACCEPTED_SHARE,
-        written: Some(|config| config.fail_rate.to_string()),
-        set: |config, value| share(value).map(|value| config.fail_rate = value),
+        meaning: "fraction of /probe requests that fail, 0 to 1",
+        accepted: ACCEPTED_FRACTION,
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| fraction(value).map(|value| settings.fail_rate = value),
+            write: |settings| settings.fail_rate.to_string(),
+        }),
+    },
+    Flag {
+        name: "fail-with",
+        variable: "FAIL_WITH",
+        value: "HOW",
+        default: "500",
+        meaning: "how they fail: a status, reset, close, cut, stall or hang",
+        accepted: FailWith::ACCEPTED,
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| FailWith::parse(value).map(|value| settings.fail_with = value),
+            write: |settings| settings.fail_with.name().to_owned(),
+        }),
+    },
+    Flag {
+        name: "fail-latency",
+        variable: "FAIL_LATENCY",
+        value: "DURATION",
+        default: "0s",
+        meaning: "mean latency of a failure; gamma distributed, shape 3",
+        accepted: ACCEPTED_LATENCY,
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| latency(value).map(|value| settings.fail_latency = value),
+            write: |settings| write_duration(settings.fail_latency),
+        }),
     },
     Flag {
         name: "slow-rate",
         variable: "SLOW_RATE",
-        value: "SHARE",
+        value: "FRACTION",
         default: "0",
-        meaning: "share of the remaining /probe that is slow, 0 to 1",
-        accepted: ACCEPTED_SHARE,
-        written: Some(|config| config.slow_rate.to_string()),
-        set: |config, value| share(value).map(|value| config.slow_rate = value),
+        meaning: "fraction of the remaining requests that are slow, 0 to 1",
+        accepted: ACCEPTED_FRACTION,
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| fraction(value).map(|value| settings.slow_rate = value),
+            write: |settings| settings.slow_rate.to_string(),
+        }),
     },
     Flag {
         name: "latency",
         variable: "LATENCY",
         value: "DURATION",
         default: "0s",
-        meaning: "mean latency of an ordinary /probe; gamma distributed, shape 3",
+        meaning: "mean latency of an ordinary request; gamma distributed, shape 3",
         accepted: ACCEPTED_LATENCY,
-        written: Some(|config| write_duration(config.latency)),
-        set: |config, value| latency(value).map(|value| config.latency = value),
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| latency(value).map(|value| settings.latency = value),
+            write: |settings| write_duration(settings.latency),
+        }),
     },
     Flag {
         name: "slow-latency",
         variable: "SLOW_LATENCY",
         value: "DURATION",
         default: "9s",
-        meaning: "mean latency of a slow /probe; gamma distributed, shape 30",
+        meaning: "mean latency of a slow request; gamma distributed, shape 30",
         accepted: ACCEPTED_LATENCY,
-        written: Some(|config| write_duration(config.slow_latency)),
-        set: |config, value| latency(value).map(|value| config.slow_latency = value),
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| latency(value).map(|value| settings.slow_latency = value),
+            write: |settings| write_duration(settings.slow_latency),
+        }),
     },
     Flag {
         name: "work",
         variable: "WORK",
         value: "DURATION",
         default: "0s",
-        meaning: "CPU time that a successful /probe takes, at most 1 s",
+        meaning: "CPU time that a successful request takes, at most 1 s",
         accepted: "a duration of at most 1s with its unit, such as 20ms",
-        written: Some(|config| write_duration(config.work)),
-        set: |config, value| {
-            duration(value, Duration::ZERO..=MOST_WORK).map(|value| config.work = value)
-        },
+        sets: Sets::Probe(ProbeSetting {
+            set: |settings, value| {
+                duration(value, Duration::ZERO..=MOST_WORK).map(|value| settings.work = value)
+            },
+            write: |settings| write_duration(settings.work),
+        }),
     },
     Flag {
         name: "fault-injection",
         variable: "FAULT_INJECTION",
         value: "",
         default: "off",
-        meaning: "lets clients change these five: /faults, /probe?status=&delay=",
-        accepted: ACCEPTED_SWITCH,
-        written: None,
-        set: |config, value| switch(value).map(|value| config.fault_injection = value),
+        meaning: "on: clients may change what /probe does; all: every target",
+        accepted: "off, on or all",
+        sets: Sets::Service(|config, value| {
+            config.fault_injection = match (value, switch(value)) {
+                ("all", _) => FaultInjection::All,
+                (_, Some(true)) => FaultInjection::On,
+                (_, Some(false)) => FaultInjection::Off,
+                (_, None) => return None,
+            };
+            Some(())
+        }),
+    },
+    Flag {
+        name: "start-delay",
+        variable: "START_DELAY",
+        value: "DURATION",
+        default: "0s",
+        meaning: "wait for so long before listening: a slow start",
+        accepted: ACCEPTED_LATENCY,
+        sets: Sets::Service(|config, value| latency(value).map(|value| config.start_delay = value)),
+    },
+    Flag {
+        name: "shutdown-delay",
+        variable: "SHUTDOWN_DELAY",
+        value: "DURATION",
+        default: "0s",
+        meaning: "after SIGTERM, serve for so long with /readyz at 503",
+        accepted: ACCEPTED_LATENCY,
+        sets: Sets::Service(|config, value| {
+            latency(value).map(|value| config.shutdown_delay = value)
+        }),
+    },
+    Flag {
+        name: "exit-after",
+        variable: "EXIT_AFTER",
+        value: "DURATION",
+        default: "never",
+        meaning: "end the process after so long, at once: a crash",
+        accepted: "never, or a duration of at most 24h with its unit, such as 20s",
+        sets: Sets::Service(|config, value| {
+            config.exit_after = match value {
+                "never" => None,
+                value => Some(duration(value, EXIT_TIMES)?),
+            };
+            Some(())
+        }),
+    },
+    Flag {
+        name: "exit-code",
+        variable: "EXIT_CODE",
+        value: "NUMBER",
+        default: "1",
+        meaning: "exit code of that end, 0 to 255",
+        accepted: ACCEPTED_EXIT_CODE,
+        sets: Sets::Service(|config, value| parse(value).map(|value| config.exit_code = value)),
     },
     Flag {
         name: "random-seed",
@@ -271,8 +578,9 @@ pub const FLAGS: [Flag; 13] = [
         default: "from the system",
         meaning: "makes the failures and latencies repeatable",
         accepted: "a whole number from 0 to 18446744073709551615",
-        written: None,
-        set: |config, value| parse(value).map(|value| config.random_seed = Some(value)),
+        sets: Sets::Service(|config, value| {
+            parse(value).map(|value| config.random_seed = Some(value))
+        }),
     },
     Flag {
         name: "app-version",
@@ -281,8 +589,7 @@ pub const FLAGS: [Flag; 13] = [
         default: "1",
         meaning: "label of app_version_info",
         accepted: "a text",
-        written: None,
-        set: |config, value| parse(value).map(|value| config.app_version = value),
+        sets: Sets::Service(|config, value| parse(value).map(|value| config.app_version = value)),
     },
     Flag {
         name: "app-config",
@@ -291,8 +598,7 @@ pub const FLAGS: [Flag; 13] = [
         default: "develop",
         meaning: "label of app_version_info",
         accepted: "a text",
-        written: None,
-        set: |config, value| parse(value).map(|value| config.app_config = value),
+        sets: Sets::Service(|config, value| parse(value).map(|value| config.app_config = value)),
     },
     Flag {
         name: "max-connections",
@@ -301,37 +607,56 @@ pub const FLAGS: [Flag; 13] = [
         default: "10000",
         meaning: "open connections at most",
         accepted: "a whole number from 1 to 1000000",
-        written: None,
-        set: |config, value| {
+        sets: Sets::Service(|config, value| {
             let value = parse(value).filter(|value| (1..=1_000_000).contains(value))?;
             config.max_connections = value;
             Some(())
-        },
+        }),
+    },
+    Flag {
+        name: "allowed-host",
+        variable: "ALLOWED_HOST",
+        value: "NAME",
+        default: "none",
+        meaning: "host name under which browsers may change settings",
+        accepted: "none, or a host name without a port, such as probe.example.com",
+        sets: Sets::Service(|config, value| {
+            let is_of_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+            let is_name = !value.is_empty() && value.bytes().all(is_of_a_name);
+            config.allowed_host = (value != "none").then(|| value.to_owned());
+            is_name.then_some(())
+        }),
     },
     Flag {
         name: "access-log",
         variable: "ACCESS_LOG",
         value: "",
         default: "off",
-        meaning: "print a line per request on standard output",
-        accepted: ACCEPTED_SWITCH,
-        written: None,
-        set: |config, value| switch(value).map(|value| config.access_log = value),
+        meaning: "print a line per request on standard output: on or json",
+        accepted: "off, on or json",
+        sets: Sets::Service(|config, value| {
+            config.access_log = match (value, switch(value)) {
+                ("json", _) => AccessLogFormat::Json,
+                (_, Some(true)) => AccessLogFormat::Text,
+                (_, Some(false)) => AccessLogFormat::Off,
+                (_, None) => return None,
+            };
+            Some(())
+        }),
     },
 ];
 
-const ACCEPTED_SHARE: &str = "a share from 0 to 1, such as 0.01";
+const ACCEPTED_FRACTION: &str = "a number from 0 to 1, such as 0.01";
 const ACCEPTED_LATENCY: &str = "a duration of at most 1h with its unit, such as 300ms or 9s";
-const ACCEPTED_SWITCH: &str = "on or off";
 
 fn parse<T: FromStr>(value: &str) -> Option<T> {
     value.parse().ok()
 }
 
-fn share(value: &str) -> Option<f64> {
-    let share = parse(value).filter(|share| (0.0..=1.0).contains(share));
-    // -0 is one of them, and would be shown.
-    share.map(f64::abs)
+fn fraction(value: &str) -> Option<f64> {
+    let fraction = parse(value).filter(|fraction| (0.0..=1.0).contains(fraction));
+    // -0 is within the bounds, and would be shown as such.
+    fraction.map(f64::abs)
 }
 
 fn latency(value: &str) -> Option<Duration> {
@@ -378,9 +703,17 @@ impl Command {
     ) -> Result<Self, ConfigError> {
         let mut given: [Option<OsString>; FLAGS.len()] = Default::default();
         let mut healthcheck = false;
+        // The switch that the word before this one is.
+        let mut switch = None;
         let mut parser = Parser::from_args(arguments);
         while let Some(argument) = parser.next().map_err(|error| see_help(&error))? {
             match argument {
+                // `--fault-injection all` is the same as `--fault-injection=all`.
+                Arg::Value(value) if switch.is_some_and(|flag| accepts(flag, &value)) => {
+                    if let Some(position) = switch.take() {
+                        given[position] = Some(value);
+                    }
+                }
                 Arg::Long("help") | Arg::Short('h') => return Ok(Self::Help),
                 Arg::Long("version") | Arg::Short('V') => return Ok(Self::Version),
                 Arg::Value(value) if value == "healthcheck" => healthcheck = true,
@@ -389,11 +722,15 @@ impl Command {
                     let Some(position) = position else {
                         return Err(see_help(&argument.unexpected()));
                     };
-                    given[position] = Some(if FLAGS[position].value.is_empty() {
-                        parser.optional_value().unwrap_or_else(|| "on".into())
+                    let value = if FLAGS[position].value.is_empty() {
+                        let value = parser.optional_value();
+                        switch = value.is_none().then_some(position);
+                        value.unwrap_or_else(|| "on".into())
                     } else {
+                        switch = None;
                         parser.value().map_err(|error| see_help(&error))?
-                    });
+                    };
+                    given[position] = Some(value);
                 }
                 _ => return Err(see_help(&argument.unexpected())),
             }
@@ -406,6 +743,12 @@ impl Command {
             Self::Serve(config)
         })
     }
+}
+
+/// Whether the flag in this row takes this value.
+fn accepts(position: usize, value: &OsString) -> bool {
+    let value = value.to_str();
+    value.is_some_and(|value| FLAGS[position].set(&mut Config::default(), value).is_some())
 }
 
 /// A flag goes before its variable, a variable before the default.
@@ -429,8 +772,11 @@ fn configure(
 
 impl Flag {
     /// Gives the setting a value, if it is one that is accepted.
-    pub fn set(&self, config: &mut Config, value: &str) -> Option<()> {
-        (self.set)(config, value)
+    fn set(&self, config: &mut Config, value: &str) -> Option<()> {
+        match self.sets {
+            Sets::Service(set) => set(config, value),
+            Sets::Probe(setting) => (setting.set)(&mut config.probe, value),
+        }
     }
 
     fn apply(
@@ -439,13 +785,18 @@ impl Flag {
         value: &OsString,
         written: impl Fn(&str) -> String,
     ) -> Result<(), ConfigError> {
-        value
-            .to_str()
-            .and_then(|value| self.set(config, value))
-            .ok_or_else(|| {
-                let value = one_line(&value.to_string_lossy());
-                ConfigError(format!("{}: expected {}", written(&value), self.accepted))
-            })
+        let refused = |accepted| {
+            let value = one_line(&value.to_string_lossy());
+            ConfigError(format!("{}: expected {accepted}", written(&value)))
+        };
+        let set = value.to_str().and_then(|value| self.set(config, value));
+        set.ok_or_else(|| refused(self.accepted))?;
+        // The row of the server comes first, so that it is known here.
+        if config.server.can_misbehave() || config.probe.fail_with.is_status() {
+            Ok(())
+        } else {
+            Err(refused(FailWith::ACCEPTED_BY_TINY_HTTP))
+        }
     }
 }
 
@@ -543,25 +894,34 @@ mod tests {
             let mut changed = Config {
                 listen: "[::1]:1".parse().unwrap(),
                 server: OTHER_SERVER,
-                fail_rate: 0.5,
-                slow_rate: 0.5,
-                latency: Duration::MAX,
-                slow_latency: Duration::MAX,
-                work: Duration::MAX,
-                fault_injection: true,
+                probe: ProbeSettings {
+                    fail_rate: 0.5,
+                    fail_with: FailWith::Status(Status::BadGateway),
+                    fail_latency: Duration::MAX,
+                    slow_rate: 0.5,
+                    latency: Duration::MAX,
+                    slow_latency: Duration::MAX,
+                    work: Duration::MAX,
+                },
+                fault_injection: FaultInjection::All,
+                start_delay: Duration::MAX,
+                shutdown_delay: Duration::MAX,
+                exit_after: Some(Duration::MAX),
+                exit_code: 255,
                 random_seed: None,
                 app_version: String::new(),
                 app_config: String::new(),
                 max_connections: 0,
-                access_log: true,
+                allowed_host: Some("a".into()),
+                access_log: AccessLogFormat::Json,
             };
             let before = changed.clone();
-            (flag.set)(&mut changed, flag.default).expect(flag.name);
+            flag.set(&mut changed, flag.default).expect(flag.name);
             let is_only_value = flag.name == "server" && OTHER_SERVER == Server::EventLoop;
             assert!(changed != before || is_only_value, "{}", flag.name);
             for other in &FLAGS {
                 if other.name != "random-seed" {
-                    (other.set)(&mut changed, other.default).expect(other.name);
+                    other.set(&mut changed, other.default).expect(other.name);
                 }
             }
             assert_eq!(changed, Config::default());
@@ -572,10 +932,10 @@ mod tests {
     fn a_flag_goes_before_its_variable() {
         let environment = [("FAIL_RATE", "0.5"), ("LATENCY", "1s"), ("SLOW_RATE", "")];
         let config = config("--fail-rate=0.25 --access-log", &environment);
-        assert!((config.fail_rate - 0.25).abs() < f64::EPSILON);
-        assert_eq!(config.latency, Duration::from_secs(1));
-        assert_eq!(config.slow_rate.to_bits(), 0);
-        assert!(config.access_log);
+        assert!((config.probe.fail_rate - 0.25).abs() < f64::EPSILON);
+        assert_eq!(config.probe.latency, Duration::from_secs(1));
+        assert_eq!(config.probe.slow_rate.to_bits(), 0);
+        assert_eq!(config.access_log, AccessLogFormat::Text);
     }
 
     #[test]
@@ -583,33 +943,49 @@ mod tests {
         let expected = Config {
             listen: "[::1]:9090".parse().unwrap(),
             server: OTHER_SERVER,
-            fail_rate: 1.0,
-            slow_rate: 0.125,
-            latency: Duration::from_millis(300),
-            slow_latency: Duration::from_secs(90),
-            work: Duration::from_millis(20),
-            fault_injection: true,
+            probe: ProbeSettings {
+                fail_rate: 1.0,
+                fail_with: FailWith::Status(Status::ServiceUnavailable),
+                fail_latency: Duration::from_secs(2),
+                slow_rate: 0.125,
+                latency: Duration::from_millis(300),
+                slow_latency: Duration::from_secs(90),
+                work: Duration::from_millis(20),
+            },
+            fault_injection: FaultInjection::All,
+            start_delay: Duration::from_secs(1),
+            shutdown_delay: Duration::from_secs(2),
+            exit_after: Some(Duration::from_secs(3)),
+            exit_code: 4,
             random_seed: Some(u64::MAX),
             app_version: "2".into(),
             app_config: "production".into(),
             max_connections: 1,
-            access_log: true,
+            allowed_host: Some("probe.example.com".into()),
+            access_log: AccessLogFormat::Json,
         };
         let server = OTHER_SERVER.to_string();
         let values = [
             ("LISTEN", "[::1]:9090"),
             ("SERVER", &server),
             ("FAIL_RATE", "1"),
+            ("FAIL_WITH", "503"),
+            ("FAIL_LATENCY", "2s"),
             ("SLOW_RATE", ".125"),
             ("LATENCY", "300ms"),
             ("SLOW_LATENCY", "1m30s"),
             ("WORK", "20ms"),
-            ("FAULT_INJECTION", "on"),
+            ("FAULT_INJECTION", "all"),
+            ("START_DELAY", "1s"),
+            ("SHUTDOWN_DELAY", "2s"),
+            ("EXIT_AFTER", "3s"),
+            ("EXIT_CODE", "4"),
             ("RANDOM_SEED", "18446744073709551615"),
             ("APP_VERSION", "2"),
             ("APP_CONFIG", "production"),
             ("MAX_CONNECTIONS", "1"),
-            ("ACCESS_LOG", "on"),
+            ("ALLOWED_HOST", "probe.example.com"),
+            ("ACCESS_LOG", "json"),
         ];
         assert_eq!(config("", &values), expected);
         let flags: Vec<String> = values
@@ -617,6 +993,81 @@ mod tests {
             .map(|(name, value)| format!("--{}={value}", name.to_lowercase().replace('_', "-")))
             .collect();
         assert_eq!(config(&flags.join(" "), &[]), expected);
+    }
+
+    #[test]
+    fn fault_injection_is_off_on_or_all() {
+        let injection = |arguments| config(arguments, &[]).fault_injection;
+        assert_eq!(injection(""), FaultInjection::Off);
+        for on in [
+            "--fault-injection",
+            "--fault-injection=on",
+            "--fault-injection=1",
+        ] {
+            assert_eq!(injection(on), FaultInjection::On, "{on}");
+        }
+        assert_eq!(injection("--fault-injection=off"), FaultInjection::Off);
+        assert_eq!(injection("--fault-injection=all"), FaultInjection::All);
+        assert_eq!(injection("--fault-injection all"), FaultInjection::All);
+        let config = config("--fault-injection all --access-log off", &[]);
+        assert_eq!(config.fault_injection, FaultInjection::All);
+        assert_eq!(config.access_log, AccessLogFormat::Off);
+        for unknown in ["--fault-injection ALL", "--fault-injection on all", "all"] {
+            assert!(command(unknown, &[]).is_err(), "{unknown}");
+        }
+        assert!(matches!(
+            command("--fault-injection healthcheck", &[]),
+            Ok(Command::Healthcheck(_))
+        ));
+        assert!(command("--fault-injection=ALL", &[]).is_err());
+    }
+
+    #[test]
+    fn every_target_has_a_name() {
+        assert_eq!(Target::all().count(), Target::COUNT);
+        for target in Target::all() {
+            assert_eq!(Target::parse(target.name()), Some(target));
+        }
+        for name in ["", "Probe", "faults", "/probe"] {
+            assert_eq!(Target::parse(name), None);
+        }
+    }
+
+    #[test]
+    fn a_failure_is_a_status_or_an_ending() {
+        let endings = FailWith::ENDINGS.map(|(name, _)| name);
+        let statuses = FailWith::STATUSES.map(Status::label);
+        for name in endings.iter().chain(&statuses) {
+            let fail_with = FailWith::parse(name).expect(name);
+            assert_eq!(fail_with.name(), *name);
+            assert!(FailWith::ACCEPTED.contains(name), "{name}");
+            assert_eq!(fail_with.is_status(), statuses.contains(name));
+            assert!(!fail_with.recorded_as().is_empty());
+        }
+        for name in ["", "501", "999", "Reset", "0500", "500 ", "none"] {
+            assert_eq!(FailWith::parse(name), None, "{name}");
+        }
+    }
+
+    #[cfg(feature = "tiny-http")]
+    #[test]
+    fn tiny_http_sends_responses_and_nothing_else() {
+        for (arguments, environment) in [
+            ("--fail-with cut --server tiny-http", &[][..]),
+            ("--fail-with cut", &[("SERVER", "tiny-http")]),
+        ] {
+            let error = command(arguments, environment).unwrap_err().to_string();
+            assert!(
+                error.starts_with("--fail-with cut: expected a status ("),
+                "{error}"
+            );
+            assert!(
+                error.ends_with("--server tiny-http can send nothing else"),
+                "{error}"
+            );
+        }
+        config("--fail-with 503 --server tiny-http", &[]);
+        config("--fail-with cut --server event-loop", &[]);
     }
 
     #[test]

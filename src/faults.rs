@@ -1,20 +1,23 @@
-//! Faults on demand: what /faults changes for all requests, and ?status= and ?delay= for one.
+//! Faults on demand: what /faults changes for all requests, and the query of /probe for one.
 //!
 //! Time comes in as an argument. The settings in force are a function of it: nothing has to happen
 //! when a change is over.
-//!
-//! A query is `name=value`, with `&` between. In both of them a percent-escape is decoded (RFC 3986,
-//! section 2.1), and a plus is a plus. What cannot be read, or could be read in two ways, is told in
-//! one line, in visible ASCII whatever the client sent.
 
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use crate::log::access::push_printable;
 use bounded_http::Status;
 
-use crate::config::{self, Config, FLAGS, Flag};
+use self::process::Process;
+use crate::config::{
+    self, Config, FLAGS, FailWith, FaultInjection, Flag, ProbeSetting, ProbeSettings, RouteTarget,
+    Sets, Target,
+};
+
+pub mod origin;
+mod process;
+mod query;
 
 /// How long a change may be asked for.
 const CHANGE_DURATIONS: RangeInclusive<Duration> =
@@ -25,117 +28,302 @@ const ACCEPTED_CHANGE_DURATION: &str = "a duration from 1s to 24h with its unit,
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 const ACCEPTED_DELAY: &str = "a duration of at most 60s with its unit, such as 250ms";
 
-/// The statuses that a request may ask for itself. Each is a series more.
-const STATUSES: [Status; 6] = [
-    Status::Ok,
-    Status::TooManyRequests,
-    Status::InternalServerError,
-    Status::BadGateway,
-    Status::ServiceUnavailable,
-    Status::GatewayTimeout,
-];
-const ACCEPTED_STATUS: &str = "200, 429, 500, 502, 503 or 504";
+const FAIL_WITH: &str = "fail-with";
+const STATUS: &str = "status";
+const DELAY: &str = "delay";
+const FOR: &str = "for";
 
-/// What /probe is told to do, and until when.
+/// What the targets are told to do, and until when.
 pub struct Faults {
-    at_start: Config,
-    changed: Config,
+    /// What clients may change.
+    scope: FaultInjection,
+    /// Whether the server can send a failure in another way than HTTP has it.
+    can_misbehave: bool,
+    /// In the order of [`RouteTarget`].
+    routes: [Change<ProbeSettings>; RouteTarget::ALL.len()],
+    process: Process,
+}
+
+/// The settings of a target, and the change to them.
+struct Change<S> {
+    at_start: S,
+    changed: S,
     /// When the change is taken back; `None` if nobody has said.
     until: Option<Instant>,
 }
 
-impl Faults {
-    /// The settings that the service starts with.
-    pub fn new(config: &Config) -> Self {
+impl<S: Clone + PartialEq> Change<S> {
+    fn new(at_start: S) -> Self {
         Self {
-            at_start: config.clone(),
-            changed: config.clone(),
+            changed: at_start.clone(),
+            at_start,
             until: None,
         }
     }
 
-    /// What is in force at `now`: the settings, and when the change to them ends.
-    fn in_force(&self, now: Instant) -> (&Config, Option<Instant>) {
-        (self.settings(now), self.until.filter(|until| *until > now))
-    }
-
     /// The settings in force at `now`.
-    pub fn settings(&self, now: Instant) -> &Config {
+    fn settings(&self, now: Instant) -> &S {
         match self.until {
             Some(until) if until <= now => &self.at_start,
             _ => &self.changed,
         }
     }
 
-    /// Changes what a query names and nothing else; if any of it is invalid, nothing changes. `for`
-    /// is how long until everything is taken back; without it, that stays as it is. Returns whether
-    /// the settings or their end differ from before.
-    ///
-    /// # Errors
-    /// The line that tells the client what is accepted.
-    pub fn change(&mut self, query: &str, now: Instant) -> Result<bool, String> {
-        let (settings, mut until) = self.in_force(now);
-        let mut changed = settings.clone();
-        let mut named = Vec::new();
-        for parameter in parameters(query) {
-            let name = parameter.name.as_deref().unwrap_or_default();
-            let flag = flags().find(|flag| flag.name == name);
-            let (name, accepted) = match flag {
-                Some(flag) => (flag.name, flag.accepted),
-                None if name == "for" => ("for", ACCEPTED_CHANGE_DURATION),
-                None => return Err(parameter.error(&accepted_names())),
-            };
-            parameter.set(name, &mut named, accepted, &mut |value| match flag {
-                Some(flag) => flag.set(&mut changed, value),
-                None => {
-                    config::duration(value, CHANGE_DURATIONS).map(|time| until = Some(now + time))
-                }
-            })?;
-        }
-        if named.is_empty() {
-            return Err(format!("no change: expected {}\n", accepted_names()));
-        }
-        let is_change = self.in_force(now) != (&changed, until);
-        self.changed = changed;
-        self.until = until;
-        Ok(is_change)
+    /// When the change ends that is in force at `now`.
+    fn end(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now)
     }
 
-    /// Goes back to the settings that the service started with: the change ends now. Returns whether
-    /// there was one.
-    pub fn take_back(&mut self, now: Instant) -> bool {
-        let is_change = self.in_force(now) != (&self.at_start, None);
+    /// Whether the settings differ from those at the start.
+    fn is_active(&self, now: Instant) -> bool {
+        *self.settings(now) != self.at_start
+    }
+
+    /// Puts settings in force. Returns whether they or their end differ from before.
+    fn put(&mut self, settings: S, until: Option<Instant>, now: Instant) -> bool {
+        let is_change = (self.settings(now), self.end(now)) != (&settings, until);
+        self.changed = settings;
+        self.until = until;
+        is_change
+    }
+
+    /// Ends the change now. Returns whether there was one.
+    fn take_back(&mut self, now: Instant) -> bool {
+        let is_change = self.is_active(now) || self.end(now).is_some();
         self.until = Some(now);
         is_change
     }
 
-    /// The settings in force at `now`, a line each, as a query has them; and, in whole seconds,
-    /// after how long they are taken back.
-    pub fn page(&self, now: Instant) -> String {
-        let settings = self.settings(now);
-        let mut page = String::new();
-        for flag in flags() {
-            let value = flag.written.map(|written| written(settings));
-            // A String takes every write.
-            let _ = writeln!(page, "{}={}", flag.name, value.unwrap_or_default());
-        }
-        if let (_, Some(until)) = self.in_force(now) {
+    /// The last line of a page: after how long the change ends, in whole seconds.
+    fn write_end(&self, page: &mut String, now: Instant) {
+        if let Some(until) = self.end(now) {
             let seconds = (until - now + Duration::from_nanos(999_999_999)).as_secs();
             let left = config::write_duration(Duration::from_secs(seconds));
+            // A String takes every write, here and below.
             let _ = writeln!(page, "for={left}");
+        }
+    }
+}
+
+impl Faults {
+    /// The settings that the service starts with.
+    pub fn new(config: &Config) -> Self {
+        let at_start = |target| match target {
+            RouteTarget::Probe => config.probe.clone(),
+            _ => ProbeSettings::default(),
+        };
+        Self {
+            scope: config.fault_injection,
+            can_misbehave: config.server.can_misbehave(),
+            routes: RouteTarget::ALL.map(|target| Change::new(at_start(target))),
+            process: Process::new(config),
+        }
+    }
+
+    /// The settings of a route that are in force at `now`.
+    pub fn settings(&self, target: RouteTarget, now: Instant) -> &ProbeSettings {
+        self.routes[target as usize].settings(now)
+    }
+
+    /// Whether clients may change what a target does.
+    pub fn allows(&self, target: Target) -> bool {
+        match self.scope {
+            FaultInjection::Off => false,
+            FaultInjection::On => target == Target::Route(RouteTarget::Probe),
+            FaultInjection::All => true,
+        }
+    }
+
+    /// Whether a change to a target is in force at `now`.
+    pub fn is_active(&self, target: Target, now: Instant) -> bool {
+        match target {
+            Target::Route(target) => self.routes[target as usize].is_active(now),
+            Target::Process => self.process.is_active(now),
+        }
+    }
+
+    /// Changes what a query names and nothing else; if any of it is invalid, nothing changes. `for`
+    /// is how long until everything is taken back. Without it, that stays as it is for probe; the
+    /// other targets need it. Returns whether the settings or their end differ from before.
+    ///
+    /// # Errors
+    /// The line that tells the client what is accepted.
+    pub fn change(&mut self, target: Target, query: &str, now: Instant) -> Result<bool, String> {
+        match target {
+            Target::Route(target) => self.change_route(target, query, now),
+            Target::Process => self.process.change(query, now),
+        }
+    }
+
+    fn change_route(
+        &mut self,
+        target: RouteTarget,
+        query: &str,
+        now: Instant,
+    ) -> Result<bool, String> {
+        let change = &self.routes[target as usize];
+        let mut until = change.end(now);
+        let mut changed = change.settings(now).clone();
+        let setting = |name: &str| settings_of_probe().find(|(flag, _)| flag.name == name);
+        let accepted = |name: &str| match setting(name) {
+            Some((flag, _)) if flag.name == FAIL_WITH => {
+                Some((FAIL_WITH, self.accepted_fail_with()))
+            }
+            Some((flag, _)) => Some((flag.name, flag.accepted)),
+            None => (name == FOR).then_some((FOR, ACCEPTED_CHANGE_DURATION)),
+        };
+        let set = &mut |name: &'static str, value: &str| match setting(name) {
+            Some((_, setting)) => {
+                (setting.set)(&mut changed, value)?;
+                self.can_send(changed.fail_with).then_some(())
+            }
+            None => read_end(value, now).map(|end| until = Some(end)),
+        };
+        let named = query::read(query, Some(&accepted_names()), &accepted, set)?;
+        if target != RouteTarget::Probe && !named.contains(&FOR) {
+            return Err(MISSING_END.to_owned());
+        }
+        Ok(self.routes[target as usize].put(changed, until, now))
+    }
+
+    /// Reads what a request to /probe asks for itself: `status` or `fail-with`, and `delay`. `None` if
+    /// the query names none of them. All other names are ignored.
+    ///
+    /// # Errors
+    /// The line that tells the client what is accepted.
+    pub fn own(&self, query: &str) -> Result<Option<OwnFault>, String> {
+        let mut own = OwnFault {
+            fail_with: None,
+            delay: Duration::ZERO,
+        };
+        let accepted = |name: &str| match name {
+            STATUS => Some((STATUS, FailWith::ACCEPTED_STATUS)),
+            FAIL_WITH => Some((FAIL_WITH, self.accepted_fail_with())),
+            DELAY => Some((DELAY, ACCEPTED_DELAY)),
+            _ => None,
+        };
+        let set = &mut |name: &'static str, value: &str| {
+            match name {
+                DELAY => own.delay = read_delay(value)?,
+                STATUS => own.fail_with = failure_with(FailWith::parse_status(value)?),
+                _ => {
+                    let fail_with = FailWith::parse(value);
+                    own.fail_with = Some(fail_with.filter(|how| self.can_send(*how))?);
+                }
+            }
+            Some(())
+        };
+        let named = query::read(query, None, &accepted, set)?;
+        if named.contains(&STATUS) && named.contains(&FAIL_WITH) {
+            return Err("status and fail-with: expected one of them\n".to_owned());
+        }
+        Ok((!named.is_empty()).then_some(own))
+    }
+
+    /// Whether a query names anything that [`own`](Self::own) would read.
+    pub fn is_own(query: &str) -> bool {
+        let names = [STATUS, DELAY, FAIL_WITH];
+        query.split('&').any(|parameter| {
+            let (name, _) = parameter.split_once('=').unwrap_or((parameter, ""));
+            names.contains(&name)
+        })
+    }
+
+    fn can_send(&self, fail_with: FailWith) -> bool {
+        self.can_misbehave || fail_with.is_status()
+    }
+
+    fn accepted_fail_with(&self) -> &'static str {
+        if self.can_misbehave {
+            FailWith::ACCEPTED
+        } else {
+            FailWith::ACCEPTED_BY_TINY_HTTP
+        }
+    }
+
+    /// Every status with which a request can be told to fail, as it is recorded.
+    pub fn recorded_statuses(&self) -> impl Iterator<Item = &'static str> {
+        let statuses = FailWith::STATUSES.map(Status::label);
+        let dropped = self.can_misbehave.then_some("444");
+        statuses.into_iter().chain(dropped)
+    }
+
+    /// Goes back to the settings that a target started with, or every target: the change ends now.
+    /// Returns whether there was one.
+    pub fn take_back(&mut self, target: Option<Target>, now: Instant) -> bool {
+        let mut is_change = false;
+        for route in RouteTarget::ALL {
+            if target.is_none_or(|target| target == Target::Route(route)) {
+                is_change |= self.routes[route as usize].take_back(now);
+            }
+        }
+        if target.is_none_or(|target| target == Target::Process) {
+            is_change |= self.process.take_back(now);
+        }
+        is_change
+    }
+
+    /// Does what the process is told to do. Returns after which time to call it again.
+    pub fn act(&mut self) -> Option<Duration> {
+        self.process.act()
+    }
+
+    /// How many extra series are exposed at `now`.
+    pub fn extra_series(&self, now: Instant) -> u32 {
+        self.process.extra_series(now)
+    }
+
+    /// The settings of probe that are in force at `now`, a line each, and then a line for each other
+    /// target that has a change in force.
+    pub fn overview(&self, now: Instant) -> String {
+        let mut overview = self.page(Target::Route(RouteTarget::Probe), now);
+        for target in Target::all().skip(1) {
+            if self.is_active(target, now) {
+                let page = self.page(target, now);
+                let settings = page.trim_end().replace('\n', " ");
+                let _ = writeln!(overview, "{}: {settings}", target.name());
+            }
+        }
+        overview
+    }
+
+    /// The settings of a target that are in force at `now`, a line each, as a query has them.
+    pub fn page(&self, target: Target, now: Instant) -> String {
+        let mut page = String::new();
+        match target {
+            Target::Route(target) => {
+                let change = &self.routes[target as usize];
+                let settings = change.settings(now);
+                for (flag, setting) in settings_of_probe() {
+                    let _ = writeln!(page, "{}={}", flag.name, (setting.write)(settings));
+                }
+                change.write_end(&mut page, now);
+            }
+            Target::Process => self.process.write(&mut page, now),
         }
         page
     }
 }
 
-/// The flags that can be changed.
-fn flags() -> impl Iterator<Item = &'static Flag> {
-    FLAGS.iter().filter(|flag| flag.written.is_some())
+/// Said when a change that must end by itself has no end.
+const MISSING_END: &str = "for is missing: expected for=TIME, a duration from 1s to 24h with its unit, \
+                           such as for=2m; only changes to probe may last\n";
+
+fn read_end(value: &str, now: Instant) -> Option<Instant> {
+    config::duration(value, CHANGE_DURATIONS).map(|time| now + time)
+}
+
+/// The settings of a route, each with the flag that sets it for /probe.
+fn settings_of_probe() -> impl Iterator<Item = (&'static Flag, ProbeSetting)> {
+    FLAGS.iter().filter_map(|flag| match flag.sets {
+        Sets::Probe(setting) => Some((flag, setting)),
+        Sets::Service(_) => None,
+    })
 }
 
 fn accepted_names() -> String {
     let mut names = String::new();
-    for flag in flags() {
+    for (flag, _) in settings_of_probe() {
         names += flag.name;
         names += ", ";
     }
@@ -145,121 +333,33 @@ fn accepted_names() -> String {
 /// What a request to /probe asks for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnFault {
-    /// The status of its answer.
-    pub status: Status,
-    /// How long that is to wait.
+    /// How it fails; `None` if it succeeds.
+    pub fail_with: Option<FailWith>,
+    /// How long its response waits.
     pub delay: Duration,
 }
 
-impl OwnFault {
-    /// Reads `status` and `delay`; `None` if the query names neither. All other names are ignored.
-    ///
-    /// # Errors
-    /// The line that tells the client what is accepted.
-    pub fn parse(query: &str) -> Result<Option<Self>, String> {
-        let mut own = Self {
-            status: Status::Ok,
-            delay: Duration::ZERO,
-        };
-        let mut named = Vec::new();
-        for parameter in parameters(query) {
-            match parameter.name.as_deref() {
-                Some("status") => {
-                    parameter.set("status", &mut named, ACCEPTED_STATUS, &mut |value| {
-                        read_status(value).map(|status| own.status = status)
-                    })?;
-                }
-                Some("delay") => {
-                    parameter.set("delay", &mut named, ACCEPTED_DELAY, &mut |value| {
-                        read_delay(value).map(|delay| own.delay = delay)
-                    })?;
-                }
-                _ => {}
-            }
-        }
-        Ok((!named.is_empty()).then_some(own))
-    }
-}
-
-fn read_status(value: &str) -> Option<Status> {
-    STATUSES.into_iter().find(|status| status.label() == value)
+/// The failure with a status, unless it is that of a success.
+fn failure_with(status: Status) -> Option<FailWith> {
+    (status != Status::Ok).then_some(FailWith::Status(status))
 }
 
 fn read_delay(value: &str) -> Option<Duration> {
     config::duration(value, Duration::ZERO..=LONGEST_DELAY)
 }
 
-/// One `name=value` of a query.
-struct Parameter<'a> {
-    written: &'a str,
-    /// Decoded; `None` if an escape is broken.
-    name: Option<String>,
-    value: Option<String>,
-}
-
-fn parameters(query: &str) -> impl Iterator<Item = Parameter<'_>> {
-    let written = query.split('&').filter(|written| !written.is_empty());
-    written.map(|written| {
-        let (name, value) = written.split_once('=').unwrap_or((written, ""));
-        Parameter {
-            written,
-            name: decode(name),
-            value: decode(value),
-        }
-    })
-}
-
-impl Parameter<'_> {
-    /// Sets what it names, if the value is one that is accepted and the name has not been there.
-    fn set(
-        &self,
-        name: &'static str,
-        named: &mut Vec<&'static str>,
-        accepted: &str,
-        set: &mut dyn FnMut(&str) -> Option<()>,
-    ) -> Result<(), String> {
-        if named.contains(&name) {
-            return Err(self.error("it once only"));
-        }
-        named.push(name);
-        let value = self.value.as_deref().and_then(set);
-        value.ok_or_else(|| self.error(accepted))
-    }
-
-    fn error(&self, accepted: &str) -> String {
-        let mut line = String::new();
-        push_printable(&mut line, self.written);
-        line + ": expected " + accepted + "\n"
-    }
-}
-
-/// Decodes percent-escapes. `None` if one is broken, or if what they say is no text.
-fn decode(text: &str) -> Option<String> {
-    let mut parts = text.split('%');
-    let mut decoded = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let (escape, rest) = part.split_at_checked(2)?;
-        // What reads numbers takes a sign, too.
-        if !escape.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return None;
-        }
-        decoded.push(u8::from_str_radix(escape, 16).ok()?);
-        decoded.extend_from_slice(rest.as_bytes());
-    }
-    String::from_utf8(decoded).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use bounded_http::Ending;
+
     use super::*;
 
-    const AT_START: &str = "fail-rate=0.01\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
+    const PROBE: Target = Target::Route(RouteTarget::Probe);
+    const AT_START: &str = "fail-rate=0.01\nfail-with=500\nfail-latency=0s\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
 
     fn faults() -> (Faults, Instant) {
-        let config = Config {
-            fail_rate: 0.01,
-            ..Config::default()
-        };
+        let mut config = Config::default();
+        config.probe.fail_rate = 0.01;
         (Faults::new(&config), Instant::now())
     }
 
@@ -270,26 +370,31 @@ mod tests {
     #[test]
     fn a_change_changes_what_it_names_and_nothing_else() {
         let (mut faults, now) = faults();
-        assert_eq!(faults.page(now), AT_START);
-        faults.change("latency=300ms&fail-rate=.25", now).unwrap();
+        assert_eq!(faults.overview(now), AT_START);
+        faults
+            .change(PROBE, "latency=300ms&fail-rate=.25", now)
+            .unwrap();
         let expected = AT_START
             .replace("fail-rate=0.01", "fail-rate=0.25")
-            .replace("latency=0s", "latency=300ms");
-        assert_eq!(faults.page(now), expected);
-        assert_eq!(faults.settings(now).latency, Duration::from_millis(300));
+            .replace("\nlatency=0s", "\nlatency=300ms");
+        assert_eq!(faults.overview(now), expected);
+        assert_eq!(
+            faults.settings(RouteTarget::Probe, now).latency,
+            Duration::from_millis(300)
+        );
 
-        faults.change("work=1s", now + seconds(1)).unwrap();
+        faults.change(PROBE, "work=1s", now + seconds(1)).unwrap();
         let expected = expected.replace("work=0s", "work=1s");
-        assert_eq!(faults.page(now + seconds(1_000_000)), expected);
-        faults.take_back(now);
-        assert_eq!(faults.page(now), AT_START);
+        assert_eq!(faults.overview(now + seconds(1_000_000)), expected);
+        faults.take_back(None, now);
+        assert_eq!(faults.overview(now), AT_START);
     }
 
     #[test]
     fn a_change_is_taken_back_when_its_time_is_over() {
         let (mut faults, now) = faults();
         let changed = AT_START.replace("0.01", "0.2");
-        faults.change("fail-rate=0.2&for=2m", now).unwrap();
+        faults.change(PROBE, "fail-rate=0.2&for=2m", now).unwrap();
         for (millis, page) in [
             (0, changed.clone() + "for=120s\n"),
             (1, changed.clone() + "for=120s\n"),
@@ -299,84 +404,91 @@ mod tests {
             (120_000, AT_START.to_owned()),
             (500_000, AT_START.to_owned()),
         ] {
-            assert_eq!(faults.page(now + Duration::from_millis(millis)), page);
+            assert_eq!(faults.overview(now + Duration::from_millis(millis)), page);
         }
         let later = now + seconds(120);
-        assert_eq!(faults.settings(later), &faults.at_start);
-        assert_ne!(faults.settings(now + seconds(119)), &faults.at_start);
+        assert_eq!(
+            faults.settings(RouteTarget::Probe, later),
+            &faults.routes[0].at_start
+        );
+        assert_ne!(
+            faults.settings(RouteTarget::Probe, now + seconds(119)),
+            &faults.routes[0].at_start
+        );
     }
 
     #[test]
     fn what_is_over_is_over_for_the_next_change_too() {
         let (mut faults, now) = faults();
-        faults.change("fail-rate=0.2&for=2m", now).unwrap();
+        faults.change(PROBE, "fail-rate=0.2&for=2m", now).unwrap();
         let later = now + seconds(120);
-        faults.change("slow-rate=0.5", later).unwrap();
+        faults.change(PROBE, "slow-rate=0.5", later).unwrap();
         let expected = AT_START.replace("slow-rate=0", "slow-rate=0.5");
-        assert_eq!(faults.page(later), expected);
-        assert_eq!(faults.page(later + seconds(1_000_000)), expected);
+        assert_eq!(faults.overview(later), expected);
+        assert_eq!(faults.overview(later + seconds(1_000_000)), expected);
     }
 
     #[test]
     fn a_later_change_keeps_the_time_or_names_another() {
         let (mut faults, now) = faults();
-        faults.change("fail-rate=0.2&for=2m", now).unwrap();
+        faults.change(PROBE, "fail-rate=0.2&for=2m", now).unwrap();
         let later = now + seconds(60);
-        faults.change("slow-rate=0.5", later).unwrap();
+        faults.change(PROBE, "slow-rate=0.5", later).unwrap();
         assert!(
             faults
-                .page(later)
+                .overview(later)
                 .ends_with("slow-rate=0.5\nlatency=0s\nslow-latency=9s\nwork=0s\nfor=60s\n")
         );
-        faults.change("for=5s", later).unwrap();
+        faults.change(PROBE, "for=5s", later).unwrap();
         assert!(
             faults
-                .page(later)
-                .starts_with("fail-rate=0.2\nslow-rate=0.5\n")
+                .overview(later)
+                .contains("fail-rate=0.2\nfail-with=500\nfail-latency=0s\nslow-rate=0.5\n")
         );
-        assert_eq!(faults.page(later + seconds(5)), AT_START);
-        faults.take_back(later);
-        assert_eq!(faults.page(later), AT_START, "without a for");
+        assert_eq!(faults.overview(later + seconds(5)), AT_START);
+        faults.take_back(None, later);
+        assert_eq!(faults.overview(later), AT_START, "without a for");
     }
 
     #[test]
     fn another_end_is_a_change_and_repeating_a_change_is_none() {
         let (mut faults, now) = faults();
         let later = now + Duration::from_millis(1);
-        assert_eq!(faults.change("fail-rate=0.01", now), Ok(false));
-        assert!(!faults.take_back(now));
-        assert_eq!(faults.change("fail-rate=0.2", now), Ok(true));
-        assert_eq!(faults.change("fail-rate=0.2", later), Ok(false));
-        assert_eq!(faults.change("for=2m", now), Ok(true));
-        let page = faults.page(now);
-        assert_eq!(faults.change("for=2m", later), Ok(true));
-        assert_eq!(faults.page(later), page, "in whole seconds");
-        assert!(faults.take_back(later));
-        assert!(!faults.take_back(later));
+        assert_eq!(faults.change(PROBE, "fail-rate=0.01", now), Ok(false));
+        assert!(!faults.take_back(None, now));
+        assert_eq!(faults.change(PROBE, "fail-rate=0.2", now), Ok(true));
+        assert_eq!(faults.change(PROBE, "fail-rate=0.2", later), Ok(false));
+        assert_eq!(faults.change(PROBE, "for=2m", now), Ok(true));
+        let page = faults.overview(now);
+        assert_eq!(faults.change(PROBE, "for=2m", later), Ok(true));
+        assert_eq!(faults.overview(later), page, "in whole seconds");
+        assert!(faults.take_back(None, later));
+        assert!(!faults.take_back(None, later));
     }
 
     #[test]
     fn what_is_shown_can_be_asked_for() {
         let now = Instant::now();
-        let query = "fail-rate=0.125&slow-rate=1&latency=1m30s5ms&slow-latency=59m59s999ms&work=1us&for=24h";
+        let query = "fail-rate=0.125&fail-with=stall&fail-latency=2s&slow-rate=1&latency=1m30s5ms&slow-latency=59m59s999ms&work=1us&for=24h";
         let mut faults = Faults::new(&Config::default());
-        faults.change(query, now).unwrap();
-        let page = faults.page(now);
+        faults.change(PROBE, query, now).unwrap();
+        let page = faults.overview(now);
         let shown = page.trim_end().replace('\n', "&");
         let mut again = Faults::new(&Config::default());
-        again.change(&shown, now).unwrap();
-        assert_eq!(again.changed, faults.changed);
-        assert_eq!(again.until, faults.until);
-        assert_eq!(again.page(now), page);
-        assert_eq!(again.until, Some(now + seconds(86_400)));
+        again.change(PROBE, &shown, now).unwrap();
+        assert_eq!(again.routes[0].changed, faults.routes[0].changed);
+        assert_eq!(again.routes[0].until, faults.routes[0].until);
+        assert_eq!(again.overview(now), page);
+        assert_eq!(again.routes[0].until, Some(now + seconds(86_400)));
     }
 
     #[test]
     fn a_bad_query_is_told_and_changes_nothing() {
-        let share = "expected a share from 0 to 1, such as 0.01";
+        let fraction = "expected a number from 0 to 1, such as 0.01";
         let latency = "expected a duration of at most 1h with its unit, such as 300ms or 9s";
         let work = "expected a duration of at most 1s with its unit, such as 20ms";
-        let names = "expected fail-rate, slow-rate, latency, slow-latency, work, or for";
+        let names = "expected fail-rate, fail-with, fail-latency, slow-rate, latency, slow-latency, work, or for";
+        let how = &format!("expected {}", FailWith::ACCEPTED);
         let time = "expected a duration from 1s to 24h with its unit, such as 2m";
         let long = format!("fail-rate={}", "9".repeat(8000));
         for (query, shown, expected) in [
@@ -386,34 +498,34 @@ mod tests {
             ("random-seed=1", "random-seed=1", names),
             ("=1", "=1", names),
             ("fail%2=1", "fail%2=1", names),
-            ("fail-rate=1;latency=1s", "fail-rate=1;latency=1s", share),
-            ("fail-rate", "fail-rate", share),
-            ("fail-rate=", "fail-rate=", share),
-            ("fail-rate==1", "fail-rate==1", share),
-            ("fail-rate=1.01", "fail-rate=1.01", share),
-            ("fail-rate=-0.1", "fail-rate=-0.1", share),
-            ("fail-rate=NaN", "fail-rate=NaN", share),
-            ("fail-rate=inf", "fail-rate=inf", share),
-            ("fail-rate=-infinity", "fail-rate=-infinity", share),
-            ("fail-rate=1e400", "fail-rate=1e400", share),
-            ("fail-rate=0,5", "fail-rate=0,5", share),
-            ("fail-rate=%30.%zz", "fail-rate=%30.%zz", share),
-            ("fail-rate=0%", "fail-rate=0%", share),
-            ("fail-rate=0%3", "fail-rate=0%3", share),
-            ("fail-rate=0%+1", "fail-rate=0%+1", share),
-            ("fail-rate=%C3%28", "fail-rate=%C3%28", share),
-            ("fail-rate=1%0a", "fail-rate=1%0a", share),
+            ("fail-rate=1;latency=1s", "fail-rate=1;latency=1s", fraction),
+            ("fail-rate", "fail-rate", fraction),
+            ("fail-rate=", "fail-rate=", fraction),
+            ("fail-rate==1", "fail-rate==1", fraction),
+            ("fail-rate=1.01", "fail-rate=1.01", fraction),
+            ("fail-rate=-0.1", "fail-rate=-0.1", fraction),
+            ("fail-rate=NaN", "fail-rate=NaN", fraction),
+            ("fail-rate=inf", "fail-rate=inf", fraction),
+            ("fail-rate=-infinity", "fail-rate=-infinity", fraction),
+            ("fail-rate=1e400", "fail-rate=1e400", fraction),
+            ("fail-rate=0,5", "fail-rate=0,5", fraction),
+            ("fail-rate=%30.%zz", "fail-rate=%30.%zz", fraction),
+            ("fail-rate=0%", "fail-rate=0%", fraction),
+            ("fail-rate=0%3", "fail-rate=0%3", fraction),
+            ("fail-rate=0%+1", "fail-rate=0%+1", fraction),
+            ("fail-rate=%C3%28", "fail-rate=%C3%28", fraction),
+            ("fail-rate=1%0a", "fail-rate=1%0a", fraction),
             (
                 "fail-rate=0.1&fail-rate=0.1",
                 "fail-rate=0.1",
-                "expected it once only",
+                "given more than once",
             ),
             (
                 "fail-rate=0.1&fail%2drate=0.2",
                 "fail%2drate=0.2",
-                "expected it once only",
+                "given more than once",
             ),
-            ("for=1s&for=2s", "for=2s", "expected it once only"),
+            ("for=1s&for=2s", "for=2s", "given more than once"),
             ("latency=300", "latency=300", latency),
             ("latency=0", "latency=0", latency),
             ("slow-latency=%30", "slow-latency=%30", latency),
@@ -427,23 +539,27 @@ mod tests {
             ),
             ("latency=1m+30s", "latency=1m+30s", latency),
             ("work=1001ms", "work=1001ms", work),
+            ("fail-with=501", "fail-with=501", how),
+            ("fail-with=RESET", "fail-with=RESET", how),
+            ("fail-with", "fail-with", how),
+            ("fail-latency=2", "fail-latency=2", latency),
             ("for=999ms", "for=999ms", time),
             ("for=86401s", "for=86401s", time),
             ("for=ever", "for=ever", time),
-            (&long, &long[..200], share),
+            (&long, &long[..200], fraction),
             (
                 "fail-rate=\u{1b}[31m\u{7f}\u{9b}\u{202e}\"",
                 "fail-rate=\\x1b[31m\\x7f\\xc2\\x9b\\xe2\\x80\\xae\\\"",
-                share,
+                fraction,
             ),
         ] {
             let (mut faults, now) = faults();
-            faults.change("latency=1s&for=1h", now).unwrap();
-            let before = faults.page(now);
+            faults.change(PROBE, "latency=1s&for=1h", now).unwrap();
+            let before = faults.overview(now);
             for query in [query, &format!("slow-rate=0.5&{query}")] {
-                let error = faults.change(query, now).unwrap_err();
+                let error = faults.change(PROBE, query, now).unwrap_err();
                 assert_eq!(error, format!("{shown}: {expected}\n"));
-                assert_eq!(faults.page(now), before, "{query}");
+                assert_eq!(faults.overview(now), before, "{query}");
             }
         }
     }
@@ -452,7 +568,7 @@ mod tests {
     fn no_change_is_told_as_well() {
         let (mut faults, now) = faults();
         for query in ["", "&&"] {
-            let error = faults.change(query, now).unwrap_err();
+            let error = faults.change(PROBE, query, now).unwrap_err();
             assert!(
                 error.starts_with("no change: expected fail-rate, "),
                 "{error}"
@@ -464,64 +580,164 @@ mod tests {
     fn an_escape_is_what_it_stands_for() {
         let (mut faults, now) = faults();
         let query = "%66ail%2Drate=%30%2e5&latency=1m%2030s&&slow-rate=%2B1&";
-        faults.change(query, now).unwrap();
+        faults.change(PROBE, query, now).unwrap();
         assert!(
             faults
-                .page(now)
-                .starts_with("fail-rate=0.5\nslow-rate=1\nlatency=90s\n")
+                .overview(now)
+                .contains("\nslow-rate=1\nlatency=90s\n")
         );
-        faults.change("fail-rate=-0", now).unwrap();
-        assert!(faults.page(now).starts_with("fail-rate=0\n"));
+        faults.change(PROBE, "fail-rate=-0", now).unwrap();
+        assert!(faults.overview(now).starts_with("fail-rate=0\n"));
     }
 
     #[test]
-    fn a_request_asks_for_its_own_answer() {
-        let own = |status, millis| {
+    fn each_target_has_its_own_settings() {
+        let (mut faults, now) = faults();
+        for target in [
+            RouteTarget::Metrics,
+            RouteTarget::Healthz,
+            RouteTarget::Readyz,
+        ] {
+            let query = "fail-rate=1&latency=2s&for=1m";
+            assert!(!faults.is_active(Target::Route(target), now));
+            assert_eq!(faults.change(Target::Route(target), query, now), Ok(true));
+            assert!(faults.is_active(Target::Route(target), now));
+            assert_eq!(faults.settings(target, now).latency, seconds(2));
+            let others = Target::all().filter(|other| *other != Target::Route(target));
+            for other in others {
+                assert!(!faults.is_active(other, now), "{}", other.name());
+            }
+            let page = faults.page(Target::Route(target), now);
+            assert!(page.starts_with("fail-rate=1\n") && page.ends_with("\nfor=60s\n"));
+            let line = format!(
+                "{}: fail-rate=1 fail-with=500 fail-latency=0s slow-rate=0 latency=2s \
+                 slow-latency=9s work=0s for=60s\n",
+                Target::Route(target).name()
+            );
+            assert_eq!(faults.overview(now), AT_START.to_owned() + &line);
+            let later = now + seconds(60);
+            assert!(!faults.is_active(Target::Route(target), later));
+            assert_eq!(faults.overview(later), AT_START);
+            assert!(!faults.take_back(Some(PROBE), now));
+            assert!(faults.take_back(Some(Target::Route(target)), now));
+        }
+    }
+
+    #[test]
+    fn a_change_to_another_target_than_probe_must_have_an_end() {
+        let (mut faults, now) = faults();
+        let metrics = Target::Route(RouteTarget::Metrics);
+        let refused = Err(MISSING_END.to_owned());
+        assert_eq!(faults.change(metrics, "fail-rate=1", now), refused);
+        assert!(!faults.is_active(metrics, now));
+        assert_eq!(faults.change(metrics, "fail-rate=1&for=1m", now), Ok(true));
+        assert_eq!(faults.change(metrics, "fail-rate=0.5", now), refused);
+        assert_eq!(faults.change(metrics, "for=2m", now), Ok(true));
+        assert!(faults.is_active(metrics, now + seconds(119)));
+        assert!(!faults.is_active(metrics, now + seconds(120)));
+    }
+
+    #[test]
+    fn clients_may_change_nothing_or_probe_or_everything() {
+        for (fault_injection, allowed) in [
+            (FaultInjection::Off, 0),
+            (FaultInjection::On, 1),
+            (FaultInjection::All, Target::COUNT),
+        ] {
+            let faults = Faults::new(&Config {
+                fault_injection,
+                ..Config::default()
+            });
+            let targets = Target::all().filter(|target| faults.allows(*target));
+            assert_eq!(targets.count(), allowed);
+            assert_eq!(faults.allows(PROBE), allowed > 0);
+        }
+    }
+
+    #[test]
+    fn a_request_asks_for_its_own_response() {
+        let (faults, _) = faults();
+        let own = |fail_with, millis| {
             let delay = Duration::from_millis(millis);
-            Ok(Some(OwnFault { status, delay }))
+            Ok(Some(OwnFault { fail_with, delay }))
         };
+        let failure = |status| Some(FailWith::Status(status));
         for (query, expected) in [
             ("", Ok(None)),
             ("x=1&Status=503&%zz=1&fail-rate=7", Ok(None)),
-            ("status=503", own(Status::ServiceUnavailable, 0)),
-            ("delay=250ms", own(Status::Ok, 250)),
+            ("status=503", own(failure(Status::ServiceUnavailable), 0)),
+            ("delay=250ms", own(None, 250)),
             (
                 "delay=60s&x=%zz&status=429",
-                own(Status::TooManyRequests, 60_000),
+                own(failure(Status::TooManyRequests), 60_000),
             ),
-            ("%73tatus=%3504", own(Status::GatewayTimeout, 0)),
-            ("status=200&delay=0s", own(Status::Ok, 0)),
+            ("%73tatus=%3504", own(failure(Status::GatewayTimeout), 0)),
+            ("status=200&delay=0s", own(None, 0)),
+            ("fail-with=200", own(failure(Status::Ok), 0)),
+            (
+                "fail-with=reset&delay=1s",
+                own(Some(FailWith::Ending(Ending::Reset)), 1000),
+            ),
         ] {
-            assert_eq!(OwnFault::parse(query), expected, "{query}");
+            assert_eq!(faults.own(query), expected, "{query}");
         }
-        for status in STATUSES {
+        for status in FailWith::STATUSES {
             let query = format!("status={}", status.label());
-            assert_eq!(OwnFault::parse(&query), own(status, 0));
-            assert!(ACCEPTED_STATUS.contains(status.label()));
+            assert_eq!(faults.own(&query), own(failure_with(status), 0));
+            let query = format!("fail-with={}", status.label());
+            assert_eq!(faults.own(&query), own(failure(status), 0));
         }
     }
 
     #[test]
     fn a_request_that_cannot_be_understood_is_told() {
-        for (query, shown, accepted) in [
-            ("status=", "status=", ACCEPTED_STATUS),
-            ("status=404", "status=404", ACCEPTED_STATUS),
-            ("status=0503", "status=0503", ACCEPTED_STATUS),
-            ("status=+503", "status=+503", ACCEPTED_STATUS),
-            ("status=50%zz", "status=50%zz", ACCEPTED_STATUS),
-            ("delay=60001ms", "delay=60001ms", ACCEPTED_DELAY),
-            ("delay=1", "delay=1", ACCEPTED_DELAY),
-            ("delay=0", "delay=0", ACCEPTED_DELAY),
-            ("status=503&delay", "delay", ACCEPTED_DELAY),
-            ("delay=1s&status=500&delay=1s", "delay=1s", "it once only"),
+        let (faults, _) = faults();
+        let status = &format!("expected {}", FailWith::ACCEPTED_STATUS);
+        let how = &format!("expected {}", FailWith::ACCEPTED);
+        let delay = &format!("expected {ACCEPTED_DELAY}");
+        for (query, shown, problem) in [
+            ("status=", "status=", status),
+            ("status=405", "status=405", status),
+            ("status=reset", "status=reset", status),
+            ("status=0503", "status=0503", status),
+            ("status=+503", "status=+503", status),
+            ("status=50%zz", "status=50%zz", status),
+            ("fail-with=", "fail-with=", how),
+            ("delay=60001ms", "delay=60001ms", delay),
+            ("delay=1", "delay=1", delay),
+            ("delay=0", "delay=0", delay),
+            ("status=503&delay", "delay", delay),
             (
-                "status=503\r\nX: 1",
-                "status=503\\r\\nX:\\x201",
-                ACCEPTED_STATUS,
+                "delay=1s&status=500&delay=1s",
+                "delay=1s",
+                &"given more than once".to_owned(),
             ),
+            (
+                "fail-with=cut&status=500",
+                "status and fail-with",
+                &"expected one of them".to_owned(),
+            ),
+            ("status=503\r\nX: 1", "status=503\\r\\nX:\\x201", status),
         ] {
-            let error = OwnFault::parse(query).unwrap_err();
-            assert_eq!(error, format!("{shown}: expected {accepted}\n"));
+            let error = faults.own(query).unwrap_err();
+            assert_eq!(error, format!("{shown}: {problem}\n"));
         }
+    }
+
+    #[cfg(feature = "tiny-http")]
+    #[test]
+    fn tiny_http_cannot_be_told_to_send_anything_but_responses() {
+        let config = Config {
+            server: config::Server::TinyHttp,
+            ..Config::default()
+        };
+        let (mut faults, now) = (Faults::new(&config), Instant::now());
+        for how in ["reset", "close", "cut", "stall", "hang"] {
+            let query = format!("fail-with={how}");
+            let expected = format!("{query}: expected {}\n", FailWith::ACCEPTED_BY_TINY_HTTP);
+            assert_eq!(faults.own(&query), Err(expected.clone()));
+            assert_eq!(faults.change(PROBE, &query, now), Err(expected));
+        }
+        assert_eq!(faults.change(PROBE, "fail-with=503", now), Ok(true));
     }
 }

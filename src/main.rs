@@ -7,6 +7,7 @@ use std::env;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bounded_http::{Limits, Server, raise_descriptor_limit};
@@ -36,8 +37,18 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: &Config) -> Result<(), String> {
-    let stop_signal =
-        shutdown::on_signal().map_err(|error| format!("cannot handle signals: {error}"))?;
+    let cannot_handle_signals = |error| format!("cannot handle signals: {error}");
+    let stop = shutdown::on_signal().map_err(cannot_handle_signals)?;
+    let delay = config.start_delay;
+    if !delay.is_zero() {
+        diagnostics::print(format_args!(
+            "tiny-probe: not listening yet, for {} (--start-delay)",
+            config::write_duration(delay)
+        ));
+        if stop.wait(delay).map_err(cannot_handle_signals)? {
+            return Ok(());
+        }
+    }
     let listen = config.listen;
     let cannot_listen =
         |error| format!("cannot listen on {listen}: {error}; choose another address with --listen");
@@ -51,7 +62,10 @@ fn serve(config: &Config) -> Result<(), String> {
         grace: GRACE,
     });
     let address = server.address();
-    let app = App::new(config);
+    let app = App::new(config).stopping_when(Arc::clone(&stop.is_stopping));
+    let stop_signal = stop
+        .delayed(config.shutdown_delay)
+        .map_err(cannot_handle_signals)?;
     let access_log = app.access_log().clone();
     print_start(config, address);
     let result = match config.server {

@@ -19,7 +19,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, proto};
 
 use self::exposition::{Exemplar, Family, HistogramNames, Page, family, labeled_name};
 use self::process::Process;
-use crate::config::Config;
+use crate::config::{ProbeSettings, Target};
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 
@@ -37,14 +37,22 @@ const CONNECTIONS_MAX: Family = family!(gauge "app_connections_max"
     "Maximum number of open client connections; 0 means unlimited.");
 const CONNECTIONS_OPEN: Family =
     family!(gauge "app_connections_open" "Number of open client connections.");
+const EXTRA: Family =
+    family!(gauge "app_extra" "Extra series, as many as /faults/process asks for.");
+const FAULT_ACTIVE: Family = family!(gauge "app_fault_active"
+    "Whether a change made through /faults is in force, by target.");
 const REQUESTS_IN_FLIGHT: Family = family!(gauge "app_requests_in_flight"
     "Number of requests received and not yet responded to, including this scrape.");
 
 /// A gauge and the setting that it exposes.
-type Configured = (Family, fn(&Config) -> f64);
+type Configured = (Family, fn(&ProbeSettings) -> f64);
 
 /// The current settings of /probe.
-const CONFIGURED: [Configured; 5] = [
+const CONFIGURED: [Configured; 6] = [
+    (
+        family!(gauge "app_configured_fail_latency_seconds" "Configured mean latency of /probe requests that fail."),
+        |settings| settings.fail_latency.as_secs_f64(),
+    ),
     (
         family!(gauge "app_configured_fail_ratio" "Configured fraction of /probe requests that fail."),
         |settings| settings.fail_rate,
@@ -115,6 +123,16 @@ impl Endpoint {
     }
 }
 
+/// The settings in force when a page is written.
+pub struct InForce<'a> {
+    /// The settings of /probe.
+    pub probe: &'a ProbeSettings,
+    /// Returns whether a change to a target is in force.
+    pub is_active: &'a dyn Fn(Target) -> bool,
+    /// The number of series of `app_extra`. The page omits a family without series.
+    pub extra_series: u32,
+}
+
 /// All metrics of one service.
 pub struct Metrics {
     /// Indexed by method and by the number of the endpoint.
@@ -124,6 +142,8 @@ pub struct Metrics {
     connections_max: IntGauge,
     connections_open: IntGauge,
     requests_in_flight: IntGauge,
+    /// The samples of `app_fault_active` without their values, one for each target.
+    fault_active: [(Target, String); Target::COUNT],
     process: Process,
     /// The name and labels of `app_version_info`.
     version_name: String,
@@ -157,12 +177,17 @@ impl Metrics {
     /// Creates all metrics at zero, for this number of routes. `version` and `config` become the
     /// labels of `app_version_info`.
     pub fn new(routes: usize, version: &str, config: &str) -> Self {
+        let mut targets = Target::all().map(|target| {
+            let labels = [("target", target.name())];
+            (target, labeled_name(FAULT_ACTIVE.name, &labels))
+        });
         Self {
             series: array::from_fn(|_| (0..=routes).map(|_| OnceCell::new()).collect()),
             registered: Vec::new(),
             connections_max: gauge(&CONNECTIONS_MAX),
             connections_open: gauge(&CONNECTIONS_OPEN),
             requests_in_flight: gauge(&REQUESTS_IN_FLIGHT),
+            fault_active: array::from_fn(|_| targets.next().expect("it gives this many")),
             process: Process::current(),
             version_name: labeled_name(VERSION.name, &[("config", config), ("version", version)]),
             page: Cell::default(),
@@ -171,7 +196,12 @@ impl Metrics {
 
     /// Exposes the series of these statuses from the start, at 0. If a series first appears with the
     /// value 1, `rate()` never sees it rise from 0 and misses that request.
-    pub fn expose(&self, method: Method, endpoint: Endpoint, statuses: &[&'static str]) {
+    pub fn expose(
+        &self,
+        method: Method,
+        endpoint: Endpoint,
+        statuses: impl IntoIterator<Item = &'static str>,
+    ) {
         for status in statuses {
             self.series(method, endpoint)
                 .with_request_count(status, |_| {});
@@ -225,14 +255,21 @@ impl Metrics {
         self.process.start_time()
     }
 
-    /// Writes the page that Prometheus scrapes. `settings` are the current settings of /probe.
-    pub fn exposition(&self, format: Format, settings: &Config) -> String {
+    /// Writes the page that Prometheus scrapes.
+    pub fn exposition(&self, format: Format, in_force: &InForce<'_>) -> String {
         let mut page = Page::new(format, self.page.take());
         for (family, value) in &CONFIGURED {
-            page.single(family, value(settings));
+            page.single(family, value(in_force.probe));
         }
         page.single(&CONNECTIONS_MAX, self.connections_max.get());
         page.single(&CONNECTIONS_OPEN, self.connections_open.get());
+        if in_force.extra_series > 0 {
+            page.numbered(&EXTRA, "id", in_force.extra_series);
+        }
+        page.family(&FAULT_ACTIVE);
+        for (target, name) in &self.fault_active {
+            page.sample(name, u64::from((in_force.is_active)(*target)));
+        }
         page.family(&REQUEST_COUNT);
         for series in self.all_series() {
             for count in &*series.request_count.borrow() {
@@ -351,13 +388,22 @@ mod tests {
 
     fn metrics() -> Metrics {
         let metrics = Metrics::new(2, "1", "develop");
-        metrics.expose(Method::Get, PROBE, &["200", "500"]);
+        metrics.expose(Method::Get, PROBE, ["200", "500"]);
         metrics
+    }
+
+    fn exposition(metrics: &Metrics, format: Format) -> String {
+        let in_force = InForce {
+            probe: &ProbeSettings::default(),
+            is_active: &|target| target == Target::Process,
+            extra_series: 0,
+        };
+        metrics.exposition(format, &in_force)
     }
 
     /// The lines of the page except comments, `process_*` and `app_configured_*`.
     fn page(metrics: &Metrics) -> String {
-        let page = metrics.exposition(Format::Text, &Config::default());
+        let page = exposition(metrics, Format::Text);
         page.split_inclusive('\n')
             .filter(|line| line.starts_with("app_") && !line.starts_with("app_configured_"))
             .collect()
@@ -387,6 +433,11 @@ mod tests {
             [
                 "app_connections_max 0",
                 "app_connections_open 0",
+                "app_fault_active{target=\"probe\"} 0",
+                "app_fault_active{target=\"metrics\"} 0",
+                "app_fault_active{target=\"healthz\"} 0",
+                "app_fault_active{target=\"readyz\"} 0",
+                "app_fault_active{target=\"process\"} 1",
                 "app_requests_in_flight 0",
                 "app_version_info{config=\"develop\",version=\"1\"} 1"
             ]
@@ -428,7 +479,7 @@ mod tests {
             let metrics = metrics();
             let latency = Duration::from_millis(millis);
             metrics.record(Method::Get, PROBE, "200", latency, trace);
-            let page = metrics.exposition(Format::OpenMetrics, &Config::default());
+            let page = exposition(&metrics, Format::OpenMetrics);
             let lines = page.lines().filter(|line| line.contains("trace_id"));
             let lines: Vec<&str> = lines.collect();
             let le = format!(",le=\"{bound}\"}} 1 # {{");
@@ -484,7 +535,7 @@ mod tests {
         size.with_label_values(&["\"x\""]).set(1.5);
         wait.with_label_values(&["it"]).observe(0.75);
 
-        let text = metrics.exposition(Format::Text, &Config::default());
+        let text = exposition(&metrics, Format::Text);
         let rest = "# HELP size_bytes Size.\n# TYPE size_bytes gauge\n\
             size_bytes{of=\"\\\"x\\\"\"} 1.5\n\
             # HELP wait_seconds Wait.\n# TYPE wait_seconds histogram\n\
@@ -495,7 +546,7 @@ mod tests {
         let counter = "# HELP orders_total Orders, by \\\\ and\\nkind.\n\
             # TYPE orders_total counter\norders_total{kind=\"book\"} 2\n";
         assert!(text.contains(&(counter.to_owned() + rest)), "{text}");
-        let text = metrics.exposition(Format::OpenMetrics, &Config::default());
+        let text = exposition(&metrics, Format::OpenMetrics);
         let counter = counter
             .replace("HELP orders_total", "HELP orders")
             .replace("TYPE orders_total", "TYPE orders");

@@ -4,7 +4,7 @@
 //! spaces: the page has to stay small. The hashes in its `Content-Security-Policy` are computed
 //! at compile time as well, so that an edited script needs no further step.
 
-use crate::config::Config;
+use crate::config::{Config, FaultInjection};
 use crate::metrics::Metrics;
 
 mod sha256;
@@ -66,7 +66,10 @@ impl Page {
             app_version: escape_html(&config.app_version),
             app_config: escape_html(&config.app_config),
             start_time: start_time.map_or_else(String::new, |seconds| seconds.to_string()),
-            faults: if config.fault_injection { "on" } else { "off" },
+            faults: match config.fault_injection {
+                FaultInjection::Off => "off",
+                FaultInjection::On | FaultInjection::All => "on",
+            },
         }
     }
 

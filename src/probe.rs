@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use crate::config::Config;
+use crate::config::ProbeSettings;
 
-/// The shape of an ordinary latency: a wide hump with a tail.
+/// The shape of an ordinary latency, and of a failure's: a wide hump with a tail.
 const ORDINARY_SHAPE: u32 = 3;
 /// The shape of a slow one: a narrow hump around the mean.
 const SLOW_SHAPE: u32 = 30;
@@ -19,8 +19,8 @@ pub struct Probe {
 /// What happens to one request to /probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It fails, at once.
-    Fail,
+    /// It fails, after this delay.
+    Fail(Duration),
     /// It succeeds, after this delay.
     Succeed(Duration),
 }
@@ -34,9 +34,9 @@ impl Probe {
     }
 
     /// The outcome of the next request, with these settings in force.
-    pub fn draw(&mut self, settings: &Config) -> Outcome {
+    pub fn draw(&mut self, settings: &ProbeSettings) -> Outcome {
         if self.happens(settings.fail_rate) {
-            Outcome::Fail
+            Outcome::Fail(self.gamma(ORDINARY_SHAPE, settings.fail_latency))
         } else if self.happens(settings.slow_rate) {
             Outcome::Succeed(self.gamma(SLOW_SHAPE, settings.slow_latency))
         } else {
@@ -68,7 +68,7 @@ mod tests {
     const DRAWS: u32 = 100_000;
 
     /// A probe, and the settings that are in force.
-    struct Driven(Probe, Config);
+    struct Driven(Probe, ProbeSettings);
 
     impl Driven {
         fn draw(&mut self) -> Outcome {
@@ -76,13 +76,14 @@ mod tests {
         }
     }
 
-    fn probe(change: impl Fn(&mut Config)) -> Driven {
-        let mut config = Config {
-            random_seed: Some(20_261_122),
-            ..Config::default()
-        };
-        change(&mut config);
-        Driven(Probe::new(config.random_seed), config)
+    fn probe(change: impl Fn(&mut ProbeSettings)) -> Driven {
+        seeded(20_261_122, change)
+    }
+
+    fn seeded(random_seed: u64, change: impl Fn(&mut ProbeSettings)) -> Driven {
+        let mut settings = ProbeSettings::default();
+        change(&mut settings);
+        Driven(Probe::new(Some(random_seed)), settings)
     }
 
     /// Checks mean and variance of many draws: mean and mean²/shape are the gamma's. A sample's
@@ -91,8 +92,7 @@ mod tests {
     fn check_gamma(probe: &mut Driven, mean: f64, shape: f64) {
         let draws: Vec<f64> = (0..DRAWS)
             .map(|_| match probe.draw() {
-                Outcome::Succeed(latency) => latency.as_secs_f64(),
-                Outcome::Fail => panic!("the fail rate is 0"),
+                Outcome::Succeed(latency) | Outcome::Fail(latency) => latency.as_secs_f64(),
             })
             .collect();
         let n = f64::from(DRAWS);
@@ -111,26 +111,35 @@ mod tests {
 
     #[test]
     fn ordinary_latencies_are_gamma_distributed_with_shape_3() {
-        let mut probe = probe(|config| config.latency = Duration::from_millis(300));
+        let mut probe = probe(|settings| settings.latency = Duration::from_millis(300));
         check_gamma(&mut probe, 0.3, 3.0);
     }
 
     #[test]
+    fn latencies_of_failures_are_gamma_distributed_with_shape_3() {
+        let mut probe = probe(|settings| {
+            settings.fail_rate = 1.0;
+            settings.fail_latency = Duration::from_secs(2);
+        });
+        check_gamma(&mut probe, 2.0, 3.0);
+    }
+
+    #[test]
     fn slow_latencies_are_gamma_distributed_with_shape_30() {
-        let mut probe = probe(|config| {
-            config.slow_rate = 1.0;
-            config.slow_latency = Duration::from_secs(9);
+        let mut probe = probe(|settings| {
+            settings.slow_rate = 1.0;
+            settings.slow_latency = Duration::from_secs(9);
         });
         check_gamma(&mut probe, 9.0, 30.0);
     }
 
     #[test]
     fn quantiles_are_the_ones_of_the_course() {
-        let mut probe = probe(|config| config.latency = Duration::from_millis(300));
+        let mut probe = probe(|settings| settings.latency = Duration::from_millis(300));
         let mut draws: Vec<Duration> = (0..DRAWS)
             .map(|_| match probe.draw() {
                 Outcome::Succeed(latency) => latency,
-                Outcome::Fail => panic!("the fail rate is 0"),
+                Outcome::Fail(_) => panic!("the fail rate is 0"),
             })
             .collect();
         draws.sort();
@@ -148,14 +157,14 @@ mod tests {
 
     #[test]
     fn failures_and_slow_answers_come_at_their_rates() {
-        let mut probe = probe(|config| {
-            config.fail_rate = 0.2;
-            config.slow_rate = 0.3;
+        let mut probe = probe(|settings| {
+            settings.fail_rate = 0.2;
+            settings.slow_rate = 0.3;
         });
         let (mut failed, mut slow) = (0, 0);
         for _ in 0..DRAWS {
             match probe.draw() {
-                Outcome::Fail => failed += 1,
+                Outcome::Fail(_) => failed += 1,
                 Outcome::Succeed(latency) if latency.is_zero() => {}
                 Outcome::Succeed(_) => slow += 1,
             }
@@ -167,10 +176,10 @@ mod tests {
     #[test]
     fn rates_of_0_and_1_are_never_and_always() {
         let mut never = probe(|_| {});
-        let mut always = probe(|config| config.fail_rate = 1.0);
+        let mut always = probe(|settings| settings.fail_rate = 1.0);
         for _ in 0..1000 {
             assert_eq!(never.draw(), Outcome::Succeed(Duration::ZERO));
-            assert_eq!(always.draw(), Outcome::Fail);
+            assert_eq!(always.draw(), Outcome::Fail(Duration::ZERO));
         }
     }
 
@@ -178,12 +187,12 @@ mod tests {
     fn what_happens_at_a_rate_of_0_or_takes_no_time_draws_nothing() {
         let failures = |rate| {
             let mut probe = Probe::new(Some(1));
-            let settings = Config {
+            let settings = ProbeSettings {
                 fail_rate: rate,
-                ..Config::default()
+                ..ProbeSettings::default()
             };
             (0..100)
-                .map(|_| probe.draw(&settings) == Outcome::Fail)
+                .map(|_| probe.draw(&settings) == Outcome::Fail(Duration::ZERO))
                 .collect::<Vec<_>>()
         };
         let mut random = Rng::with_seed(1);
@@ -191,7 +200,7 @@ mod tests {
         assert_eq!(failures(0.5), drawn);
         assert!(!failures(0.0).contains(&true));
         let mut probe = Probe::new(Some(1));
-        probe.draw(&Config::default());
+        probe.draw(&ProbeSettings::default());
         assert_eq!(
             probe.random.f64().to_bits(),
             Rng::with_seed(1).f64().to_bits()
@@ -201,11 +210,10 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_outcomes_and_another_seed_others() {
         let outcomes = |seed| -> Vec<Outcome> {
-            let mut probe = probe(|config| {
-                config.random_seed = Some(seed);
-                config.fail_rate = 0.1;
-                config.slow_rate = 0.1;
-                config.latency = Duration::from_millis(300);
+            let mut probe = seeded(seed, |settings| {
+                settings.fail_rate = 0.1;
+                settings.slow_rate = 0.1;
+                settings.latency = Duration::from_millis(300);
             });
             (0..100).map(|_| probe.draw()).collect()
         };

@@ -36,7 +36,7 @@ pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::
         Arc::clone(&server),
         app.access_log().clone(),
     );
-    while let Some(request) = next_request(&server, &is_stopping, &app)? {
+    while let Some(request) = next_request(&server, &is_stopping, &mut app)? {
         if request.url().starts_with("/metrics") {
             let connections = open_sockets().saturating_sub(own_sockets);
             let connections = i64::try_from(connections).unwrap_or(i64::MAX);
@@ -50,18 +50,18 @@ pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::
 /// Waits for the next request. Returns `None` once the service is stopping and no received request is
 /// left.
 ///
-/// If the logs could not be written completely, it retries that while it waits.
+/// While it waits, it does at intervals what the app asks for, such as writing log lines.
 fn next_request(
     server: &Server,
     is_stopping: &AtomicBool,
-    app: &App,
+    app: &mut App,
 ) -> io::Result<Option<tiny_http::Request>> {
     loop {
         if is_stopping.load(Ordering::Relaxed) {
             return server.try_recv();
         }
-        let received = match app.flush_logs() {
-            Some(retry_interval) => server.recv_timeout(retry_interval),
+        let received = match app.before_wait() {
+            Some(interval) => server.recv_timeout(interval),
             None => server.recv().map(Some),
         };
         match received {

@@ -207,6 +207,8 @@ impl<V: Service> EventLoop<V> {
     /// When the kernel refuses to poll. An error of a connection ends that connection only.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(MAX_EVENTS);
+        // Without clients nothing else would call the service before its first wait.
+        self.finish_wake_up();
         while !self.has_ended() {
             match self.poll.poll(&mut events, self.timeout()) {
                 // No event is known, so nothing can be judged: a process that was stopped comes here first.
@@ -887,6 +889,33 @@ mod tests {
             0,
             "idle connections are closed"
         );
+    }
+
+    #[test]
+    fn the_service_is_called_before_the_first_wait_and_when_it_wants_to_be() {
+        struct Ticks(usize, UnixStream);
+        impl Service for Ticks {
+            type Memo = ();
+
+            fn answer(&mut self, _: &Request<'_>) -> Reply {
+                Reply::text(Status::Ok, "")
+            }
+
+            fn before_wait(&mut self) -> Option<Duration> {
+                self.0 += 1;
+                if self.0 == 3 {
+                    self.1.write_all(&[0]).unwrap();
+                }
+                Some(Duration::from_millis(1))
+            }
+        }
+        // It stops itself, and no client comes.
+        let listener = crate::listener::listen("127.0.0.1:0").unwrap();
+        let (stop_signal, stop) = UnixStream::pair().unwrap();
+        let ticks = Ticks(0, stop);
+        let mut event_loop = EventLoop::new(listener, stop_signal, ticks, &limits(10)).unwrap();
+        event_loop.run().unwrap();
+        assert!(event_loop.shared.service.0 >= 3);
     }
 
     /// An event loop that does what it is told and no more, its address, and what would stop it.

@@ -3,57 +3,77 @@
 
 use std::time::{Duration, Instant};
 
-use tiny_probe::config::Config;
-use tiny_probe::faults::{Faults, OwnFault};
+use tiny_probe::config::{Config, FaultInjection, ProbeSettings, RouteTarget, Target};
+use tiny_probe::faults::Faults;
+
+const PROBE: Target = Target::Route(RouteTarget::Probe);
+const METRICS: Target = Target::Route(RouteTarget::Metrics);
 
 /// The input consists of queries, one per line. A second passes between them.
 pub fn check(input: &[u8]) {
-    let mut faults = Faults::new(&Config::default());
+    let mut faults = new();
     let mut now = Instant::now();
     for query in String::from_utf8_lossy(input).split('\n') {
-        let before = faults.page(now);
-        match faults.change(query, now) {
-            Ok(_) => check_change(&faults, now),
-            Err(message) => {
-                check_message(&message);
-                assert_eq!(faults.page(now), before);
+        for target in [PROBE, METRICS, Target::Process] {
+            let before = faults.overview(now);
+            match faults.change(target, query, now) {
+                Ok(_) if target == Target::Process => {}
+                Ok(_) => check_change(&faults, target, now),
+                Err(message) => {
+                    check_message(&message);
+                    assert_eq!(faults.overview(now), before);
+                }
             }
         }
-        match OwnFault::parse(query) {
+        match faults.own(query) {
             Ok(None) => {}
             Ok(Some(own)) => assert!(own.delay <= Duration::from_secs(60)),
             Err(message) => check_message(&message),
         }
         now += Duration::from_secs(1);
     }
-    faults.take_back(now);
-    assert_eq!(faults.settings(now), &Config::default());
+    faults.take_back(None, now);
+    assert_eq!(faults.overview(now), new().overview(now));
 }
 
-fn check_change(faults: &Faults, now: Instant) {
-    let settings = faults.settings(now);
+fn new() -> Faults {
+    Faults::new(&Config {
+        fault_injection: FaultInjection::All,
+        ..Config::default()
+    })
+}
+
+fn check_change(faults: &Faults, target: Target, now: Instant) {
+    let route = match target {
+        METRICS => RouteTarget::Metrics,
+        _ => RouteTarget::Probe,
+    };
+    let settings = faults.settings(route, now);
     assert!((0.0..=1.0).contains(&settings.fail_rate));
     assert!((0.0..=1.0).contains(&settings.slow_rate));
+    assert!(settings.fail_latency <= Duration::from_secs(3600));
     assert!(settings.latency <= Duration::from_secs(3600));
     assert!(settings.slow_latency <= Duration::from_secs(3600));
     assert!(settings.work <= Duration::from_secs(1));
 
-    let page = faults.page(now);
+    let page = faults.page(target, now);
     let query = page.trim_end().replace('\n', "&");
-    let mut same = Faults::new(&Config::default());
-    let change = same.change(&query, now);
+    let mut same = new();
+    let change = same.change(target, &query, now);
     change.expect("the settings that are shown are accepted");
-    assert_eq!(same.settings(now), settings);
-    assert_eq!(same.page(now), page);
+    assert_eq!(same.settings(route, now), settings);
+    assert_eq!(same.page(target, now), page);
+    assert!(target == PROBE || page.contains("for="));
     if page.contains("for=") {
         let after = now + Duration::from_secs(24 * 3600);
-        assert_eq!(faults.settings(after), &Config::default());
+        assert_eq!(faults.settings(route, after), &ProbeSettings::default());
     }
 }
 
 fn check_message(message: &str) {
     let line = message.strip_suffix('\n').expect("a whole line");
-    assert!(line.contains(": expected "), "{line}");
+    let says_why = line.contains(": expected ") || line.ends_with(": given more than once");
+    assert!(says_why, "{line}");
     assert!(
         line.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
         "{line:?}"

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bounded_http::{Request, Service};
 use tiny_probe::app::App;
-use tiny_probe::config::{Command, Config, ConfigError, FLAGS};
+use tiny_probe::config::{
+    AccessLogFormat, Command, Config, ConfigError, FLAGS, FailWith, FaultInjection,
+};
 
 /// The input consists of words separated by NUL. As with env(1), variables come first, then arguments.
 pub fn check(input: &[u8]) {
@@ -37,11 +39,12 @@ fn variable(word: &[u8]) -> Option<(&'static str, OsString)> {
 }
 
 fn check_settings(config: &Config) {
-    assert!((0.0..=1.0).contains(&config.fail_rate));
-    assert!((0.0..=1.0).contains(&config.slow_rate));
-    assert!(config.latency <= Duration::from_secs(3600));
-    assert!(config.slow_latency <= Duration::from_secs(3600));
-    assert!(config.work <= Duration::from_secs(1));
+    assert!((0.0..=1.0).contains(&config.probe.fail_rate));
+    assert!((0.0..=1.0).contains(&config.probe.slow_rate));
+    assert!(config.probe.fail_latency <= Duration::from_secs(3600));
+    assert!(config.probe.latency <= Duration::from_secs(3600));
+    assert!(config.probe.slow_latency <= Duration::from_secs(3600));
+    assert!(config.probe.work <= Duration::from_secs(1));
     assert!((1..=1_000_000).contains(&config.max_connections));
     assert_eq!(
         Command::parse(arguments(config), |_| None),
@@ -71,21 +74,48 @@ fn check_settings(config: &Config) {
 /// Returns a command line that results in these settings.
 fn arguments(config: &Config) -> Vec<OsString> {
     let nanoseconds = |latency: Duration| format!("{}ns", latency.as_nanos());
-    let switch = |is_on| if is_on { "on" } else { "off" };
     let mut words = vec![
         format!("--listen={}", config.listen),
         format!("--server={}", config.server),
-        format!("--fail-rate={}", config.fail_rate),
-        format!("--slow-rate={}", config.slow_rate),
-        format!("--latency={}", nanoseconds(config.latency)),
-        format!("--slow-latency={}", nanoseconds(config.slow_latency)),
-        format!("--work={}", nanoseconds(config.work)),
-        format!("--fault-injection={}", switch(config.fault_injection)),
+        format!("--fail-rate={}", config.probe.fail_rate),
+        format!("--fail-with={}", config.probe.fail_with.name()),
+        format!("--fail-latency={}", nanoseconds(config.probe.fail_latency)),
+        format!("--slow-rate={}", config.probe.slow_rate),
+        format!("--latency={}", nanoseconds(config.probe.latency)),
+        format!("--slow-latency={}", nanoseconds(config.probe.slow_latency)),
+        format!("--work={}", nanoseconds(config.probe.work)),
+        format!(
+            "--fault-injection={}",
+            match config.fault_injection {
+                FaultInjection::Off => "off",
+                FaultInjection::On => "on",
+                FaultInjection::All => "all",
+            }
+        ),
+        format!("--start-delay={}", nanoseconds(config.start_delay)),
+        format!("--shutdown-delay={}", nanoseconds(config.shutdown_delay)),
+        format!("--exit-code={}", config.exit_code),
         format!("--app-version={}", config.app_version),
         format!("--app-config={}", config.app_config),
         format!("--max-connections={}", config.max_connections),
-        format!("--access-log={}", switch(config.access_log)),
+        format!(
+            "--allowed-host={}",
+            config.allowed_host.as_deref().unwrap_or("none")
+        ),
+        format!(
+            "--access-log={}",
+            match config.access_log {
+                AccessLogFormat::Off => "off",
+                AccessLogFormat::Text => "on",
+                AccessLogFormat::Json => "json",
+            }
+        ),
     ];
+    words.extend(
+        config
+            .exit_after
+            .map(|after| format!("--exit-after={}", nanoseconds(after))),
+    );
     words.extend(
         config
             .random_seed
@@ -100,6 +130,7 @@ fn check_message(error: &ConfigError) {
     let is_bad_value = FLAGS.iter().any(|flag| {
         message.contains(&format!("--{}", flag.name)) && message.contains(flag.accepted)
     });
+    let is_bad_value = is_bad_value || message.contains(FailWith::ACCEPTED_BY_TINY_HTTP);
     assert!(
         is_bad_value || message.ends_with("; see --help"),
         "{message:?}"

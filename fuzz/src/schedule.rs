@@ -22,8 +22,8 @@ use bounded_http::room::{
     LAST_LOOKS, MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, SEARCH_INTERVAL, SHORT_MOMENT,
 };
 use tiny_probe::app::{App, Exchange};
-use tiny_probe::config::Config;
-use tiny_probe::metrics::Format;
+use tiny_probe::config::{Config, FaultInjection, ProbeSettings};
+use tiny_probe::metrics::{Format, InForce};
 use tiny_probe::shutdown::GRACE;
 
 use super::answers::read;
@@ -237,8 +237,11 @@ impl World {
     )]
     fn new(freed_by: fn(&mut dyn FnMut()) -> usize) -> Self {
         let config = Config {
-            fault_injection: true,
-            work: Duration::from_nanos(1),
+            fault_injection: FaultInjection::On,
+            probe: ProbeSettings {
+                work: Duration::from_nanos(1),
+                ..ProbeSettings::default()
+            },
             random_seed: Some(1),
             ..Config::default()
         };
@@ -1119,7 +1122,12 @@ impl World {
         assert_eq!(metrics.requests_in_flight().get(), 0);
         assert_eq!(metrics.connections_open().get(), 0);
         assert_eq!(self.shared.held_bytes, 0);
-        let page = metrics.exposition(Format::Text, &Config::default());
+        let in_force = InForce {
+            probe: &ProbeSettings::default(),
+            is_active: &|_| false,
+            extra_series: 0,
+        };
+        let page = metrics.exposition(Format::Text, &in_force);
         let recorded = |status: u16| -> usize {
             let label = format!("http_status=\"{status}\"");
             let lines = page.lines().filter(|line| {

@@ -21,7 +21,7 @@ const CHANGES_PER_SECOND: u32 = 10;
 
 static DIAGNOSTICS: LazyLock<Mutex<Diagnostics>> = LazyLock::new(|| {
     Mutex::new(Diagnostics {
-        lines: LineWriter::new(io::stderr(), "tiny-probe: lines dropped"),
+        lines: LineWriter::new(io::stderr(), ["tiny-probe: lines dropped: ", ""]),
         reports: RateLimit::new(REPORTS_PER_SECOND),
         changes: Changes::new(),
     })

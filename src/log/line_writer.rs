@@ -30,8 +30,8 @@ pub const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 pub struct LineWriter<S> {
     stream: S,
     kind: Kind,
-    /// The text before the number of dropped lines.
-    notice: &'static str,
+    /// The text before and after the number of dropped lines.
+    notice: [&'static str; 2],
     /// The buffer: whole lines, except that a part of the first one may already be written.
     unwritten: Vec<u8>,
     /// The number of lines dropped after those in the buffer.
@@ -68,9 +68,9 @@ impl Kind {
 }
 
 impl<S: AsFd> LineWriter<S> {
-    /// Creates a writer for `stream`. Dropped lines are replaced with a line that consists of `notice`, a
-    /// colon and their number.
-    pub fn new(stream: S, notice: &'static str) -> Self {
+    /// Creates a writer for `stream`. Dropped lines are replaced with a line that consists of their number
+    /// between the two parts of `notice`.
+    pub fn new(stream: S, notice: [&'static str; 2]) -> Self {
         Self {
             kind: Kind::of(&stream),
             stream,
@@ -112,7 +112,8 @@ impl<S: AsFd> LineWriter<S> {
             if rest.is_empty() {
                 self.unwritten.clear();
                 written_bytes = 0;
-                let _ = writeln!(self.unwritten, "{}: {}", self.notice, self.dropped);
+                let [before, after] = self.notice;
+                let _ = writeln!(self.unwritten, "{before}{}{after}", self.dropped);
                 self.dropped = 0;
                 continue;
             }
@@ -171,7 +172,7 @@ mod tests {
 
     use super::*;
 
-    const NOTICE: &str = "# lines dropped";
+    const NOTICE: [&str; 2] = ["# lines dropped: ", ""];
 
     /// A line that starts with its number. The lengths vary.
     fn line(number: usize) -> String {
@@ -207,8 +208,8 @@ mod tests {
         assert!(read.ends_with('\n'));
         let mut lines = read.lines();
         assert_eq!(lines.next_back(), Some("the next"));
-        let dropped = lines.next_back().unwrap().strip_prefix(NOTICE).unwrap();
-        let dropped: usize = dropped.strip_prefix(": ").unwrap().parse().unwrap();
+        let dropped = lines.next_back().unwrap().strip_prefix(NOTICE[0]).unwrap();
+        let dropped: usize = dropped.parse().unwrap();
         let intact = lines
             .enumerate()
             .filter(|(number, text)| *text == line(*number));

@@ -143,6 +143,18 @@ impl Page {
         self.sample(family.unlabeled_name, value);
     }
 
+    /// Writes a family with this number of samples. Each has the value 1 and its number as its label.
+    pub fn numbered(&mut self, family: &Family, label: &str, count: u32) {
+        self.family(family);
+        let name = [family.name, "{", label, "=\""].concat();
+        let mut number = itoa::Buffer::new();
+        for index in 0..count {
+            for part in [&name, number.format(index), "\"} 1\n"] {
+                self.text.push_str(part);
+            }
+        }
+    }
+
     /// Writes the samples of one histogram. Each bucket has a cumulative count and possibly an
     /// exemplar, which the text format omits because it has no syntax for it.
     pub fn histogram(

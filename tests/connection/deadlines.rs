@@ -6,7 +6,7 @@ use bounded_http::connection::{Connection, MAX_UNSENT};
 use bounded_http::request_head::{MAX_HEAD, field_space};
 use bounded_http::{Reply, Service, Status};
 use tiny_probe::app::App;
-use tiny_probe::config::Config;
+use tiny_probe::config::{Config, FaultInjection};
 
 use crate::drive::{DATE, request};
 
@@ -356,5 +356,28 @@ fn sent_bytes_are_released_however_slowly_the_client_reads() {
             "the client never reads everything"
         );
         assert!(driver.connection.held_bytes() < 2 * MAX_UNSENT);
+    }
+}
+
+#[test]
+fn a_response_that_stalls_or_hangs_on_purpose_ends_after_60_seconds() {
+    for ending in ["stall", "hang"] {
+        let mut driver = Driver::new();
+        driver.app = App::new(&Config {
+            fault_injection: FaultInjection::On,
+            ..Config::default()
+        });
+        let target = format!("/probe?fail-with={ending}");
+        driver.wait(5);
+        driver.receive(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+        driver.send();
+        assert_eq!(driver.deadline(), Some(65), "{ending}");
+        // What the client sends meanwhile is discarded and prolongs nothing.
+        driver.wait(30);
+        driver.receive(REQUEST);
+        assert_eq!(driver.deadline(), Some(65), "{ending}");
+        assert!(driver.connection.unsent().is_empty());
+        assert!(driver.connection.is_deadline_final());
+        assert!(driver.connection.expire().is_none(), "no 408");
     }
 }

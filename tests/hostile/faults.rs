@@ -21,7 +21,9 @@ fn a_flood_of_changes_delays_no_other_client_and_each_change_is_atomic() {
                     let rate = format!("0.{number}{change:04}1");
                     let path = format!("/faults?fail-rate={rate}&slow-rate={rate}&for=1h");
                     let response = client.ask("PUT", &path);
-                    let expected = format!("fail-rate={rate}\nslow-rate={rate}\n");
+                    let expected = format!(
+                        "fail-rate={rate}\nfail-with=500\nfail-latency=0s\nslow-rate={rate}\n"
+                    );
                     assert!(response.body.starts_with(&expected), "{response:?}");
                 }
             });

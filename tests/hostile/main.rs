@@ -14,6 +14,9 @@ mod crowd;
 mod delayed_replies;
 #[cfg(target_os = "linux")]
 mod disconnects;
+// A client on Linux reads what arrived before a reset.
+#[cfg(target_os = "linux")]
+mod endings;
 #[cfg(target_os = "linux")]
 mod faults;
 #[cfg(target_os = "linux")]

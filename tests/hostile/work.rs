@@ -80,7 +80,7 @@ fn responses_on_one_connection_stay_in_order_whatever_their_work() {
     client.send(requests.concat().repeat(50));
     for _ in 0..50 {
         assert!(matches!(client.answer().status, 200 | 500));
-        assert_eq!(client.answer().body, "ok");
+        assert_eq!(client.answer().body, "ok\n");
         assert_eq!(client.answer().status, 404);
     }
 }

@@ -16,6 +16,7 @@ on_every_server!(
     http_1_0_and_connection_close_close_the_connection,
     a_half_closed_client_gets_its_response,
     the_access_log_has_a_line_per_request,
+    the_access_log_in_json_has_the_same_fields_and_the_trace,
 );
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -25,7 +26,7 @@ fn every_route_responds_to_get(server: &str) {
     for (path, content_type, body) in [
         ("/probe", TEXT, "I'm ok!"),
         ("/probe?x=/nope", TEXT, "I'm ok!"),
-        ("/healthz", TEXT, "ok"),
+        ("/healthz", TEXT, "ok\n"),
     ] {
         let response = service.get(path);
         assert_eq!(response.status, 200, "{path}");
@@ -231,5 +232,36 @@ fn the_access_log_has_a_line_per_request(server: &str) {
         assert_eq!(line[1], peer);
         assert_eq!(line[2..6], expected);
         assert!(line[6].parse::<f64>().unwrap() < 60.0);
+    }
+}
+
+fn the_access_log_in_json_has_the_same_fields_and_the_trace(server: &str) {
+    let mut service = Service::start(server, &["--access-log", "json"]);
+    let mut client = service.connect();
+    client.ask("GET", "/probe?x=1");
+    client.ask("BREW", "/\"quoted\"");
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01";
+    client.send(format!(
+        "GET /healthz HTTP/1.1\r\nHost: a\r\ntraceparent: {trace}\r\n\r\n"
+    ));
+    client.answer();
+    let peer = client.stream.local_addr().unwrap();
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let log = service.stdout();
+    let ids = r#","trace_id":"0af7651916cd43dd8448eb211c80319c","span_id":"00f067aa0ba902b7""#;
+    let expected = [
+        (r#""GET","path":"/probe?x=1","status":200,"bytes":7"#, ""),
+        (r#""BREW","path":"/\"quoted\"","status":404,"bytes":45"#, ""),
+        (r#""GET","path":"/healthz","status":200,"bytes":3"#, ids),
+    ];
+    assert_eq!(log.lines().count(), expected.len(), "{log}");
+    for (line, (fields, trace)) in log.lines().zip(expected) {
+        let rest = line.strip_prefix(r#"{"time":"20"#).expect(line);
+        let (_, rest) = rest.split_once("Z\",").expect(line);
+        let (before, seconds) = rest.split_once(r#","seconds":"#).expect(line);
+        assert_eq!(before, format!(r#""peer":"{peer}","method":{fields}"#));
+        let seconds = seconds.strip_suffix(&format!("{trace}}}")).expect(line);
+        assert!(seconds.parse::<f64>().unwrap() < 60.0, "{line}");
     }
 }

@@ -22,7 +22,7 @@ fn message(output: &std::process::Output) -> String {
 
 #[test]
 fn an_invalid_value_prints_one_line_and_exits_with_2() {
-    let share = "a share from 0 to 1, such as 0.01";
+    let share = "a number from 0 to 1, such as 0.01";
     let listen = "a port, such as :8080, or an IP address and a port, such as 127.0.0.1:8080 or \
                   [::1]:8080";
     let latency = "a duration of at most 1h with its unit, such as 300ms or 9s";
@@ -54,7 +54,21 @@ fn an_invalid_value_prints_one_line_and_exits_with_2() {
             "1e3",
             "a whole number from 1 to 1000000",
         ),
-        ("--access-log", "maybe", "on or off"),
+        ("--access-log", "maybe", "off, on or json"),
+        ("--fault-injection", "some", "off, on or all"),
+        (
+            "--exit-after",
+            "20",
+            "never, or a duration of at most 24h with its unit, such as 20s",
+        ),
+        ("--exit-code", "256", "a whole number from 0 to 255"),
+        ("--start-delay", "2h", latency),
+        ("--shutdown-delay", "5", latency),
+        (
+            "--allowed-host",
+            "a:80",
+            "none, or a host name without a port, such as probe.example.com",
+        ),
     ] {
         let output = run(&[&format!("{flag}={value}")], &[]);
         assert_eq!(output.status.code(), Some(2), "{flag} {value}");
@@ -128,7 +142,7 @@ fn the_message_for_a_value_with_line_breaks_is_one_line() {
     let output = run(&["--fail-rate", "1\n2\r\u{1b}[31m"], &[]);
     assert_eq!(
         message(&output),
-        "tiny-probe: --fail-rate 1\u{fffd}2\u{fffd}\u{fffd}[31m: expected a share from 0 to 1, such as 0.01"
+        "tiny-probe: --fail-rate 1\u{fffd}2\u{fffd}\u{fffd}[31m: expected a number from 0 to 1, such as 0.01"
     );
 }
 

@@ -87,6 +87,7 @@ fn series_of(page: &Page) -> BTreeSet<Series> {
             && !name.starts_with("app_connections_")
             && !name.starts_with("app_configured_")
             && name != "app_requests_in_flight"
+            && name != "app_fault_active"
     };
     page.samples
         .keys()

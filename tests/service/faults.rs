@@ -9,17 +9,21 @@ on_every_server!(
     a_change_ends_after_its_time,
     a_change_in_a_pipeline_applies_to_the_requests_after_it,
     a_request_can_choose_its_own_response,
+    a_failure_has_the_configured_status,
+    a_failure_takes_the_configured_latency,
     an_invalid_query_gets_one_line_and_changes_nothing,
+    responses_say_how_to_change_settings,
+    pages_of_other_hosts_cannot_change_settings,
     a_change_prints_one_line_on_standard_error,
     a_thousand_changes_print_far_fewer_lines,
     the_last_of_many_changes_is_printed,
-    without_fault_injection_faults_do_not_exist,
+    without_fault_injection_nothing_can_be_changed,
     work_uses_cpu_time_for_successful_probes_only,
     the_delay_comes_before_the_work,
 );
 
 const FAULTS: &[&str] = &["--fault-injection", "--fail-rate", "0"];
-const AT_START: &str = "fail-rate=0\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
+const AT_START: &str = "fail-rate=0\nfail-with=500\nfail-latency=0s\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
 
 /// Removes the `Date` field.
 fn undated(mut response: Answer) -> Answer {
@@ -60,7 +64,7 @@ fn a_change_lasts_until_it_is_reverted(server: &str) {
         response.field("Allow"),
         Some("GET, HEAD, PUT, DELETE, OPTIONS")
     );
-    // The body is ignored.
+    // A body is not read.
     client.send("PUT /faults HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\nfail-rate=1");
     assert_eq!(client.answer().status, 400);
     assert_eq!(client.ask("GET", "/faults").body, AT_START);
@@ -111,13 +115,18 @@ fn a_change_in_a_pipeline_applies_to_the_requests_after_it(server: &str) {
 fn a_request_can_choose_its_own_response(server: &str) {
     let service = Service::start(server, &["--fault-injection", "--fail-rate", "1"]);
     let mut client = service.connect();
-    for status in [200, 429, 500, 502, 503, 504] {
+    for status in [200, 400, 401, 403, 404, 408, 429, 500, 502, 503, 504] {
+        let series = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="#;
+        let series = format!("{series}\"{status}\"}}");
+        let page = service.get("/metrics").body;
+        assert!(
+            page.contains(&format!(r#"http_status="{status}",method="GET"}} 0"#)),
+            "{page}"
+        );
         for method in ["GET", "HEAD"] {
             let response = client.ask(method, &format!("/probe?x=1&status={status}"));
             assert_eq!(response.status, status);
         }
-        let series = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="#;
-        let series = format!("{series}\"{status}\"}}");
         assert_eq!(service.scrape().count(&series), 1, "{series}");
     }
     let sent = Instant::now();
@@ -131,6 +140,77 @@ fn a_request_can_choose_its_own_response(server: &str) {
         refused.body,
         "delay=61s: expected a duration of at most 60s with its unit, such as 250ms\n"
     );
+}
+
+fn a_failure_has_the_configured_status(server: &str) {
+    let service = Service::start(server, &["--fault-injection", "--fail-rate", "1"]);
+    let mut client = service.connect();
+    for status in [200, 400, 401, 403, 404, 408, 429, 500, 502, 503, 504] {
+        client.ask("PUT", &format!("/faults?fail-with={status}"));
+        let configured = client.ask("GET", "/probe");
+        let own = client.ask("GET", &format!("/probe?fail-with={status}"));
+        assert!(configured.body.contains("as configured"), "{configured:?}");
+        assert!(own.body.contains("as this request asked"), "{own:?}");
+        for response in [configured, own, client.ask("HEAD", "/probe")] {
+            assert_eq!(response.status, status);
+            let asks_to_retry = [429, 503].contains(&status);
+            let retry_after = response.field("Retry-After");
+            assert_eq!(retry_after, asks_to_retry.then_some("1"), "{status}");
+        }
+    }
+    let refused = client.ask("GET", "/probe?status=503&fail-with=cut");
+    assert_eq!(refused.status, 400);
+
+    // Without fault injection, only the configured statuses can occur.
+    let service = Service::start(server, &["--fail-with", "503"]);
+    let page = service.get("/metrics").body;
+    let statuses: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("app_request_count_total{endpoint=\"/probe\""))
+        .filter_map(|line| line.split('"').nth(3))
+        .collect();
+    assert_eq!(statuses, ["200", "500", "503"]);
+}
+
+fn a_failure_takes_the_configured_latency(server: &str) {
+    let flags = ["--fail-rate", "1", "--fail-latency", "200ms"];
+    let service = Service::start(server, &flags);
+    let sent = Instant::now();
+    let mut client = service.connect();
+    for _ in 0..3 {
+        assert_eq!(client.ask("GET", "/probe").status, 500);
+    }
+    let waited = sent.elapsed().as_secs_f64();
+    let page = service.scrape();
+    let configured = page.value("app_configured_fail_latency_seconds");
+    assert!((configured - 0.2).abs() < f64::EPSILON, "{configured}");
+    let sum = page.value(r#"app_request_latency_seconds_sum{endpoint="/probe",method="GET"}"#);
+    // The sum of three gamma variates of shape 3 practically never falls below a tenth of its mean.
+    assert!(
+        sum > 0.06 && sum <= waited,
+        "recorded {sum}, waited {waited}"
+    );
+}
+
+#[cfg(feature = "tiny-http")]
+#[test]
+fn tiny_http_rejects_failures_that_it_cannot_send() {
+    let service = Service::start("tiny-http", FAULTS);
+    let mut client = service.connect();
+    for how in ["reset", "close", "cut", "stall", "hang"] {
+        for (method, path) in [("PUT", "/faults"), ("GET", "/probe")] {
+            let response = client.ask(method, &format!("{path}?fail-with={how}"));
+            assert_eq!(response.status, 400);
+            let why = "since --server tiny-http can send nothing else\n";
+            assert!(response.body.ends_with(why), "{response:?}");
+        }
+        let output = crate::support::run(&["--server", "tiny-http", "--fail-with", how], &[]);
+        assert_eq!(output.status.code(), Some(2));
+        let message = String::from_utf8(output.stderr).unwrap();
+        let start = format!("tiny-probe: --fail-with {how}: expected a status (");
+        assert!(message.starts_with(&start), "{message}");
+    }
+    assert_eq!(client.ask("GET", "/faults").body, AT_START);
 }
 
 fn an_invalid_query_gets_one_line_and_changes_nothing(server: &str) {
@@ -159,10 +239,76 @@ fn an_invalid_query_gets_one_line_and_changes_nothing(server: &str) {
         let response = client.ask("PUT", &format!("/faults?{query}"));
         assert_eq!(response.status, 400, "{query}");
         let line = response.body.strip_suffix('\n').expect("a whole line");
-        assert!(line.contains(": expected "), "{line}");
+        let says_why = line.contains(": expected ") || line.contains(": given ");
+        assert!(says_why, "{line}");
         assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && line.len() < 400);
     }
     assert_eq!(client.ask("GET", "/faults").body, AT_START);
+}
+
+fn responses_say_how_to_change_settings(server: &str) {
+    let service = Service::start(server, FAULTS);
+    let mut client = service.connect();
+    let response = client.ask("GET", "/faults?fail-rate=1");
+    assert_eq!(response.status, 400);
+    assert!(response.body.contains("expected PUT"), "{response:?}");
+    let response = client.ask("POST", "/faults?fail-rate=1");
+    assert_eq!(response.status, 405);
+    for method in ["PUT /faults?", "DELETE /faults "] {
+        assert!(response.body.contains(method), "{response:?}");
+    }
+    for target in ["/faults", "/faults?slow-rate=1"] {
+        client.send(format!(
+            "PUT {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\nfail-rate=1"
+        ));
+        let response = client.answer();
+        assert_eq!(response.status, 400);
+        assert!(response.body.contains("in the query"), "{response:?}");
+    }
+    // curl -X PUT -d '' sends this.
+    client.send("PUT /faults?slow-rate=0 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(client.answer().status, 200);
+    assert_eq!(client.ask("GET", "/faults").body, AT_START);
+
+    let service = Service::start(server, &[]);
+    let ignored = service.get("/probe?status=503");
+    assert_eq!((ignored.status, &*ignored.body), (200, "I'm ok!"));
+    let field = ignored.field("X-Fault-Injection").expect("a field");
+    assert!(field.contains("--fault-injection"), "{field}");
+    assert_eq!(service.get("/probe").field("X-Fault-Injection"), None);
+}
+
+fn pages_of_other_hosts_cannot_change_settings(server: &str) {
+    let flags = [FAULTS, &["--allowed-host", "probe.test"]].concat();
+    let service = Service::start(server, &flags);
+    let mut client = service.connect();
+    for (host, origin, status) in [
+        ("localhost:1", "http://localhost:1", 200),
+        ("127.0.0.1:1", "http://127.0.0.1:1", 200),
+        ("[::1]:1", "http://[::1]:1", 200),
+        ("probe.test", "https://probe.test", 200),
+        ("rebound.test", "http://rebound.test", 403),
+        ("localhost:1", "http://other.test", 403),
+        ("localhost:1", "null", 403),
+    ] {
+        for request in [
+            "PUT /faults?fail-rate=0",
+            "DELETE /faults",
+            "PUT /faults/probe?for=1m",
+        ] {
+            let fields = format!("Host: {host}\r\nOrigin: {origin}\r\n");
+            client.send(format!("{request} HTTP/1.1\r\n{fields}\r\n"));
+            let response = client.answer();
+            assert_eq!(response.status, status, "{request} {origin}: {response:?}");
+            assert_eq!(response.body.contains("--allowed-host"), status == 403);
+            for field in [
+                "Access-Control-Allow-Origin",
+                "Access-Control-Allow-Methods",
+            ] {
+                assert_eq!(response.field(field), None);
+            }
+        }
+    }
 }
 
 fn set_fail_rate(client: &mut Client, fail_rate: usize) {
@@ -190,10 +336,10 @@ fn a_change_prints_one_line_on_standard_error(server: &str) {
     assert_eq!(
         service.stderr(),
         format!(
-            "{changed}0.00011 slow-rate=0 latency=0s {rest}\n\
-             {changed}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
-             {changed}0.00011 slow-rate=0 latency=300ms {rest} for=180s\n\
-             {changed}0 slow-rate=0 latency=0s {rest}\n"
+            "{changed}0.00011 fail-with=500 fail-latency=0s slow-rate=0 latency=0s {rest}\n\
+             {changed}0.00011 fail-with=500 fail-latency=0s slow-rate=0 latency=300ms {rest} for=180s\n\
+             {changed}0.00011 fail-with=500 fail-latency=0s slow-rate=0 latency=300ms {rest} for=180s\n\
+             {changed}0 fail-with=500 fail-latency=0s slow-rate=0 latency=0s {rest}\n"
         )
     );
 }
@@ -241,24 +387,27 @@ fn a_thousand_changes_print_far_fewer_lines(server: &str) {
     );
 }
 
-fn without_fault_injection_faults_do_not_exist(server: &str) {
+fn without_fault_injection_nothing_can_be_changed(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     for method in ["GET", "PUT", "DELETE", "POST"] {
-        let not_found = undated(client.ask(method, "/nope"));
-        for path in ["/faults", "/faults?fail-rate=1&for=1m"] {
-            assert_eq!(undated(client.ask(method, path)), not_found);
+        for path in ["/faults", "/faults?fail-rate=1&for=1m", "/faults/metrics"] {
+            let response = client.ask(method, path);
+            assert_eq!((response.status, response.field("Allow")), (404, None));
+            let says_how = "--fault-injection or FAULT_INJECTION=on";
+            assert!(response.body.contains(says_how), "{response:?}");
         }
     }
+    assert!(!service.get("/faultsx").body.contains("fault injection"));
     let plain = undated(client.ask("GET", "/probe"));
     for query in ["status=503", "delay=1h", "status=x&status=%zz"] {
         assert_eq!(
-            undated(client.ask("GET", &format!("/probe?{query}"))),
-            plain
+            undated(client.ask("GET", &format!("/probe?{query}"))).body,
+            plain.body
         );
     }
     let page = service.get("/metrics").body;
-    assert!(!page.contains("/faults"), "{page}");
+    assert!(!page.contains("/faults\""), "{page}");
     assert!(
         page.contains("\napp_configured_slow_latency_seconds 9\n"),
         "{page}"

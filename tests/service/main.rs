@@ -23,4 +23,7 @@ mod faults;
 // These tests need /proc and /dev/full.
 #[cfg(target_os = "linux")]
 mod logs;
+#[cfg(target_os = "linux")]
+mod process;
 mod shutdown;
+mod targets;

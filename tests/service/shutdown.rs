@@ -1,18 +1,27 @@
 //! Shutdown: every request received before the signal gets its response, and delayed responses may take up
 //! to five seconds.
 
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tiny_probe::shutdown::GRACE;
 
-use crate::support::{Client, Service};
+use crate::support::{Client, Service, program, wait_until};
 
 on_every_server!(
     a_signal_ends_the_service_with_exit_code_0,
     a_delayed_response_is_sent_after_the_signal,
     a_response_due_after_the_grace_period_does_not_delay_the_end,
     a_second_signal_ends_the_service_at_once,
+    the_service_is_ready_until_the_signal,
+    during_the_shutdown_delay_the_service_keeps_serving,
+    a_second_signal_ends_the_shutdown_delay,
+    the_service_listens_after_the_start_delay,
+    a_signal_ends_the_service_during_the_start_delay,
+    the_process_exits_after_the_configured_time,
 );
 
 fn a_signal_ends_the_service_with_exit_code_0(server: &str) {
@@ -81,4 +90,105 @@ fn a_second_signal_ends_the_service_at_once(server: &str) {
     // 128 plus the signal's number, as a shell reports it. The kernel decides which of the two signals is
     // delivered second.
     assert!(matches!(service.wait(), Some(130 | 143)));
+}
+
+fn the_service_is_ready_until_the_signal(server: &str) {
+    let service = Service::start(server, &["--slow-rate", "1", "--slow-latency", "2s"]);
+    let mut client = service.connect();
+    let ready = client.ask("GET", "/readyz");
+    assert_eq!((ready.status, &*ready.body), (200, "ready\n"));
+    assert_eq!(client.ask("HEAD", "/readyz").status, 200);
+    if server == "tiny-http" {
+        // It handles requests in order, and the test cannot tell when it received one.
+        return;
+    }
+    // A delayed response delays the end, and the connection is served until it has been silent.
+    let delayed = send_delayed(&service, server);
+    service.signal("TERM");
+    client.send_request("GET", "/readyz");
+    let not_ready = client.answer();
+    assert_eq!((not_ready.status, &*not_ready.body), (503, "not ready\n"));
+    drop(delayed);
+}
+
+fn during_the_shutdown_delay_the_service_keeps_serving(server: &str) {
+    let mut service = Service::start(server, &["--shutdown-delay", "2s"]);
+    let mut client = service.connect();
+    assert_eq!(client.ask("GET", "/readyz").status, 200);
+    let signaled = Instant::now();
+    service.signal("TERM");
+    wait_until("the service is not ready", || {
+        client.ask("GET", "/readyz").status == 503
+    });
+    // Both new and open connections are served, without `Connection: close`.
+    for _ in 0..3 {
+        assert_eq!(service.get("/probe").status, 200);
+        let response = client.ask("GET", "/probe");
+        let connection = response.field("Connection");
+        assert_eq!((response.status, connection), (200, None));
+    }
+    assert!(
+        signaled.elapsed() < Duration::from_secs(2),
+        "the machine is too slow"
+    );
+    drop(client);
+    assert_eq!(service.wait(), Some(0));
+    assert!(signaled.elapsed() >= Duration::from_secs(2));
+    assert_eq!(service.stderr(), "");
+}
+
+fn a_second_signal_ends_the_shutdown_delay(server: &str) {
+    let mut service = Service::start(server, &["--shutdown-delay", "1h"]);
+    service.signal("TERM");
+    wait_until("the service is not ready", || {
+        service.get("/readyz").status == 503
+    });
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(143));
+}
+
+fn the_service_listens_after_the_start_delay(server: &str) {
+    let started = Instant::now();
+    let service = Service::start(server, &["--start-delay", "500ms"]);
+    assert!(started.elapsed() >= Duration::from_millis(500));
+    assert_eq!(service.get("/readyz").status, 200);
+}
+
+fn a_signal_ends_the_service_during_the_start_delay(server: &str) {
+    let flags = [
+        "--listen",
+        "127.0.0.1:0",
+        "--server",
+        server,
+        "--start-delay",
+        "1h",
+    ];
+    let mut child = program()
+        .args(flags)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert_eq!(
+        line,
+        "tiny-probe: not listening yet, for 3600s (--start-delay)\n"
+    );
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TERM).unwrap();
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!((child.wait().unwrap().code(), &*rest), (Some(0), ""));
+}
+
+fn the_process_exits_after_the_configured_time(server: &str) {
+    let flags = ["--exit-after", "300ms", "--exit-code", "42"];
+    let started = Instant::now();
+    // The process exits although no client connects.
+    let mut service = Service::start(server, &flags);
+    assert_eq!(service.wait(), Some(42));
+    assert!(started.elapsed() >= Duration::from_millis(300));
+    let line = "tiny-probe: exiting with code 42, as exit-after asks\n";
+    assert_eq!(service.stderr(), line);
 }

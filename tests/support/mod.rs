@@ -69,8 +69,8 @@ impl Service {
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut start_line = String::new();
         stderr.read_line(&mut start_line).unwrap();
-        // With too few descriptors, a message about them comes first.
-        if start_line.contains("descriptor limit") {
+        // These lines come first, where they apply.
+        while start_line.contains("descriptor limit") || start_line.contains("--start-delay") {
             start_line.clear();
             stderr.read_line(&mut start_line).unwrap();
         }
@@ -362,7 +362,7 @@ impl Client {
     /// know this, it sends another request in the same packet and waits for the response to that one.
     pub fn send_delayed(&mut self, path: &str) {
         self.send(request("GET", "/healthz") + &request("GET", path));
-        assert_eq!(self.answer().body, "ok");
+        assert_eq!(self.answer().body, "ok\n");
     }
 
     /// Sends a request and waits for its response. The connection stays open.

@@ -8,8 +8,8 @@ use bounded_http::{Method, Request, Service};
 use divan::{Bencher, black_box};
 use micro::{Driven, request_of};
 use tiny_probe::app::App;
-use tiny_probe::config::Config;
-use tiny_probe::metrics::{Endpoint, Format, Metrics};
+use tiny_probe::config::{Config, ProbeSettings};
+use tiny_probe::metrics::{Endpoint, Format, InForce, Metrics};
 
 const CLIENTS: [&str; 3] = ["wrk", "Prometheus", "browser"];
 
@@ -88,11 +88,15 @@ fn exposition(bencher: Bencher, series: usize, format: Format) {
     for (method, endpoint) in pairs.take(series) {
         metrics.record(method, endpoint, "200", Duration::from_micros(3), None);
     }
-    let page = metrics.exposition(format, &Config::default());
+    let in_force = InForce {
+        probe: &ProbeSettings::default(),
+        is_active: &|_| false,
+        extra_series: 0,
+    };
+    let page = metrics.exposition(format, &in_force);
     let count = page.matches("app_request_latency_seconds_count{").count();
     assert_eq!(count, series);
-    bencher
-        .bench_local(|| metrics.reuse(metrics.exposition(format, &Config::default()).into_bytes()));
+    bencher.bench_local(|| metrics.reuse(metrics.exposition(format, &in_force).into_bytes()));
 }
 
 /// A whole request, except the system calls.

@@ -1,0 +1,479 @@
+//! The target `process`: it hangs, ends, or holds memory, series and descriptors.
+//!
+//! Nothing here can be undone by the service's own limits: that is what it is for. The bounds are such
+//! that a machine survives it, and `/faults` can be asked to end it, except while the process hangs.
+
+use std::fmt::Write;
+use std::fs::File;
+use std::ops::RangeInclusive;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+use std::{process, thread};
+
+use rustix::process::{Resource, getrlimit};
+
+use super::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, query, read_end};
+use crate::config::{ACCEPTED_EXIT_CODE, Config, EXIT_TIMES, duration, write_duration};
+use crate::log::diagnostics;
+
+/// The longest that the process hangs at one request.
+const FREEZE_TIMES: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
+/// The most memory that is held: what a machine of a developer can spare.
+const MAX_MEMORY: usize = 1024 * MIB;
+/// The most extra series: a page of 2.5 MB.
+const MAX_SERIES: u32 = 100_000;
+/// The most descriptors that are opened, if the limit allows it.
+const MAX_OPEN_FILES: usize = 1_000_000;
+/// How many descriptors stay free for connections and for what the service opens.
+const FREE_DESCRIPTORS: usize = 64;
+
+const MIB: usize = 1024 * 1024;
+/// How much is done in one wake-up, of about a millisecond: clients are served in between.
+const MEMORY_PER_WAKE_UP: usize = 4 * MIB;
+const FILES_PER_WAKE_UP: usize = 1000;
+
+/// A name that a query can have, and how its value is read. `None` means that it is not accepted.
+struct Setting {
+    name: &'static str,
+    accepted: &'static str,
+    set: fn(&mut Asked, &str) -> Option<()>,
+}
+
+static SETTINGS: [Setting; 6] = [
+    Setting {
+        name: "freeze",
+        accepted: "a duration of at most 10m with its unit, such as 30s",
+        set: |asked, value| duration(value, FREEZE_TIMES).map(|time| asked.freeze = Some(time)),
+    },
+    Setting {
+        name: EXIT_AFTER,
+        accepted: "a duration of at most 24h with its unit, such as 20s",
+        set: |asked, value| duration(value, EXIT_TIMES).map(|time| asked.exit_after = Some(time)),
+    },
+    Setting {
+        name: EXIT_CODE,
+        accepted: ACCEPTED_EXIT_CODE,
+        set: |asked, value| value.parse().ok().map(|code| asked.exit_code = Some(code)),
+    },
+    Setting {
+        name: "memory",
+        accepted: "a size of at most 1GiB with its unit, such as 64MiB",
+        set: |asked, value| read_size(value).map(|size| asked.held.memory = size),
+    },
+    Setting {
+        name: "series",
+        accepted: "a whole number of at most 100000",
+        set: |asked, value| {
+            let count = value.parse().ok().filter(|count| *count <= MAX_SERIES);
+            count.map(|count| asked.held.series = count)
+        },
+    },
+    Setting {
+        name: "open-files",
+        accepted: "a whole number of at most 1000000",
+        set: |asked, value| {
+            let count = value.parse().ok().filter(|count| *count <= MAX_OPEN_FILES);
+            count.map(|count| asked.held.open_files = count)
+        },
+    },
+];
+const EXIT_AFTER: &str = "exit-after";
+const EXIT_CODE: &str = "exit-code";
+/// The names that need no end, since they end by themselves.
+const MOMENTARY: [&str; 4] = ["freeze", EXIT_AFTER, EXIT_CODE, FOR];
+const ACCEPTED_NAMES: &str = "freeze, exit-after, exit-code, memory, series, open-files, or for";
+
+/// What the process is told to do, and what it holds.
+pub struct Process {
+    /// Whether the server asks it what to do often enough.
+    is_supported: bool,
+    exit_at_start: Option<Exit>,
+    /// What a client has asked for in its place.
+    exit: Option<Exit>,
+    /// How long to hang once the response to the request for it is sent.
+    freeze: Option<Duration>,
+    held: Change<Held>,
+    /// Its capacity is what is to be held, and its length what is touched.
+    memory: Vec<u8>,
+    files: Vec<File>,
+}
+
+/// An end of the process.
+#[derive(Clone, Copy)]
+struct Exit {
+    at: Instant,
+    code: u8,
+}
+
+/// What the process is told to hold.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Held {
+    memory: usize,
+    series: u32,
+    open_files: usize,
+}
+
+/// What a query asks for.
+#[derive(Default)]
+struct Asked {
+    freeze: Option<Duration>,
+    exit_after: Option<Duration>,
+    exit_code: Option<u8>,
+    held: Held,
+}
+
+impl Process {
+    /// A process that ends by itself if that is configured, from now on.
+    pub fn new(config: &Config) -> Self {
+        let now = Instant::now();
+        Self {
+            is_supported: config.server.can_misbehave(),
+            exit_at_start: config.exit_after.map(|after| Exit {
+                at: now + after,
+                code: config.exit_code,
+            }),
+            exit: None,
+            freeze: None,
+            held: Change::new(Held::default()),
+            memory: Vec::new(),
+            files: Vec::new(),
+        }
+    }
+
+    /// Whether a change is in force at `now`.
+    pub fn is_active(&self, now: Instant) -> bool {
+        self.exit.is_some() || self.held.is_active(now)
+    }
+
+    /// How many extra series are exposed at `now`.
+    pub fn extra_series(&self, now: Instant) -> u32 {
+        self.held.settings(now).series
+    }
+
+    /// Changes what a query names and nothing else; if any of it is invalid, nothing changes. Returns
+    /// whether anything has changed.
+    ///
+    /// # Errors
+    /// The line that tells the client what is accepted.
+    pub fn change(&mut self, query: &str, now: Instant) -> Result<bool, String> {
+        if !self.is_supported {
+            return Err(
+                "process cannot be changed with --server tiny-http: expected --server \
+                 event-loop\n"
+                    .to_owned(),
+            );
+        }
+        let mut until = self.held.end(now);
+        let mut asked = Asked {
+            held: *self.held.settings(now),
+            ..Asked::default()
+        };
+        let setting = |name: &str| SETTINGS.iter().find(|setting| setting.name == name);
+        let accepted = |name: &str| match setting(name) {
+            Some(setting) => Some((setting.name, setting.accepted)),
+            None => (name == FOR).then_some((FOR, ACCEPTED_CHANGE_DURATION)),
+        };
+        let set = &mut |name: &'static str, value: &str| match setting(name) {
+            Some(setting) => (setting.set)(&mut asked, value),
+            None => read_end(value, now).map(|end| until = Some(end)),
+        };
+        let named = query::read(query, Some(ACCEPTED_NAMES), &accepted, set)?;
+        if asked.exit_code.is_some() && asked.exit_after.is_none() {
+            return Err("exit-code: expected exit-after as well\n".to_owned());
+        }
+        let is_held = named.iter().any(|name| !MOMENTARY.contains(name));
+        if is_held && !named.contains(&FOR) {
+            return Err(MISSING_END.to_owned());
+        }
+        if asked.held.memory != self.held.settings(now).memory {
+            self.memory = reserve(asked.held.memory)?;
+        }
+
+        self.freeze = asked.freeze.or(self.freeze);
+        if let Some(after) = asked.exit_after {
+            self.exit = Some(Exit {
+                at: now + after,
+                code: asked.exit_code.unwrap_or(1),
+            });
+        }
+        let is_other = self.held.put(asked.held, until, now);
+        Ok(is_other || asked.freeze.is_some() || asked.exit_after.is_some())
+    }
+
+    /// Takes everything back that has not happened yet. Returns whether there was anything.
+    pub fn take_back(&mut self, now: Instant) -> bool {
+        self.held.take_back(now) | self.exit.take().is_some()
+    }
+
+    /// What is in force at `now`, a line each, as a query has it.
+    pub fn write(&self, page: &mut String, now: Instant) {
+        let held = self.held.settings(now);
+        let memory = write_size(held.memory);
+        // A String takes every write, here and below.
+        let _ = writeln!(page, "memory={memory}");
+        let _ = writeln!(page, "series={}", held.series);
+        let _ = writeln!(page, "open-files={}", held.open_files);
+        if let Some(time) = self.freeze {
+            let _ = writeln!(page, "freeze={}", write_duration(time));
+        }
+        if let Some(exit) = self.exit.or(self.exit_at_start) {
+            let left = exit.at.saturating_duration_since(now);
+            let left = Duration::from_secs(left.as_millis().div_ceil(1000) as u64);
+            let _ = writeln!(page, "exit-after={}", write_duration(left));
+            let _ = writeln!(page, "exit-code={}", exit.code);
+        }
+        self.held.write_end(page, now);
+    }
+
+    /// Does what is due. Returns after which time to call it again.
+    pub fn act(&mut self) -> Option<Duration> {
+        let is_idle = self.exit.is_none()
+            && self.exit_at_start.is_none()
+            && self.freeze.is_none()
+            && self.held.until.is_none();
+        if is_idle {
+            return None;
+        }
+        let mut now = Instant::now();
+        self.exit_if_due(now);
+        if let Some(time) = self.freeze.take() {
+            thread::sleep(time);
+            now = Instant::now();
+            self.exit_if_due(now);
+        }
+        if !self.hold(now) {
+            return Some(Duration::ZERO);
+        }
+        let end = self.held.end(now);
+        if end.is_none() {
+            // It is over, and everything is released.
+            self.held.until = None;
+            self.held.changed = self.held.at_start;
+        }
+        let exit = self.exit.or(self.exit_at_start);
+        let next = exit.map(|exit| exit.at).into_iter().chain(end).min();
+        next.map(|next| next.saturating_duration_since(now))
+    }
+
+    fn exit_if_due(&self, now: Instant) {
+        if let Some(exit) = self.exit.or(self.exit_at_start)
+            && exit.at <= now
+        {
+            let code = exit.code;
+            diagnostics::print(format_args!(
+                "tiny-probe: exiting with code {code}, as exit-after asks"
+            ));
+            process::exit(code.into());
+        }
+    }
+
+    /// Comes nearer to what is to be held. Returns whether it has come there.
+    fn hold(&mut self, now: Instant) -> bool {
+        let held = *self.held.settings(now);
+        if held.memory == 0 {
+            self.memory = Vec::new();
+        } else {
+            let length = self.memory.len().saturating_add(MEMORY_PER_WAKE_UP);
+            self.memory.resize(length.min(held.memory), 1);
+        }
+        self.files.truncate(held.open_files);
+        let has_opened = self.open_files(held.open_files);
+        self.files.shrink_to_fit();
+        self.memory.len() == held.memory && has_opened
+    }
+
+    /// Opens descriptors, up to so many in all. Returns whether no more are to be opened.
+    fn open_files(&mut self, count: usize) -> bool {
+        let limit = getrlimit(Resource::Nofile).current;
+        let limit = limit.map_or(usize::MAX, |limit| limit as usize);
+        for _ in 0..FILES_PER_WAKE_UP {
+            if self.files.len() == count {
+                return true;
+            }
+            let file = match self.files.first() {
+                Some(file) => file.try_clone(),
+                None => File::open("/dev/null"),
+            };
+            // The kernel gives out the lowest free number, so all above it are free.
+            let file = file.ok().filter(|file| {
+                let number = usize::try_from(file.as_raw_fd()).unwrap_or_default();
+                number + FREE_DESCRIPTORS < limit
+            });
+            let Some(file) = file else {
+                diagnostics::report(format_args!(
+                    "{} of {count} extra descriptors are open: the limit, {limit}, leaves no room \
+                     for more",
+                    self.files.len()
+                ));
+                // It would be tried again in every wake-up.
+                self.held.changed.open_files = self.files.len();
+                return true;
+            };
+            self.files.push(file);
+        }
+        self.files.len() == count
+    }
+}
+
+/// Reserves memory, which is not touched yet.
+fn reserve(size: usize) -> Result<Vec<u8>, String> {
+    let mut memory = Vec::new();
+    let reserved = memory.try_reserve_exact(size);
+    reserved.map_err(|_| {
+        let size = write_size(size);
+        format!("memory={size}: expected less, since the system refuses so much\n")
+    })?;
+    Ok(memory)
+}
+
+/// The units of sizes.
+static UNITS: [(&str, usize); 4] = [("GiB", 1024 * MIB), ("MiB", MIB), ("KiB", 1024), ("B", 1)];
+
+/// Reads a size with its unit.
+fn read_size(value: &str) -> Option<usize> {
+    let (number, unit) = UNITS
+        .iter()
+        .find_map(|(name, unit)| Some((value.strip_suffix(name)?, unit)))?;
+    let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+    let number = number.parse::<usize>().ok().filter(|_| is_number)?;
+    let size = number.checked_mul(*unit)?;
+    (size <= MAX_MEMORY).then_some(size)
+}
+
+/// Writes a size as [`read_size`] reads it, in the largest unit of which it is a whole number.
+fn write_size(size: usize) -> String {
+    let mut units = UNITS.iter();
+    let largest = units.find(|(_, unit)| size >= *unit && size.is_multiple_of(*unit));
+    let (name, unit) = largest.unwrap_or(&("B", 1));
+    format!("{}{name}", size / unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process() -> (Process, Instant) {
+        (Process::new(&Config::default()), Instant::now())
+    }
+
+    #[test]
+    fn sizes_are_read_as_they_are_written() {
+        for (written, size) in [
+            ("0B", 0),
+            ("1B", 1),
+            ("1000B", 1000),
+            ("1KiB", 1024),
+            ("64MiB", 64 * MIB),
+            ("1025MiB", 1025 * MIB),
+            ("1GiB", 1024 * MIB),
+        ] {
+            assert_eq!(write_size(size), written);
+            let accepted = (size <= MAX_MEMORY).then_some(size);
+            assert_eq!(read_size(written), accepted, "{written}");
+        }
+        assert_eq!(read_size("1024MiB"), Some(MAX_MEMORY));
+        for refused in [
+            "",
+            "B",
+            "0",
+            "64",
+            "64MB",
+            "64 MiB",
+            "+1B",
+            "-1B",
+            "1.5GiB",
+            "1073741825B",
+            "99999999999999999999B",
+            "18014398509481984KiB",
+        ] {
+            assert_eq!(read_size(refused), None, "{refused}");
+        }
+    }
+
+    #[test]
+    fn memory_is_held_a_part_at_a_time_and_released_at_the_end() {
+        let (mut process, now) = process();
+        assert_eq!(process.act(), None);
+        assert_eq!(process.change("memory=9MiB&for=1h", now), Ok(true));
+        assert_eq!(process.change("memory=9MiB&for=1h", now), Ok(false));
+        for held in [4, 8] {
+            assert_eq!(process.act(), Some(Duration::ZERO));
+            assert_eq!(process.memory.len(), held * MIB);
+        }
+        let left = process.act().unwrap();
+        assert_eq!(process.memory.len(), 9 * MIB);
+        assert!(left <= Duration::from_secs(3600) && !left.is_zero());
+        assert!(
+            process.memory.iter().all(|byte| *byte == 1),
+            "it is touched"
+        );
+        assert!(process.is_active(now));
+        assert!(process.take_back(now));
+        assert!(!process.take_back(now));
+        assert_eq!(process.act(), None);
+        assert_eq!(process.memory.capacity(), 0);
+    }
+
+    #[test]
+    fn less_memory_is_held_if_less_is_asked_for() {
+        let (mut process, now) = process();
+        process.change("memory=8MiB&for=1m", now).unwrap();
+        while process.act() == Some(Duration::ZERO) {}
+        process.change("memory=1MiB&for=1m", now).unwrap();
+        while process.act() == Some(Duration::ZERO) {}
+        assert_eq!(process.memory.capacity(), MIB);
+        // What concerns something else leaves it as it is.
+        process.change("series=3&for=1m", now).unwrap();
+        assert_eq!(process.memory.len(), MIB);
+        assert_eq!(process.extra_series(now), 3);
+        assert_eq!(process.extra_series(now + Duration::from_secs(60)), 0);
+    }
+
+    #[test]
+    fn descriptors_are_opened_and_closed() {
+        let (mut process, now) = process();
+        process.change("open-files=100&for=1m", now).unwrap();
+        while process.act() == Some(Duration::ZERO) {}
+        assert_eq!(process.files.len(), 100);
+        process.change("open-files=10&for=1m", now).unwrap();
+        process.act();
+        assert_eq!(process.files.len(), 10);
+        process.take_back(now);
+        process.act();
+        assert_eq!(process.files.len(), 0);
+    }
+
+    #[test]
+    fn an_end_in_place_of_the_configured_one_can_be_taken_back() {
+        let config = Config {
+            exit_after: Some(Duration::from_secs(3600)),
+            exit_code: 7,
+            ..Config::default()
+        };
+        let (mut process, now) = (Process::new(&config), Instant::now());
+        let page = |process: &Process| {
+            let mut page = String::new();
+            process.write(&mut page, now);
+            page
+        };
+        let at_start = "memory=0B\nseries=0\nopen-files=0\nexit-after=3600s\nexit-code=7\n";
+        assert_eq!(page(&process), at_start);
+        assert!(!process.is_active(now), "no client has asked for it");
+        assert!(process.act().is_some(), "it is waited for");
+        assert_eq!(process.change("exit-after=20s", now), Ok(true));
+        assert!(page(&process).ends_with("exit-after=20s\nexit-code=1\n"));
+        assert!(process.is_active(now));
+        assert!(process.take_back(now));
+        assert_eq!(page(&process), at_start);
+    }
+
+    #[test]
+    fn it_hangs_once_when_it_is_asked_what_to_do() {
+        let (mut process, now) = process();
+        assert_eq!(process.change("freeze=20ms", now), Ok(true));
+        let started = Instant::now();
+        assert_eq!(process.act(), None);
+        assert!(started.elapsed() >= Duration::from_millis(20));
+        assert_eq!(process.freeze, None);
+    }
+}

@@ -1,0 +1,285 @@
+//! Failures that HTTP does not have, on the wire: a reset, a close without a response, a response that
+//! is cut or stalls, and silence. What a client sees of each on a new connection, on one that is kept
+//! alive, and behind pipelined requests; to HEAD and HTTP/1.0; and how each is recorded.
+
+use std::io::{ErrorKind, Read};
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Service, request, wait_until};
+use crate::{little_memory_was_taken, others_are_served};
+
+const ENDINGS: [&str; 5] = ["reset", "close", "cut", "stall", "hang"];
+
+fn service() -> Service {
+    Service::start("event-loop", &["--fault-injection"])
+}
+
+/// A request that asks for an ending itself.
+fn own(method: &str, ending: &str) -> String {
+    request(method, &format!("/probe?fail-with={ending}"))
+}
+
+/// What a client receives, and how it ends.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    /// The connection was closed in an orderly way.
+    Close,
+    /// The connection was reset.
+    Reset,
+    /// The connection is open, and nothing more has come.
+    Open,
+}
+
+/// Reads until the connection ends, or until `is_all` if it stays open.
+fn read(client: &mut Client, mut is_all: impl FnMut(&str) -> bool) -> (String, Seen) {
+    let mut received = std::mem::take(&mut client.received);
+    let mut buffer = [0; 1024];
+    loop {
+        let text = String::from_utf8(received.clone()).unwrap();
+        if is_all(&text) {
+            client.stream.set_nonblocking(true).unwrap();
+            let next = client.stream.read(&mut buffer);
+            client.stream.set_nonblocking(false).unwrap();
+            assert_eq!(next.unwrap_err().kind(), ErrorKind::WouldBlock, "{text}");
+            return (text, Seen::Open);
+        }
+        match client.stream.read(&mut buffer) {
+            Ok(0) => return (text, Seen::Close),
+            Ok(count) => received.extend_from_slice(&buffer[..count]),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return (text, Seen::Reset),
+            Err(error) => panic!("{error}: {text}"),
+        }
+    }
+}
+
+fn counted(service: &Service, method: &str, status: &str) -> u64 {
+    let labels = format!("endpoint=\"/probe\",http_status=\"{status}\",method=\"{method}\"");
+    service
+        .scrape()
+        .count(&format!("app_request_count_total{{{labels}}}"))
+}
+
+/// What a client sees of an ending, after responses to requests that it has sent before: the part of
+/// the response that arrives, and how the connection ends.
+fn see(service: &Service, client: &mut Client, method: &str, ending: &str) -> (String, Seen) {
+    let is_silent = ["reset", "close", "hang"].contains(&ending);
+    let recorded_as = if is_silent { "444" } else { "200" };
+    let part = if method == "HEAD" { "" } else { "I'm" };
+    let is_open = ["stall", "hang"].contains(&ending);
+    read(client, |text| {
+        // It is recorded when its response is given: then nothing more is to be expected.
+        let is_all = is_open && (is_silent || text.ends_with(&format!("\r\n\r\n{part}")));
+        if is_all {
+            wait_until("it is recorded", || {
+                counted(service, method, recorded_as) > 0
+            });
+        }
+        is_all
+    })
+}
+
+/// Asserts that this is what a client sees of an ending.
+fn check(ending: &str, method: &str, seen: &(String, Seen)) {
+    let (text, end) = seen;
+    let part = if method == "HEAD" { "" } else { "I'm" };
+    let is_silent = ["reset", "close", "hang"].contains(&ending);
+    if is_silent {
+        assert_eq!(text, "", "{ending}");
+    } else {
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{ending}: {text}");
+        assert!(text.contains("\r\nContent-Length: 7\r\n"), "{text}");
+        assert!(text.ends_with(&format!("\r\n\r\n{part}")), "{text}");
+    }
+    let expected = match ending {
+        "reset" => Seen::Reset,
+        "close" | "cut" => Seen::Close,
+        _ => Seen::Open,
+    };
+    assert_eq!(*end, expected, "{ending}");
+}
+
+#[test]
+fn each_ending_is_what_it_is_called_for_get_and_head() {
+    for method in ["GET", "HEAD"] {
+        for ending in ENDINGS {
+            let service = service();
+            let mut client = service.connect();
+            client.send(own(method, ending));
+            check(ending, method, &see(&service, &mut client, method, ending));
+            let recorded_as = if ["cut", "stall"].contains(&ending) {
+                "200"
+            } else {
+                "444"
+            };
+            assert_eq!(counted(&service, method, recorded_as), 1, "{ending}");
+        }
+    }
+}
+
+#[test]
+fn an_ending_comes_after_the_responses_before_it_and_nothing_comes_after_it() {
+    let other = "GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n";
+    for ending in ENDINGS {
+        let service = service();
+        // Kept alive, and then pipelined.
+        let mut client = service.connect();
+        let first = client.ask("GET", "/healthz").body;
+        client.send([other, other, &own("GET", ending), other, other].concat());
+        for _ in 0..2 {
+            assert_eq!(client.answer().body, first);
+        }
+        check(ending, "GET", &see(&service, &mut client, "GET", ending));
+        let healthz =
+            r#"app_request_count_total{endpoint="/healthz",http_status="200",method="GET"}"#;
+        assert_eq!(service.scrape().count(healthz), 3, "{ending}");
+    }
+}
+
+#[test]
+fn a_client_of_http_1_0_sees_the_same() {
+    for ending in ENDINGS {
+        for keep_alive in ["", "Connection: keep-alive\r\n"] {
+            let service = service();
+            let mut client = service.connect();
+            let target = format!("/probe?fail-with={ending}");
+            client.send(format!("GET {target} HTTP/1.0\r\n{keep_alive}\r\n"));
+            check(ending, "GET", &see(&service, &mut client, "GET", ending));
+        }
+    }
+}
+
+#[test]
+fn an_ending_waits_for_its_delay() {
+    for ending in ["reset", "close", "cut"] {
+        let service = service();
+        let mut client = service.connect();
+        let asked = Instant::now();
+        client.send(request(
+            "GET",
+            &format!("/probe?fail-with={ending}&delay=200ms"),
+        ));
+        check(ending, "GET", &see(&service, &mut client, "GET", ending));
+        assert!(asked.elapsed() >= Duration::from_millis(200), "{ending}");
+        let sum = r#"app_request_latency_seconds_sum{endpoint="/probe",method="GET"}"#;
+        assert!(service.scrape().value(sum) >= 0.2, "{ending}");
+    }
+}
+
+#[test]
+fn a_body_in_the_same_request_changes_nothing() {
+    for ending in ENDINGS {
+        let service = service();
+        let mut client = service.connect();
+        let target = format!("/probe?fail-with={ending}");
+        client.send(format!(
+            "GET {target} HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello"
+        ));
+        check(ending, "GET", &see(&service, &mut client, "GET", ending));
+    }
+}
+
+#[test]
+fn clients_that_are_left_hanging_hold_their_connections_until_they_leave() {
+    const CLIENTS: usize = 100;
+    for ending in ["stall", "hang"] {
+        let mut service = service();
+        let clients: Vec<Client> = (0..CLIENTS)
+            .map(|_| {
+                let mut client = service.connect();
+                client.send(own("GET", ending));
+                client
+            })
+            .collect();
+        let recorded_as = if ending == "hang" { "444" } else { "200" };
+        wait_until("all are left hanging", || {
+            counted(&service, "GET", recorded_as) == CLIENTS as u64
+        });
+        others_are_served(&service);
+        service.waits();
+        let open = || service.scrape().count("app_connections_open");
+        assert!(open() > CLIENTS as u64);
+        drop(clients);
+        wait_until("their connections are closed", || open() < CLIENTS as u64);
+        little_memory_was_taken(&service);
+        service.signal("TERM");
+        assert_eq!(service.wait(), Some(0));
+    }
+}
+
+#[test]
+fn an_orderly_stop_does_not_wait_for_them() {
+    let mut service = service();
+    let mut hanging = service.connect();
+    hanging.send(own("GET", "hang"));
+    let mut stalled = service.connect();
+    stalled.send(own("GET", "stall"));
+    wait_until("both are left hanging", || {
+        counted(&service, "GET", "444") + counted(&service, "GET", "200") == 2
+    });
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+}
+
+#[test]
+fn at_a_rate_they_hit_some_requests_and_are_counted() {
+    let flags = ["--fail-rate", "0.5", "--fail-with", "close"];
+    let service = Service::start(
+        "event-loop",
+        &[&flags[..], &["--random-seed", "1"]].concat(),
+    );
+    let mut closed = 0;
+    for _ in 0..100 {
+        let mut client = service.connect();
+        client.send_request("GET", "/probe");
+        if client.receive() {
+            assert_eq!(client.answer().body, "I'm ok!");
+        } else {
+            closed += 1;
+        }
+    }
+    assert!((30..=70).contains(&closed), "{closed} of 100");
+    assert_eq!(counted(&service, "GET", "444"), closed);
+    assert_eq!(counted(&service, "GET", "200"), 100 - closed);
+}
+
+#[test]
+fn both_logs_say_how_a_request_ended_that_got_no_response() {
+    for format in ["on", "json"] {
+        let flags = ["--fault-injection", "--access-log", format];
+        let mut service = Service::start("event-loop", &flags);
+        let mut ends = vec![("499", "delay=60s", 0)];
+        for (ending, recorded_as, bytes) in [
+            ("reset", "444", 0),
+            ("close", "444", 0),
+            ("hang", "444", 0),
+            ("cut", "200", 3),
+            ("stall", "200", 3),
+        ] {
+            let mut client = service.connect();
+            client.send(own("GET", ending));
+            wait_until("it is recorded", || {
+                let count = |status| counted(&service, "GET", status);
+                count("444") + count("200") == ends.len() as u64
+            });
+            ends.push((recorded_as, ending, bytes));
+        }
+        let mut leaving = service.connect();
+        leaving.send_delayed("/probe?delay=60s");
+        leaving.disconnect_with_reset();
+        wait_until("the disconnect is recorded", || {
+            counted(&service, "GET", "499") == 1
+        });
+        service.signal("TERM");
+        assert_eq!(service.wait(), Some(0));
+        let log = service.stdout();
+        for (status, query, bytes) in ends {
+            let line = log.lines().find(|line| line.contains(query)).expect(&log);
+            let fields = if format == "json" {
+                format!("\"status\":{status},\"bytes\":{bytes},")
+            } else {
+                format!(" {status} {bytes} ")
+            };
+            assert!(line.contains(&fields), "{line}");
+        }
+    }
+}

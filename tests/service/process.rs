@@ -1,0 +1,233 @@
+//! The target process: it hangs, ends, or holds memory, series and descriptors. On the event loop.
+
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Service, wait_until};
+
+fn service() -> Service {
+    Service::start("event-loop", &["--fault-injection=all"])
+}
+
+fn put(client: &mut Client, query: &str) -> String {
+    let answer = client.ask("PUT", &format!("/faults/process?{query}"));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.body
+}
+
+const MIB: u64 = 1024;
+
+#[test]
+fn memory_is_held_until_it_is_taken_back() {
+    let service = service();
+    let mut client = service.connect();
+    let before = service.status("VmRSS");
+    let held = || service.status("VmRSS").saturating_sub(before);
+    let is_active = || {
+        service
+            .scrape()
+            .count(r#"app_fault_active{target="process"}"#)
+    };
+    let overview = put(&mut client, "memory=64MiB&for=1h");
+    assert!(overview.contains("\nprocess: memory=64MiB "), "{overview}");
+    wait_until("it is held", || held() >= 64 * MIB);
+    assert_eq!(is_active(), 1);
+    let resident = service.scrape().count("process_resident_memory_bytes");
+    assert!(resident >= 64 * MIB * 1024);
+    client.ask("DELETE", "/faults");
+    wait_until("it is released", || held() < 16 * MIB);
+    assert_eq!(is_active(), 0);
+    service.waits();
+}
+
+#[test]
+fn memory_is_released_when_the_time_is_over() {
+    let service = service();
+    let before = service.status("VmHWM");
+    put(&mut service.connect(), "memory=16MiB&for=3s");
+    let peak = || service.status("VmHWM") - before;
+    wait_until("it is held", || peak() >= 16 * MIB);
+    // Nothing happens that would wake the service up.
+    wait_until("it is released", || {
+        service.status("VmRSS") < before + 8 * MIB
+    });
+    service.waits();
+}
+
+#[test]
+fn extra_series_are_on_the_page_until_they_are_taken_back() {
+    let service = service();
+    let mut client = service.connect();
+    put(&mut client, "series=20000&for=1h");
+    let page = service.scrape();
+    let extra = page
+        .samples
+        .iter()
+        .filter(|((name, _), _)| name == "app_extra");
+    assert_eq!(extra.count(), 20_000);
+    assert_eq!(page.count(r#"app_extra{id="0"}"#), 1);
+    assert_eq!(page.count(r#"app_extra{id="19999"}"#), 1);
+    assert_eq!(page.kind["app_extra"], "gauge");
+    put(&mut client, "series=100000&for=1h");
+    assert_eq!(service.scrape().count(r#"app_extra{id="99999"}"#), 1);
+    client.ask("DELETE", "/faults/process");
+    assert!(!service.get("/metrics").body.contains("app_extra"));
+}
+
+#[test]
+fn extra_descriptors_are_open_until_they_are_taken_back() {
+    let service = Service::start_with("event-loop", &["--fault-injection=all"], |program| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -n 300; exec \"$0\" \"$@\"", program]);
+        shell
+    });
+    let mut client = service.connect();
+    let mut open = || {
+        let page = client.ask("GET", "/metrics").body;
+        crate::support::Page::parse(&page).count("process_open_fds")
+    };
+    let before = open();
+    let mut changer = service.connect();
+    put(&mut changer, "open-files=100&for=1h");
+    wait_until("they are open", || open() >= before + 100);
+    // Beyond the limit it opens what leaves some for connections.
+    put(&mut changer, "open-files=1000000&for=1h");
+    wait_until("as many as can be are open", || open() > 220);
+    assert!(open() < 300 - 50);
+    assert_eq!(service.get("/healthz").status, 200);
+    service.waits();
+    changer.ask("DELETE", "/faults");
+    wait_until("they are closed", || open() <= before + 2);
+}
+
+#[test]
+fn a_frozen_process_serves_nobody_until_it_wakes_up() {
+    let mut service = service();
+    let mut client = service.connect();
+    let asked = Instant::now();
+    let overview = put(&mut client, "freeze=1s");
+    assert!(overview.ends_with("work=0s\n"), "{overview}");
+    // The response to it came before.
+    assert!(asked.elapsed() < Duration::from_secs(1));
+    service.signal("TERM");
+    assert_eq!(service.get("/healthz").status, 200);
+    assert!(asked.elapsed() >= Duration::from_secs(1), "it hangs");
+    assert_eq!(service.wait(), Some(0), "the signal is read afterwards");
+    let said = service.stderr();
+    assert!(
+        said.contains(" process: ") && said.contains(" freeze=1s"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_process_ends_when_it_is_told_to() {
+    for (query, code) in [
+        ("exit-after=0s", 1),
+        ("exit-after=200ms&exit-code=0", 0),
+        ("exit-code=77&exit-after=200ms", 77),
+    ] {
+        let mut service = service();
+        let asked = Instant::now();
+        put(&mut service.connect(), query);
+        assert_eq!(service.wait(), Some(code), "{query}");
+        assert!(query.contains("0s") || asked.elapsed() >= Duration::from_millis(200));
+        let said = format!("tiny-probe: exiting with code {code}, as exit-after asks\n");
+        assert!(service.stderr().ends_with(&said));
+        assert!(TcpStream::connect(service.address).is_err());
+    }
+}
+
+#[test]
+fn an_end_can_be_taken_back() {
+    let mut service = service();
+    let mut client = service.connect();
+    let overview = put(&mut client, "exit-after=1m&exit-code=3");
+    assert!(
+        overview.contains(" exit-after=60s exit-code=3\n"),
+        "{overview}"
+    );
+    let shown = client.ask("GET", "/faults/process").body;
+    assert!(
+        shown.ends_with("\nexit-after=60s\nexit-code=3\n"),
+        "{shown}"
+    );
+    client.ask("DELETE", "/faults/process");
+    assert!(!client.ask("GET", "/faults").body.contains("exit-after"));
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+}
+
+#[test]
+fn a_bad_change_is_one_line_and_changes_nothing() {
+    let service = service();
+    let mut client = service.connect();
+    let names = "freeze, exit-after, exit-code, memory, series, open-files, or for";
+    let size = "a size of at most 1GiB with its unit, such as 64MiB";
+    for (query, problem) in [
+        ("", format!("no change: expected {names}")),
+        ("fail-rate=1", format!("fail-rate=1: expected {names}")),
+        (
+            "memory=2GiB&for=1m",
+            format!("memory=2GiB: expected {size}"),
+        ),
+        (
+            "memory=64MB&for=1m",
+            format!("memory=64MB: expected {size}"),
+        ),
+        ("memory=64&for=1m", format!("memory=64: expected {size}")),
+        ("memory=-1B&for=1m", format!("memory=-1B: expected {size}")),
+        (
+            "series=100001&for=1m",
+            "series=100001: expected a whole number of at most 100000".into(),
+        ),
+        (
+            "open-files=1000001&for=1m",
+            "open-files=1000001: expected a whole number of at most 1000000".into(),
+        ),
+        (
+            "freeze=601s",
+            "freeze=601s: expected a duration of at most 10m with its unit, such as 30s".into(),
+        ),
+        (
+            "exit-after=25h",
+            "exit-after=25h: expected a duration of at most 24h with its unit, such as 20s".into(),
+        ),
+        (
+            "exit-after=1s&exit-code=256",
+            "exit-code=256: expected a whole number from 0 to 255".into(),
+        ),
+        (
+            "exit-code=1",
+            "exit-code: expected exit-after as well".into(),
+        ),
+        (
+            "freeze=1s&memory=1MiB",
+            "for is missing: expected for=TIME, a duration from 1s to 24h with its unit, such as \
+             for=2m; only changes to probe may last"
+                .into(),
+        ),
+        (
+            "freeze=1s&freeze=1s",
+            "freeze=1s: given more than once".into(),
+        ),
+    ] {
+        let answer = client.ask("PUT", &format!("/faults/process?{query}"));
+        assert_eq!((answer.status, answer.body), (400, problem + "\n"));
+    }
+    let shown = client.ask("GET", "/faults/process").body;
+    assert_eq!(shown, "memory=0B\nseries=0\nopen-files=0\n");
+}
+
+#[cfg(feature = "tiny-http")]
+#[test]
+fn tiny_http_refuses_it() {
+    let service = Service::start("tiny-http", &["--fault-injection=all"]);
+    let answer = service.connect().ask("PUT", "/faults/process?freeze=1s");
+    assert_eq!(answer.status, 400);
+    assert!(
+        answer.body.ends_with("expected --server event-loop\n"),
+        "{answer:?}"
+    );
+}

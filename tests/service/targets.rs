@@ -1,0 +1,160 @@
+//! The targets of /faults other than probe: each route fails as it is told to, and its change ends by
+//! itself.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Page, Service, wait_until};
+
+on_every_server!(
+    each_target_fails_as_told_and_no_other_does,
+    a_change_to_another_target_must_end_and_ends_by_itself,
+    a_delete_ends_the_change_to_one_target_or_to_all,
+    the_faults_themselves_are_never_affected,
+    only_probe_can_be_changed_unless_all_may_be,
+    a_target_can_be_slow_and_work,
+);
+
+const ALL: &[&str] = &["--fault-injection", "all"];
+const TARGETS: [&str; 4] = ["probe", "metrics", "healthz", "readyz"];
+
+fn active(service: &Service, target: &str) -> u64 {
+    // By another target's page, unless that is the one that fails.
+    let page = service.get("/metrics").body;
+    Page::parse(&page).count(&format!("app_fault_active{{target=\"{target}\"}}"))
+}
+
+fn each_target_fails_as_told_and_no_other_does(server: &str) {
+    let mut service = Service::start(server, ALL);
+    let mut client = service.connect();
+    for target in TARGETS {
+        let change = format!("/faults/{target}?fail-rate=1&fail-with=503&for=1h");
+        let changed = client.ask("PUT", &change);
+        assert_eq!(changed.status, 200, "{changed:?}");
+        assert_eq!(changed.body, client.ask("GET", "/faults").body);
+        let line = format!("{target}: fail-rate=1 fail-with=503 fail-latency=0s ");
+        assert_eq!(changed.body.contains(&line), target != "probe");
+        let own = client.ask("GET", &format!("/faults/{target}")).body;
+        assert!(own.starts_with("fail-rate=1\nfail-with=503\n"), "{own}");
+        for other in TARGETS {
+            for method in ["GET", "HEAD"] {
+                let answer = client.ask(method, &format!("/{other}"));
+                let expected = if other == target { 503 } else { 200 };
+                assert_eq!(answer.status, expected, "{method} {other}");
+                let retry_after = (other == target).then_some("1");
+                assert_eq!(answer.field("Retry-After"), retry_after);
+            }
+        }
+        if target != "metrics" {
+            for other in TARGETS {
+                assert_eq!(active(&service, other), u64::from(other == target));
+            }
+            assert_eq!(active(&service, "process"), 0);
+        }
+        client.ask("DELETE", &format!("/faults/{target}"));
+    }
+    assert!(TARGETS.iter().all(|target| active(&service, target) == 0));
+    // What a target may respond with is exposed before it does.
+    client.ask("PUT", "/faults/healthz?fail-with=429&for=1m");
+    let series = r#"{endpoint="/healthz",http_status="429",method="GET"} 0"#;
+    let page = client.ask("GET", "/metrics").body;
+    assert!(page.contains(series), "{page}");
+
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let said = service.stderr();
+    let metrics = " changed the faults: metrics: fail-rate=1 fail-with=503 ";
+    assert!(said.contains(metrics), "{said}");
+}
+
+fn a_change_to_another_target_must_end_and_ends_by_itself(server: &str) {
+    let service = Service::start(server, ALL);
+    let mut client = service.connect();
+    for target in ["metrics", "healthz", "readyz"] {
+        let refused = client.ask("PUT", &format!("/faults/{target}?fail-rate=1"));
+        assert_eq!(refused.status, 400);
+        assert!(refused.body.contains("such as for=2m"), "{refused:?}");
+    }
+    assert_eq!(client.ask("PUT", "/faults/probe?fail-rate=1").status, 200);
+    let asked = Instant::now();
+    client.ask("PUT", "/faults/readyz?fail-rate=1&for=1s");
+    assert_eq!(client.ask("GET", "/readyz").status, 500);
+    wait_until("it ends by itself", || {
+        client.ask("GET", "/readyz").status == 200
+    });
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    assert_eq!(client.ask("GET", "/probe").status, 500, "it lasts");
+}
+
+fn a_delete_ends_the_change_to_one_target_or_to_all(server: &str) {
+    let service = Service::start(server, ALL);
+    let mut client = service.connect();
+    let at_start = client.ask("GET", "/faults").body;
+    for target in TARGETS {
+        client.ask("PUT", &format!("/faults/{target}?fail-rate=1&for=1m"));
+    }
+    client.ask("DELETE", "/faults/healthz");
+    assert_eq!(client.ask("GET", "/healthz").status, 200);
+    assert_eq!(client.ask("GET", "/readyz").status, 500);
+    assert_eq!(client.ask("GET", "/probe").status, 500);
+    client.ask("DELETE", "/faults/probe");
+    assert_eq!(client.ask("GET", "/probe").status, 200);
+    assert_eq!(client.ask("GET", "/readyz").status, 500);
+    assert_eq!(client.ask("DELETE", "/faults").body, at_start);
+    for target in TARGETS {
+        assert_eq!(client.ask("GET", &format!("/{target}")).status, 200);
+    }
+}
+
+fn the_faults_themselves_are_never_affected(server: &str) {
+    let service = Service::start(server, ALL);
+    let mut client = service.connect();
+    for target in TARGETS {
+        client.ask("PUT", &format!("/faults/{target}?fail-rate=1&for=1h"));
+    }
+    assert_eq!(client.ask("GET", "/faults").status, 200);
+    assert_eq!(client.ask("OPTIONS", "/faults/metrics").status, 204);
+    assert_eq!(client.ask("GET", "/nope").status, 404);
+    assert_eq!(client.ask("POST", "/healthz").status, 405);
+    for target in ["nope", "", "faults", "probe/", "probe/x", "Probe"] {
+        let answer = client.ask("PUT", &format!("/faults/{target}?fail-rate=0&for=1h"));
+        assert_eq!(answer.status, 404, "{target}");
+        assert!(answer.body.contains("/faults/readyz"), "{answer:?}");
+    }
+    assert_eq!(client.ask("GET", "/probe").status, 500);
+    assert_eq!(client.ask("DELETE", "/faults").status, 200);
+    // One endpoint for all of them.
+    let page = service.scrape();
+    assert!(page.sum("app_request_count_total", "endpoint", "/faults") >= 7);
+}
+
+fn only_probe_can_be_changed_unless_all_may_be(server: &str) {
+    let service = Service::start(server, &["--fault-injection"]);
+    let mut client = service.connect();
+    for target in ["metrics", "healthz", "readyz", "process"] {
+        for method in ["GET", "PUT", "DELETE"] {
+            let answer = client.ask(method, &format!("/faults/{target}?fail-rate=1&for=1m"));
+            assert_eq!(answer.status, 404, "{method} {target}");
+            assert!(answer.body.contains("--fault-injection=all"), "{answer:?}");
+        }
+    }
+    let changed = client.ask("PUT", "/faults/probe?fail-rate=1&for=1m");
+    assert_eq!(changed.status, 200);
+    assert_eq!(client.ask("GET", "/probe").status, 500);
+    assert_eq!(client.ask("GET", "/readyz").status, 200);
+}
+
+fn a_target_can_be_slow_and_work(server: &str) {
+    let service = Service::start(server, ALL);
+    let mut client = service.connect();
+    let change = "slow-rate=1&slow-latency=200ms&work=20ms&for=1m";
+    client.ask("PUT", &format!("/faults/metrics?{change}"));
+    let asked = Instant::now();
+    let answer = client.ask("GET", "/metrics");
+    assert!(answer.body.contains("app_version_info"), "{answer:?}");
+    // A gamma of shape 30 is practically never below a third of its mean.
+    assert!(asked.elapsed() > Duration::from_millis(200 / 3 + 20));
+    let configured = Page::parse(&answer.body).value("app_configured_work_seconds");
+    assert_eq!(configured.to_bits(), 0, "these are probe's");
+    let mut other = service.connect();
+    assert_eq!(other.ask("GET", "/healthz").status, 200);
+}
