@@ -223,10 +223,12 @@ impl Faults {
     /// Whether a query names anything that [`own`](Self::own) would read.
     pub fn is_own(query: &str) -> bool {
         let names = [STATUS, DELAY, FAIL_WITH];
-        query.split('&').any(|parameter| {
-            let (name, _) = parameter.split_once('=').unwrap_or((parameter, ""));
-            names.contains(&name)
-        })
+        // Most requests have no query.
+        !query.is_empty()
+            && query.split('&').any(|parameter| {
+                let (name, _) = parameter.split_once('=').unwrap_or((parameter, ""));
+                names.contains(&name)
+            })
     }
 
     fn can_send(&self, fail_with: FailWith) -> bool {

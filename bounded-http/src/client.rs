@@ -333,7 +333,8 @@ impl<S: Stream, M> Client<S, M> {
         let mut space = field_space();
         let head = self.connection.peek_request(&mut space);
         head.is_none_or(|head| {
-            let request = Request::new(head.method, head.target).with_fields(head.fields);
+            let request = Request::received(head.method, head.target, shared.now);
+            let request = request.with_fields(head.fields);
             shared.service.is_urgent(&request)
         })
     }
@@ -635,10 +636,9 @@ impl<S: Stream, M> Client<S, M> {
                 Ok(head) => head,
                 Err(rejection) => return self.reject(rejection, started, shared),
             };
-            let request = Request::new(head.method, head.target)
+            let request = Request::received(head.method, head.target, started)
                 .with_fields(head.fields)
-                .with_peer(Some(self.peer))
-                .with_received_at(started);
+                .with_peer(Some(self.peer));
             shared.answering_since = Some(started);
             let is_refused =
                 self.admission == Admission::Refused && !shared.service.is_urgent(&request);

@@ -13,6 +13,8 @@ pub type Field<'a> = httparse::Header<'a>;
 pub struct Request<'a> {
     method: &'a str,
     target: &'a str,
+    path: &'a str,
+    query: &'a str,
     fields: &'a [Field<'a>],
     peer: Option<SocketAddr>,
     received_at: Instant,
@@ -22,12 +24,20 @@ impl<'a> Request<'a> {
     /// A request without header fields that is received now. For tests of services, and for other
     /// servers that call one.
     pub fn new(method: &'a str, target: &'a str) -> Self {
+        Self::received(method, target, Instant::now())
+    }
+
+    /// A request without header fields that was received at this time.
+    pub(crate) fn received(method: &'a str, target: &'a str, received_at: Instant) -> Self {
+        let (path, query) = path_and_query(target);
         Self {
             method,
             target,
+            path,
+            query,
             fields: &[],
             peer: None,
-            received_at: Instant::now(),
+            received_at,
         }
     }
 
@@ -70,12 +80,12 @@ impl<'a> Request<'a> {
     /// The path of the target, not decoded: `/` if the target names a host alone, and the target
     /// itself if it is neither in origin-form nor in absolute-form.
     pub fn path(&self) -> &'a str {
-        self.path_and_query().0
+        self.path
     }
 
     /// The part of the target after the first `?`, not decoded; empty if there is none.
     pub fn query(&self) -> &'a str {
-        self.path_and_query().1
+        self.query
     }
 
     /// The value of a header field that was sent exactly once; `None` if it is missing or repeated. The
@@ -107,16 +117,16 @@ impl<'a> Request<'a> {
     pub fn received_at(&self) -> Instant {
         self.received_at
     }
+}
 
-    fn path_and_query(&self) -> (&'a str, &'a str) {
-        if self.target.starts_with('/') {
-            return split_query(self.target);
-        }
-        match after_authority(self.target).map(split_query) {
-            Some(("", query)) => ("/", query),
-            Some(path_and_query) => path_and_query,
-            None => (self.target, ""),
-        }
+fn path_and_query(target: &str) -> (&str, &str) {
+    if target.starts_with('/') {
+        return split_query(target);
+    }
+    match after_authority(target).map(split_query) {
+        Some(("", query)) => ("/", query),
+        Some(path_and_query) => path_and_query,
+        None => (target, ""),
     }
 }
 
