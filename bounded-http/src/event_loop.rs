@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
+use rustix::io::Errno;
 use slab::Slab;
 
 use crate::client::{Admission, Client, Evictable, HeldFor, Next, Shared};
@@ -441,6 +442,10 @@ impl<V: Service> EventLoop<V> {
                     ErrorKind::WouldBlock => self.may_accept = false,
                     // The client has disconnected already, or a signal came.
                     ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
+                    // Something else in the process, or in the system, has taken the descriptors.
+                    // Without room, idle connections would keep everybody out, /faults included.
+                    _ if is_out_of_descriptors(&error)
+                        && (self.make_room_on_reserve() || self.make_room()) => {}
                     _ => {
                         let message = format!("cannot accept connections for now: {error}");
                         self.shared.service.report(&message);
@@ -797,6 +802,13 @@ const CLIENT_INTEREST: Interest = Interest::READABLE
     .add(Interest::PRIORITY);
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const CLIENT_INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
+
+/// Whether the process or the system has no descriptor left.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::MFILE, Errno::NFILE].contains(&errno))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

@@ -102,6 +102,27 @@ fn extra_descriptors_are_open_until_they_are_taken_back() {
 }
 
 #[test]
+fn idle_connections_without_a_free_descriptor_do_not_keep_others_out() {
+    let service = Service::start_with("event-loop", &["--fault-injection=all"], |program| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -n 300; exec \"$0\" \"$@\"", program]);
+        shell
+    });
+    put(&mut service.connect(), "open-files=1000000&for=1h");
+    wait_until("the descriptors are taken", || {
+        service.scrape().count("process_open_fds") > 220
+    });
+    // More than there are descriptors left for, and fewer than --max-connections.
+    let idle: Vec<Client> = (0..150).map(|_| service.connect()).collect();
+    assert_eq!(service.get("/healthz").status, 200);
+    assert_eq!(service.connect().ask("DELETE", "/faults").status, 200);
+    wait_until("the descriptors are free", || {
+        service.scrape().count("process_open_fds") < 220
+    });
+    drop(idle);
+}
+
+#[test]
 fn a_frozen_process_serves_nobody_until_it_wakes_up() {
     let mut service = service();
     let mut client = service.connect();
