@@ -142,7 +142,14 @@ impl Process {
 
     /// Whether a change is in force at `now`.
     pub fn is_active(&self, now: Instant) -> bool {
-        self.exit.is_some() || self.held.is_active(now)
+        self.exit(now).is_some() || self.held.is_active(now)
+    }
+
+    /// Returns the end that a client asked for, unless the change was over by `now` and before it.
+    fn exit(&self, now: Instant) -> Option<Exit> {
+        let over = self.held.until.filter(|until| *until <= now);
+        self.exit
+            .filter(|exit| over.is_none_or(|until| exit.at <= until))
     }
 
     /// How many extra series are exposed at `now`.
@@ -190,6 +197,8 @@ impl Process {
         }
 
         self.freeze = asked.freeze.or(self.freeze);
+        // One that is over must not come back with the new `for`.
+        self.exit = self.exit(now);
         if let Some(after) = asked.exit_after {
             self.exit = Some(Exit {
                 at: now + after,
@@ -202,7 +211,10 @@ impl Process {
 
     /// Takes everything back that has not happened yet. Returns whether there was anything.
     pub fn take_back(&mut self, now: Instant) -> bool {
-        self.held.take_back(now) | self.exit.take().is_some()
+        let is_change = self.is_active(now) || self.freeze.is_some();
+        self.freeze = None;
+        self.exit = None;
+        self.held.take_back(now) || is_change
     }
 
     /// What is in force at `now`, a line each, as a query has it.
@@ -216,7 +228,7 @@ impl Process {
         if let Some(time) = self.freeze {
             let _ = writeln!(page, "freeze={}", write_duration(time));
         }
-        if let Some(exit) = self.exit.or(self.exit_at_start) {
+        if let Some(exit) = self.exit(now).or(self.exit_at_start) {
             let left = exit.at.saturating_duration_since(now);
             let left = Duration::from_secs(left.as_millis().div_ceil(1000) as u64);
             let _ = writeln!(page, "exit-after={}", write_duration(left));
@@ -247,6 +259,7 @@ impl Process {
         let end = self.held.end(now);
         if end.is_none() {
             // It is over, and everything is released.
+            self.exit = self.exit(now);
             self.held.until = None;
             self.held.changed = self.held.at_start;
         }
@@ -256,7 +269,7 @@ impl Process {
     }
 
     fn exit_if_due(&self, now: Instant) {
-        if let Some(exit) = self.exit.or(self.exit_at_start)
+        if let Some(exit) = self.exit(now).or(self.exit_at_start)
             && exit.at <= now
         {
             let code = exit.code;
@@ -465,6 +478,31 @@ mod tests {
         assert!(process.is_active(now));
         assert!(process.take_back(now));
         assert_eq!(page(&process), at_start);
+    }
+
+    #[test]
+    fn the_end_of_a_change_takes_a_later_exit_back() {
+        let (mut process, now) = process();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        process.change("exit-after=20s&for=20s", now).unwrap();
+        assert!(process.is_active(after(20)), "both are due");
+        process.change("exit-after=1h&for=2s", now).unwrap();
+        assert!(process.is_active(after(1)));
+        assert!(!process.is_active(after(2)));
+        // The process has not acted in between.
+        process.change("series=1&for=1m", after(3)).unwrap();
+        assert!(!process.is_active(after(63)), "it does not come back");
+        process.change("exit-after=1h", after(70)).unwrap();
+        assert!(process.is_active(after(80)), "it needs no end");
+    }
+
+    #[test]
+    fn a_freeze_that_has_not_begun_can_be_taken_back() {
+        let (mut process, now) = process();
+        process.change("freeze=10m", now).unwrap();
+        assert!(process.take_back(now));
+        assert!(!process.take_back(now));
+        assert_eq!(process.act(), None);
     }
 
     #[test]
