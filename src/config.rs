@@ -646,6 +646,9 @@ pub static FLAGS: [Flag; 20] = [
     },
 ];
 
+/// The subcommand.
+const HEALTHCHECK: &str = "healthcheck";
+
 const ACCEPTED_FRACTION: &str = "a number from 0 to 1, such as 0.01";
 const ACCEPTED_LATENCY: &str = "a duration of at most 1h with its unit, such as 300ms or 9s";
 
@@ -709,14 +712,15 @@ impl Command {
         while let Some(argument) = parser.next().map_err(|error| see_help(&error))? {
             match argument {
                 // `--fault-injection all` is the same as `--fault-injection=all`.
-                Arg::Value(value) if switch.is_some_and(|flag| accepts(flag, &value)) => {
+                // What is not accepted is refused below, by a message that names the flag.
+                Arg::Value(value) if switch.is_some() && value != HEALTHCHECK => {
                     if let Some(position) = switch.take() {
                         given[position] = Some(value);
                     }
                 }
                 Arg::Long("help") | Arg::Short('h') => return Ok(Self::Help),
                 Arg::Long("version") | Arg::Short('V') => return Ok(Self::Version),
-                Arg::Value(value) if value == "healthcheck" => healthcheck = true,
+                Arg::Value(value) if value == HEALTHCHECK => healthcheck = true,
                 Arg::Long(name) => {
                     let position = FLAGS.iter().position(|flag| flag.name == name);
                     let Some(position) = position else {
@@ -743,12 +747,6 @@ impl Command {
             Self::Serve(config)
         })
     }
-}
-
-/// Whether the flag in this row takes this value.
-fn accepts(position: usize, value: &OsString) -> bool {
-    let value = value.to_str();
-    value.is_some_and(|value| FLAGS[position].set(&mut Config::default(), value).is_some())
 }
 
 /// A flag goes before its variable, a variable before the default.

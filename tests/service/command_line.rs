@@ -88,6 +88,21 @@ fn an_invalid_value_prints_one_line_and_exits_with_2() {
 }
 
 #[test]
+fn a_bad_value_after_a_switch_is_refused_by_its_name() {
+    for (flag, expected) in [
+        ("--fault-injection", "off, on or all"),
+        ("--access-log", "off, on or json"),
+    ] {
+        for value in ["ALL", "yaml", ""] {
+            let output = run(&[flag, value, "--exit-code", "3"], &[]);
+            assert_eq!(output.status.code(), Some(2), "{flag} {value}");
+            let line = format!("tiny-probe: {flag} {value}: expected {expected}");
+            assert_eq!(message(&output), line);
+        }
+    }
+}
+
+#[test]
 fn the_message_for_an_unknown_server_names_the_known_ones() {
     let output = run(&["--server", "apache"], &[]);
     assert_eq!(output.status.code(), Some(2));
