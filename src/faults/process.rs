@@ -28,6 +28,9 @@ const MAX_OPEN_FILES: usize = 1_000_000;
 const FREE_DESCRIPTORS: usize = 64;
 
 const MIB: usize = 1024 * 1024;
+/// The least that is reserved. Once blocks have been freed, glibc takes blocks of up to 32 MiB from its
+/// heap, and what is freed there can stay with the process. What is reserved and not touched is not used.
+const MIN_RESERVED: usize = 33 * MIB;
 /// How much is done in one wake-up, of about a millisecond: clients are served in between.
 const MEMORY_PER_WAKE_UP: usize = 4 * MIB;
 const FILES_PER_WAKE_UP: usize = 1000;
@@ -93,7 +96,7 @@ pub struct Process {
     /// How long to hang once the response to the request for it is sent.
     freeze: Option<Duration>,
     held: Change<Held>,
-    /// Its capacity is what is to be held, and its length what is touched.
+    /// Its capacity is reserved for all that is to be held, and its length is what is touched.
     memory: Vec<u8>,
     files: Vec<File>,
 }
@@ -331,7 +334,10 @@ impl Process {
 /// Reserves memory, which is not touched yet.
 fn reserve(size: usize) -> Result<Vec<u8>, String> {
     let mut memory = Vec::new();
-    let reserved = memory.try_reserve_exact(size);
+    if size == 0 {
+        return Ok(memory);
+    }
+    let reserved = memory.try_reserve_exact(size.max(MIN_RESERVED));
     reserved.map_err(|_| {
         let size = write_size(size);
         format!("memory={size}: expected less, since the system refuses so much\n")
@@ -434,7 +440,7 @@ mod tests {
         while process.act() == Some(Duration::ZERO) {}
         process.change("memory=1MiB&for=1m", now).unwrap();
         while process.act() == Some(Duration::ZERO) {}
-        assert_eq!(process.memory.capacity(), MIB);
+        assert_eq!(process.memory.len(), MIB);
         // What concerns something else leaves it as it is.
         process.change("series=3&for=1m", now).unwrap();
         assert_eq!(process.memory.len(), MIB);

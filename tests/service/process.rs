@@ -41,6 +41,22 @@ fn memory_is_held_until_it_is_taken_back() {
     service.waits();
 }
 
+/// The allocator must not keep it, whatever was held before.
+#[test]
+fn memory_is_released_every_time() {
+    let service = service();
+    let mut client = service.connect();
+    let before = service.status("VmRSS");
+    let held = || service.status("VmRSS").saturating_sub(before);
+    for mib in [20, 29, 25, 31, 1, 30] {
+        put(&mut client, &format!("memory={mib}MiB&series=400&for=1h"));
+        wait_until("it is held", || held() >= mib * MIB);
+        service.scrape();
+        client.ask("DELETE", "/faults");
+        wait_until("it is released", || held() < 8 * MIB);
+    }
+}
+
 #[test]
 fn memory_is_released_when_the_time_is_over() {
     let service = service();
