@@ -433,8 +433,13 @@ impl App {
         } else if !request.query().is_empty() {
             return Err((Status::BadRequest, GET_CHANGES_NOTHING.to_owned()));
         }
-        let length = request.field("Content-Length").unwrap_or_default();
-        if is_put && length.iter().any(|digit| *digit != b'0') {
+        // The event loop refuses chunks itself.
+        let has_body = request.fields().iter().any(|field| {
+            field.name.eq_ignore_ascii_case("Transfer-Encoding")
+                || (field.name.eq_ignore_ascii_case("Content-Length")
+                    && field.value.iter().any(|digit| *digit != b'0'))
+        });
+        if is_put && has_body {
             return Err((Status::BadRequest, BODY_IS_NOT_READ.to_owned()));
         }
         Ok(())

@@ -265,6 +265,13 @@ fn responses_say_how_to_change_settings(server: &str) {
         assert_eq!(response.status, 400);
         assert!(response.body.contains("in the query"), "{response:?}");
     }
+    let chunked =
+        "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\nb\r\nfail-rate=1\r\n0\r\n\r\n";
+    let mut other = service.connect();
+    other.send(format!(
+        "PUT /faults?slow-rate=1 HTTP/1.1\r\nHost: a\r\n{chunked}"
+    ));
+    assert!([400, 411].contains(&other.answer().status));
     // curl -X PUT -d '' sends this.
     client.send("PUT /faults?slow-rate=0 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
     assert_eq!(client.answer().status, 200);
