@@ -326,6 +326,7 @@ fn descriptor_limit(service: &Service, maximum: u64) -> impl Fn(u64) + use<> {
 }
 
 /// Connects ten clients, and leaves the service no descriptor for the last one, which has sent a request.
+/// The first three wait for delayed responses. The service needs fault injection.
 /// Returns the clients and a function that restores the limit.
 #[cfg(target_os = "linux")]
 fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>) {
@@ -333,9 +334,14 @@ fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>)
     let set_limit = descriptor_limit(service, page.count("process_max_fds"));
     // Enough for three clients, because the count includes the connection of the scrape.
     set_limit(page.count("process_open_fds") + 2);
-    let mut clients: Vec<Client> = (0..10).map(|_| service.connect()).collect();
-    for client in &mut clients[..3] {
-        assert_eq!(client.ask("GET", "/probe").status, 200);
+    let mut clients = Vec::new();
+    for number in 0..10 {
+        let mut client = service.connect();
+        // Idle connections would be closed to make room.
+        if number < 3 {
+            client.send_request("GET", "/probe?delay=5s");
+        }
+        clients.push(client);
     }
     let waiting = &mut clients[9];
     let timeout = Some(std::time::Duration::from_millis(200));
@@ -355,7 +361,7 @@ fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>)
 #[cfg(target_os = "linux")]
 #[test]
 fn accepting_pauses_while_there_are_no_descriptors() {
-    let mut service = Service::start(SERVER, &[]);
+    let mut service = Service::start(SERVER, &["--fault-injection"]);
     let (mut clients, restore_limit) = run_out_of_descriptors(&service);
     service.waits();
     restore_limit();
@@ -371,7 +377,7 @@ fn accepting_pauses_while_there_are_no_descriptors() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_signal_ends_the_pause_and_waiting_clients_are_served() {
-    let mut service = Service::start(SERVER, &[]);
+    let mut service = Service::start(SERVER, &["--fault-injection"]);
     let (mut clients, restore_limit) = run_out_of_descriptors(&service);
     service.signal("STOP");
     restore_limit();
