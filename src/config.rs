@@ -532,7 +532,7 @@ pub static FLAGS: [Flag; 20] = [
         variable: "START_DELAY",
         value: "DURATION",
         default: "0s",
-        meaning: "wait for so long before listening: a slow start",
+        meaning: "wait this long before listening: a slow start",
         accepted: ACCEPTED_LATENCY,
         sets: Sets::Service(|config, value| latency(value).map(|value| config.start_delay = value)),
     },
@@ -541,7 +541,7 @@ pub static FLAGS: [Flag; 20] = [
         variable: "SHUTDOWN_DELAY",
         value: "DURATION",
         default: "0s",
-        meaning: "after SIGTERM, serve for so long with /readyz at 503",
+        meaning: "after SIGTERM, keep serving this long with /readyz at 503",
         accepted: ACCEPTED_LATENCY,
         sets: Sets::Service(|config, value| {
             latency(value).map(|value| config.shutdown_delay = value)
@@ -552,7 +552,7 @@ pub static FLAGS: [Flag; 20] = [
         variable: "EXIT_AFTER",
         value: "DURATION",
         default: "never",
-        meaning: "end the process after so long, at once: a crash",
+        meaning: "end the process abruptly after this time: a crash",
         accepted: "never, or a duration of at most 24h with its unit, such as 20s",
         sets: Sets::Service(|config, value| {
             config.exit_after = match value {
@@ -567,7 +567,7 @@ pub static FLAGS: [Flag; 20] = [
         variable: "EXIT_CODE",
         value: "NUMBER",
         default: "1",
-        meaning: "exit code of that end, 0 to 255",
+        meaning: "exit code of --exit-after, 0 to 255",
         accepted: ACCEPTED_EXIT_CODE,
         sets: Sets::Service(|config, value| parse(value).map(|value| config.exit_code = value)),
     },
@@ -605,7 +605,7 @@ pub static FLAGS: [Flag; 20] = [
         variable: "MAX_CONNECTIONS",
         value: "NUMBER",
         default: "10000",
-        meaning: "open connections at most",
+        meaning: "maximum number of open connections",
         accepted: "a whole number from 1 to 1000000",
         sets: Sets::Service(|config, value| {
             let value = parse(value).filter(|value| (1..=1_000_000).contains(value))?;
@@ -812,14 +812,17 @@ pub fn help() -> String {
     let mut help = String::from(
         "A very small HTTP service, instrumented for Prometheus.
 
-Usage: tiny-probe [FLAGS]                    serve /probe, /metrics, /healthz and /
-       tiny-probe healthcheck [--listen …]   ask the running server's /healthz; exit 0 or 1
+Usage: tiny-probe [FLAGS]                    serve /probe, /metrics, /healthz, /readyz and /
+       tiny-probe healthcheck [--listen …]   request /healthz from a running server; exit 0 or 1
 
 Flags, each with its environment variable and its default:
 ",
     );
     for flag in &FLAGS {
-        let written = format!("--{} {}", flag.name, flag.value);
+        let written = match flag.value {
+            "" => format!("--{}[=VALUE]", flag.name),
+            value => format!("--{} {value}", flag.name),
+        };
         let setting = format!("[{}: {}]", flag.variable, flag.default);
         for (left, right) in [(&*written, flag.meaning), ("", &setting)] {
             help.extend(["  ", left, &" ".repeat(29 - left.len()), right, "\n"]);
