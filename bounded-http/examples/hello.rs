@@ -1,4 +1,4 @@
-//! A service of one's own: `cargo run --example hello 127.0.0.1:8080`
+//! A service of your own: `cargo run --example hello 127.0.0.1:8080`
 
 use std::os::unix::net::UnixStream;
 use std::{env, io};
