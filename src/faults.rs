@@ -309,7 +309,8 @@ impl Faults {
 
 /// Said when a change that must end by itself has no end.
 const MISSING_END: &str = "for is missing: expected for=TIME, a duration from 1s to 24h with its unit, \
-                           such as for=2m; only changes to probe may last\n";
+                           such as for=2m; only changes to probe, freeze and exit-after \
+                           need no for\n";
 
 fn read_end(value: &str, now: Instant) -> Option<Instant> {
     config::duration(value, CHANGE_DURATIONS).map(|time| now + time)

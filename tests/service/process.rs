@@ -242,7 +242,7 @@ fn a_bad_change_is_one_line_and_changes_nothing() {
         (
             "freeze=1s&memory=1MiB",
             "for is missing: expected for=TIME, a duration from 1s to 24h with its unit, such as \
-             for=2m; only changes to probe may last"
+             for=2m; only changes to probe, freeze and exit-after need no for"
                 .into(),
         ),
         (
