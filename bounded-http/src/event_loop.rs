@@ -730,8 +730,14 @@ impl<V: Service> EventLoop<V> {
             return;
         }
         let now = self.shared.now;
+        // The clients that are there now may be about to connect again: they have just been told to.
+        let listener_closes = if self.clients.is_empty() {
+            now
+        } else {
+            now + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING
+        };
         self.stop = Some(Stop {
-            listener_closes: now + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING,
+            listener_closes,
             grace_ends: now + self.grace,
             last_responses_end: None,
         });
@@ -755,7 +761,7 @@ impl<V: Service> EventLoop<V> {
         if is_grace_over {
             stop.last_responses_end = Some(now + LAST_RESPONSES_TIME);
         }
-        if self.listener.is_some() && (stop.listener_closes <= now || self.clients.is_empty()) {
+        if self.listener.is_some() && stop.listener_closes <= now {
             // The last chance for connections that the kernel has completed, whatever the limit.
             self.may_accept = true;
             self.accept_paused_until = None;
