@@ -86,6 +86,10 @@ pub struct Shared<V> {
 }
 
 /// A client of the event loop.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each may be true whatever the others are"
+)]
 pub struct Client<S, M> {
     key: usize,
     peer: SocketAddr,
@@ -99,6 +103,8 @@ pub struct Client<S, M> {
     admission: Admission,
     /// The requests that were answered in this turn, or are pending.
     requests_in_turn: usize,
+    /// It has sent several requests at once since the service was told to stop.
+    pipelines_at_the_end: bool,
     /// The deadline has passed, and all events up to then are known. Set by the event loop, cleared
     /// when the client has made progress.
     is_overdue: bool,
@@ -203,6 +209,7 @@ impl<S: Stream, M> Client<S, M> {
             unconfirmed: None,
             admission,
             requests_in_turn: 0,
+            pipelines_at_the_end: false,
             is_overdue: false,
             is_queued: false,
             finish_tag: 0,
@@ -750,8 +757,11 @@ impl<S: Stream, M> Client<S, M> {
         let now = (shared.clock)();
         shared.now = now;
         self.requests_in_turn += 1;
+        // The kernel holds little of a connection, so that more may be on its way although nothing can
+        // be read. Who pipelines while the service stops is waited for until it is silent.
+        self.pipelines_at_the_end |= shared.is_stopping && self.requests_in_turn > 1;
         let is_last = !self.is_pipelining()
-            && (shared.is_stopping
+            && (shared.is_stopping && !self.pipelines_at_the_end
                 || self.admission != Admission::Admitted
                 || (!self.connection.awaits_body() && shared.take_turnover()));
         let date = shared.date.as_str();
