@@ -146,7 +146,7 @@ impl Service for App {
         let status = match ended.outcome {
             Outcome::Responded | Outcome::Rejected | Outcome::Panicked => ended.status.label(),
             Outcome::Disconnected => "499",
-            Outcome::Dropped => "444",
+            Outcome::Dropped => FailWith::DROPPED,
         };
         let rejected = || Exchange {
             method: Method::Other,

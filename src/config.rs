@@ -193,6 +193,8 @@ pub enum FailWith {
 }
 
 impl FailWith {
+    /// What a failure without a response is recorded with; nginx logs this for the same.
+    pub const DROPPED: &str = "444";
     /// The statuses that a failure can have.
     pub const STATUSES: [Status; 11] = [
         Status::Ok,
@@ -257,7 +259,7 @@ impl FailWith {
     pub fn recorded_as(self) -> &'static str {
         match self {
             Self::Status(status) => status.label(),
-            Self::Ending(ending) if ending.is_silent() => "444",
+            Self::Ending(ending) if ending.is_silent() => Self::DROPPED,
             Self::Ending(_) => Status::Ok.label(),
         }
     }

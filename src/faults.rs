@@ -246,7 +246,7 @@ impl Faults {
     /// Every status with which a request can be told to fail, as it is recorded.
     pub fn recorded_statuses(&self) -> impl Iterator<Item = &'static str> {
         let statuses = FailWith::STATUSES.map(Status::label);
-        let dropped = self.can_misbehave.then_some("444");
+        let dropped = self.can_misbehave.then_some(FailWith::DROPPED);
         statuses.into_iter().chain(dropped)
     }
 
