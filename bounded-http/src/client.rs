@@ -184,11 +184,31 @@ pub struct HeldFor {
     pub time: Duration,
 }
 
+/// How long a client may make no progress while others wait for memory that it holds.
+const STALL_TOLERANCE: Duration = Duration::from_millis(500);
+
 impl HeldFor {
     /// The bytes times the microseconds.
-    pub fn product(self) -> u128 {
+    fn product(self) -> u128 {
         self.bytes as u128 * self.time.as_micros().max(1)
     }
+
+    /// Whether the client has made no progress for longer than others have to wait for it.
+    pub fn is_stalled(self) -> bool {
+        self.time >= STALL_TOLERANCE
+    }
+}
+
+/// The clients that hold memory, with the one last that has held the most for the longest time.
+pub fn holding<'a, S: Stream + 'a, M: 'a>(
+    clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
+    now: Instant,
+) -> Vec<(HeldFor, usize)> {
+    let holding = clients.map(|(key, client)| (client.held_for(now), key));
+    let mut holding: Vec<(HeldFor, usize)> =
+        holding.filter(|(held_for, _)| held_for.bytes > 0).collect();
+    holding.sort_unstable_by_key(|(held_for, key)| (held_for.product(), *key));
+    holding
 }
 
 impl<S: Stream, M> Client<S, M> {

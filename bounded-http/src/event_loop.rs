@@ -29,7 +29,7 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 use slab::Slab;
 
-use crate::client::{Admission, Client, Evictable, HeldFor, Next, Shared};
+use crate::client::{Admission, Client, Evictable, Next, Shared, holding};
 use crate::connection::{Buffers, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
 use crate::date::Date;
 use crate::fair_queue::FairQueue;
@@ -68,8 +68,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const HELD_BYTES_PER_CONNECTION: usize = 4 * 1024;
 /// The least time between two looks at the memory that all clients hold.
 const MEMORY_CHECK_INTERVAL: Duration = Duration::from_millis(1);
-/// How long a client may make no progress while others wait for memory that it holds.
-const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 /// The least that is allowed for all connections together.
 const MIN_HELD_BYTES: usize = 1024 * 1024;
 /// How long the 503s for delayed replies that came too late may take to be sent.
@@ -653,10 +651,7 @@ impl<V: Service> EventLoop<V> {
             return;
         }
         let now = self.shared.now;
-        let holding = (self.clients.iter()).map(|(key, client)| (client.held_for(now), key));
-        let mut holding: Vec<(HeldFor, usize)> =
-            holding.filter(|(held_for, _)| held_for.bytes > 0).collect();
-        holding.sort_unstable_by_key(|(held_for, key)| (held_for.product(), *key));
+        let mut holding = holding(self.clients.iter(), now);
         // Some more than necessary, so that the next look at all clients is not soon.
         let enough = self.shared.scarce_from;
         let mut count = 0_u32;
@@ -664,7 +659,7 @@ impl<V: Service> EventLoop<V> {
             && let Some((held_for, key)) = holding.pop()
         {
             // A client that makes progress is spared unless the limit itself is exceeded.
-            if held_for.time >= STALL_TOLERANCE || self.shared.held_bytes > self.max_held_bytes {
+            if held_for.is_stalled() || self.shared.held_bytes > self.max_held_bytes {
                 self.close(key, true);
                 count += 1;
             }

@@ -42,6 +42,22 @@ pub const MAX_READING: usize = 16;
 /// How often the connections are searched for some that can go. A search looks at every client.
 pub const SEARCH_INTERVAL: Duration = Duration::from_millis(10);
 
+/// The clients whose connections can go at `now`, in the order in which they do.
+pub fn candidates<'a, S: Stream + 'a, M: 'a>(
+    clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
+    now: Instant,
+) -> Vec<(Evictable, usize)> {
+    let mut candidates: Vec<(Evictable, usize)> = clients
+        .filter_map(|(key, client)| Some((client.evictable()?, key)))
+        .filter(|(evictable, _)| match evictable {
+            Evictable::HalfClosed(since) => *since + SHORT_MOMENT <= now,
+            Evictable::Idle(since) => *since + MOMENT <= now,
+        })
+        .collect();
+    candidates.sort_unstable();
+    candidates
+}
+
 /// Chooses the connections that go.
 pub struct Room {
     /// Connections that can go, in the order in which they do, as of the last search.
@@ -78,15 +94,7 @@ impl Room {
             return;
         }
         self.next_search = now + SEARCH_INTERVAL;
-        let mut candidates: Vec<(Evictable, usize)> = clients
-            .filter_map(|(key, client)| Some((client.evictable()?, key)))
-            .filter(|(evictable, _)| match evictable {
-                Evictable::HalfClosed(since) => *since + SHORT_MOMENT <= now,
-                Evictable::Idle(since) => *since + MOMENT <= now,
-            })
-            .collect();
-        candidates.sort_unstable();
-        self.candidates = candidates.into();
+        self.candidates = candidates(clients, now).into();
     }
 
     /// Grants turnovers for the time since the last call, on top of those that are left.

@@ -11,16 +11,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bounded_http::Service;
-use bounded_http::client::{Admission, Client, Evictable, HeldFor, Next, Shared};
+use bounded_http::client::{Admission, Client, Evictable, Next, Shared, holding};
 use bounded_http::connection::{
     Buffers, KEEP_ALIVE_TIMEOUT, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING, LINGERING_TIMEOUT, MAX_UNSENT,
     WRITE_TIMEOUT,
 };
 use bounded_http::listener::{RECEIVE_BUFFER, SEND_BUFFER};
 use bounded_http::request_head::MAX_HEAD;
-use bounded_http::room::{
-    LAST_LOOKS, MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, SEARCH_INTERVAL, SHORT_MOMENT,
-};
+use bounded_http::room::{LAST_LOOKS, MAX_TIME_ON_RESERVE, PATIENCE, SEARCH_INTERVAL, candidates};
 use tiny_probe::app::{App, Exchange};
 use tiny_probe::config::{Config, FaultInjection, ProbeSettings};
 use tiny_probe::metrics::{Format, InForce};
@@ -54,7 +52,6 @@ const MOST_BESIDE_BUFFERS: usize = 1024;
 /// Turns in a row without progress: one may read nothing, another may find that there is no more.
 const MOST_IDLE_TURNS: usize = 3;
 /// The event loop's.
-const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 const LAST_RESPONSES_TIME: Duration = Duration::from_millis(500);
 /// A turn takes what time it was when it began, or when its last response was given.
 const TOLERANCE: Duration = Duration::from_millis(5);
@@ -686,17 +683,9 @@ impl World {
 
     fn make_room(&mut self) -> bool {
         let now = self.shared.now;
-        let admitted = self.clients();
-        let mut candidates: Vec<(Evictable, usize)> = admitted
-            .filter(|(_, client)| client.admission() == Admission::Admitted)
-            .filter_map(|(key, client)| Some((client.evictable()?, key)))
-            .filter(|(evictable, _)| match evictable {
-                Evictable::HalfClosed(since) => *since + SHORT_MOMENT <= now,
-                Evictable::Idle(since) => *since + MOMENT <= now,
-            })
-            .collect();
-        candidates.sort_unstable();
-        for (evictable, key) in candidates {
+        let admitted =
+            (self.clients()).filter(|(_, client)| client.admission() == Admission::Admitted);
+        for (evictable, key) in candidates(admitted, now) {
             let peer = self.peers[key].as_mut().expect("it is a candidate");
             let client = peer.client.as_mut().expect("it is a candidate");
             if client.has_unread(&mut self.shared) {
@@ -803,15 +792,11 @@ impl World {
             return;
         }
         let now = self.shared.now;
-        let holding = self.clients();
-        let holding = holding.map(|(key, client)| (client.held_for(now), key));
-        let mut holding: Vec<(HeldFor, usize)> =
-            holding.filter(|(held_for, _)| held_for.bytes > 0).collect();
-        holding.sort_unstable_by_key(|(held_for, key)| (held_for.product(), *key));
+        let mut holding = holding(self.clients(), now);
         while self.shared.held_bytes > self.shared.scarce_from
             && let Some((held_for, key)) = holding.pop()
         {
-            if held_for.time >= STALL_TOLERANCE || self.shared.held_bytes > self.max_held_bytes {
+            if held_for.is_stalled() || self.shared.held_bytes > self.max_held_bytes {
                 self.close(key, Ending::HoldsMost);
             }
         }
