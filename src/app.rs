@@ -238,7 +238,7 @@ impl App {
         }
     }
 
-    /// The metrics, for the gauges of connections.
+    /// The metrics, for the gauge of the limit on connections.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -551,21 +551,6 @@ mod tests {
         }
     }
 
-    /// How an exchange ends if the response is sent.
-    fn ended<M>(reply: Reply<M>, outcome: Outcome) -> Ended<M> {
-        let status = reply.status();
-        let (reply, memo) = reply.split();
-        Ended {
-            memo: Some(memo),
-            outcome,
-            status,
-            body_length: reply.body().len(),
-            duration: Duration::ZERO,
-            peer: None,
-            body: reply.into_body(),
-        }
-    }
-
     #[test]
     fn every_route_answers_get_and_head_alike() {
         for (target, endpoint, content_type, body) in [
@@ -727,7 +712,7 @@ mod tests {
                 "app_request_count_total{{endpoint=\"/metrics\",http_status=\"200\",method=\"GET\"}} {count}\n"
             );
             assert_eq!(text.contains(&line), count > 0, "{text}");
-            app.ended(ended(page, Outcome::Responded));
+            app.ended(Ended::of(page, Outcome::Responded));
         }
     }
 
@@ -738,7 +723,7 @@ mod tests {
         let memory = Vec::with_capacity(100_000);
         app.ended(Ended {
             body: memory.into(),
-            ..ended(last, Outcome::Responded)
+            ..Ended::of(last, Outcome::Responded)
         });
         match app
             .answer(&Request::new("GET", "/metrics"))
@@ -1038,16 +1023,16 @@ mod tests {
         } else {
             Outcome::Responded
         };
-        app.ended(ended(reply, outcome));
+        app.ended(Ended::of(reply, outcome));
         // A client can disconnect before.
         if may_be_delayed {
             let reply = app.answer(request);
-            app.ended(ended(reply, Outcome::Disconnected));
+            app.ended(Ended::of(reply, Outcome::Disconnected));
         }
         if !app.is_urgent(request) {
             let exchange = app.refuse(request).unwrap();
             let reply = Reply::text(Status::ServiceUnavailable, "").remember(exchange);
-            app.ended(ended(reply, Outcome::Responded));
+            app.ended(Ended::of(reply, Outcome::Responded));
         }
     }
 
@@ -1104,15 +1089,12 @@ mod tests {
             Status::NotImplemented,
             Status::HttpVersionNotSupported,
         ] {
-            let reply = app.answer(&Request::new("GET", "/")).split().0;
+            let reply = app.answer(&Request::new("GET", "/"));
             let rejected = Ended {
                 memo: None,
                 status: rejection,
-                outcome: Outcome::Rejected,
-                duration: Duration::ZERO,
                 body_length: 0,
-                peer: None,
-                body: reply.into_body(),
+                ..Ended::of(reply, Outcome::Rejected)
             };
             app.ended(rejected);
         }

@@ -38,9 +38,7 @@ pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::
     );
     while let Some(request) = next_request(&server, &is_stopping, &mut app)? {
         if request.url().starts_with("/metrics") {
-            let connections = open_sockets().saturating_sub(own_sockets);
-            let connections = i64::try_from(connections).unwrap_or(i64::MAX);
-            app.metrics().connections_open().set(connections);
+            app.connections_changed(open_sockets().saturating_sub(own_sockets));
         }
         serve(request, &mut app);
     }
@@ -85,20 +83,17 @@ fn serve(received: tiny_http::Request, app: &mut App) {
         .with_peer(peer)
         .with_received_at(started);
     let is_head = request.method() == Method::Head;
-    let (reply, exchange) = app.answer(&request).split();
+    let reply = app.answer(&request);
     thread::sleep(reply.delay());
     work(reply.work_time());
     let duration = started.elapsed();
     // Ignore write errors: the client may have disconnected.
     let _ = received.respond(response(&reply));
     app.ended(Ended {
-        memo: Some(exchange),
-        outcome: Outcome::Responded,
-        status: reply.status(),
         body_length: if is_head { 0 } else { reply.body().len() },
         duration,
         peer,
-        body: reply.into_body(),
+        ..Ended::of(reply, Outcome::Responded)
     });
 }
 
@@ -128,7 +123,7 @@ fn stop_when_told(
     });
 }
 
-fn response(reply: &Reply) -> Response<&[u8]> {
+fn response<M>(reply: &Reply<M>) -> Response<&[u8]> {
     let header = |(name, value): (&str, &str)| {
         Header::from_bytes(name, value).expect("names and values set by the app are ASCII")
     };

@@ -748,16 +748,11 @@ impl<S: Stream, M> Client<S, M> {
         started: Instant,
         end: Instant,
     ) -> Ended<N> {
-        let status = reply.status();
-        let (reply, memo) = reply.split();
         Ended {
-            memo: Some(memo),
-            outcome,
-            status,
             body_length,
             duration: end.saturating_duration_since(started),
             peer: Some(self.peer),
-            body: reply.into_body(),
+            ..Ended::of(reply, outcome)
         }
     }
 

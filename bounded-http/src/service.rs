@@ -127,6 +127,23 @@ pub struct Ended<M> {
     pub body: Cow<'static, [u8]>,
 }
 
+impl<M> Ended<M> {
+    /// The end of an exchange with this reply: the whole body was sent at once, to nobody in particular.
+    /// A test of a service, or another server, fills in what it knows better.
+    pub fn of(reply: Reply<M>, outcome: Outcome) -> Self {
+        let (reply, memo) = reply.split();
+        Self {
+            memo: Some(memo),
+            outcome,
+            status: reply.status(),
+            body_length: reply.body().len(),
+            duration: Duration::ZERO,
+            peer: None,
+            body: reply.into_body(),
+        }
+    }
+}
+
 /// How an exchange has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

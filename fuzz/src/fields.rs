@@ -28,17 +28,12 @@ pub fn check(input: &[u8]) {
         },
     ];
     let request = Request::new("GET", "/metrics").with_fields(&fields);
-    let (reply, exchange) = app.answer(&request).split();
+    let reply = app.answer(&request);
     let format = Format::preferred(Some(accept));
     assert_eq!(reply.content_type(), Some(format.content_type()));
     app.ended(Ended {
-        memo: Some(exchange),
-        outcome: Outcome::Responded,
-        status: reply.status(),
-        body_length: reply.body().len(),
         duration: Duration::from_micros(3),
-        peer: None,
-        body: reply.into_body(),
+        ..Ended::of(reply, Outcome::Responded)
     });
 
     let page = app.answer(&request).split().0.into_body();

@@ -89,16 +89,10 @@ impl Driven {
         let reply = self.app.answer(&request);
         let ended = Instant::now();
         let body_length = self.connection.answer(&reply, DATE, false, ended);
-        let status = reply.status();
-        let (reply, memo) = reply.split();
         self.app.ended(Ended {
-            memo: Some(memo),
-            outcome: Outcome::Responded,
-            status,
             body_length,
             duration: ended.saturating_duration_since(started),
-            peer: None,
-            body: reply.into_body(),
+            ..Ended::of(reply, Outcome::Responded)
         });
         let count = self.connection.unsent().len();
         self.connection.sent(count, ended);
