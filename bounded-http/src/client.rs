@@ -7,6 +7,7 @@
 //! A turn does what can be done without waiting, and is bounded in time: a client that pipelines a
 //! thousand requests takes many turns, and other clients take theirs in between.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -99,6 +100,8 @@ pub struct Client<S, M> {
     pending: Option<Box<PendingReply<M>>>,
     /// A response that is sent to a client that had closed its sending side before.
     unconfirmed: Option<Box<UnconfirmedReply<M>>>,
+    /// An exchange that lasts as long as the connection: its response stays incomplete on purpose.
+    incomplete: Option<Box<IncompleteReply<M>>>,
     /// Whether the connection has a place among `--max-connections`.
     admission: Admission,
     /// The requests that were answered in this turn, or are pending.
@@ -142,6 +145,13 @@ struct UnconfirmedReply<M> {
     half_closed_at: Instant,
     /// When the response was given.
     answered_at: Instant,
+}
+
+/// A response that stays incomplete, or is not sent at all, while the connection is open.
+struct IncompleteReply<M> {
+    ended: Ended<M>,
+    /// When the request was received.
+    started: Instant,
 }
 
 /// Whether a connection has a place among `--max-connections`, or is one of the few above them.
@@ -227,6 +237,7 @@ impl<S: Stream, M> Client<S, M> {
             connection: Connection::new(now),
             pending: None,
             unconfirmed: None,
+            incomplete: None,
             admission,
             requests_in_turn: 0,
             pipelines_at_the_end: false,
@@ -443,6 +454,11 @@ impl<S: Stream, M> Client<S, M> {
             let ended = self.ended(reply, Outcome::Disconnected, 0, started, left_at);
             shared.service.ended(ended);
         }
+        if let Some(incomplete) = self.incomplete.take() {
+            let IncompleteReply { mut ended, started } = *incomplete;
+            ended.duration = shared.now.saturating_duration_since(started);
+            shared.service.ended(ended);
+        }
         self.confirm(is_lost, shared);
     }
 
@@ -575,6 +591,7 @@ impl<S: Stream, M> Client<S, M> {
         // and has its place beside these.
         let held_bytes = self.connection.held_bytes()
             + self.counted_in_kernel()
+            + self.pending.as_ref().map_or(0, |p| p.reply.held_bytes())
             + usize::from(!self.connection.unsent().is_empty()) * 2 * SEND_BUFFER;
         shared.held_bytes = shared.held_bytes - self.held_bytes + held_bytes;
         self.held_bytes = held_bytes;
@@ -613,7 +630,8 @@ impl<S: Stream, M> Client<S, M> {
             return self.answer(reply, started, shared);
         };
         self.confirm(false, shared);
-        let ended = self.respond(reply, started, shared);
+        let mut ended = self.respond(reply, started, shared);
+        ended.body = Cow::default();
         self.unconfirmed = Some(Box::new(UnconfirmedReply {
             ended,
             started,
@@ -736,8 +754,15 @@ impl<S: Stream, M> Client<S, M> {
         started: Instant,
         shared: &mut Shared<V>,
     ) {
-        let ended = self.respond(reply, started, shared);
-        shared.service.ended(ended);
+        let stays_open = reply.how().stays_open();
+        let mut ended = self.respond(reply, started, shared);
+        if stays_open {
+            // Nobody knows for how long, so the memory of its body is freed now.
+            ended.body = Cow::default();
+            self.incomplete = Some(Box::new(IncompleteReply { ended, started }));
+        } else {
+            shared.service.ended(ended);
+        }
     }
 
     fn ended<N>(

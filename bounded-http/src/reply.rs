@@ -63,6 +63,11 @@ impl Ending {
     pub fn is_silent(self) -> bool {
         matches!(self, Self::Reset | Self::Close | Self::Hang)
     }
+
+    /// Whether the connection stays open although no more bytes are sent.
+    pub(crate) fn stays_open(self) -> bool {
+        matches!(self, Self::Stall | Self::Hang)
+    }
 }
 
 impl Reply {
@@ -212,6 +217,14 @@ impl<M> Reply<M> {
     /// Returns the body, so that its memory can be reused.
     pub fn into_body(self) -> Cow<'static, [u8]> {
         self.body
+    }
+
+    /// The bytes of memory that its body holds.
+    pub(crate) fn held_bytes(&self) -> usize {
+        match &self.body {
+            Cow::Borrowed(_) => 0,
+            Cow::Owned(body) => body.capacity(),
+        }
     }
 
     /// A 503 in place of this response, for the same request.

@@ -119,11 +119,13 @@ pub struct Ended<M> {
     /// The number of body bytes that were sent or are being sent; 0 for a HEAD.
     pub body_length: usize,
     /// The time from the end of the request head until the response was ready, or until the client
-    /// disconnected.
+    /// disconnected. For [`Ending::Stall`](crate::Ending::Stall) and [`Ending::Hang`](crate::Ending::Hang),
+    /// until the connection ended.
     pub duration: Duration,
     /// The client's address.
     pub peer: Option<SocketAddr>,
-    /// The body of the response. A service that builds large bodies can reuse its memory.
+    /// The body of the response. A service that builds large bodies can reuse its memory. Empty if the
+    /// exchange outlasted its response, so that the memory is freed meanwhile.
     pub body: Cow<'static, [u8]>,
 }
 

@@ -59,22 +59,23 @@ fn counted(service: &Service, method: &str, status: &str) -> u64 {
         .count(&format!("app_request_count_total{{{labels}}}"))
 }
 
+/// The requests whose exchange has not ended, other than a scrape.
+fn in_flight(service: &Service) -> u64 {
+    service.scrape().count("app_requests_in_flight") - 1
+}
+
 /// What a client sees of an ending, after responses to requests that it has sent before: the part of
 /// the response that arrives, and how the connection ends.
 fn see(service: &Service, client: &mut Client, method: &str, ending: &str) -> (String, Seen) {
-    let is_silent = ["reset", "close", "hang"].contains(&ending);
-    let recorded_as = if is_silent { "444" } else { "200" };
     let part = if method == "HEAD" { "" } else { "I'm" };
-    let is_open = ["stall", "hang"].contains(&ending);
-    read(client, |text| {
-        // It is recorded when its response is given: then nothing more is to be expected.
-        let is_all = is_open && (is_silent || text.ends_with(&format!("\r\n\r\n{part}")));
-        if is_all {
-            wait_until("it is recorded", || {
-                counted(service, method, recorded_as) > 0
-            });
+    read(client, |text| match ending {
+        // Once it is in flight, nothing more is to be expected.
+        "hang" => {
+            wait_until("it is in flight", || in_flight(service) == 1);
+            true
         }
-        is_all
+        "stall" => text.ends_with(&format!("\r\n\r\n{part}")),
+        _ => false,
     })
 }
 
@@ -106,11 +107,13 @@ fn each_ending_is_what_it_is_called_for_get_and_head() {
             let mut client = service.connect();
             client.send(own(method, ending));
             check(ending, method, &see(&service, &mut client, method, ending));
+            drop(client);
             let recorded_as = if ["cut", "stall"].contains(&ending) {
                 "200"
             } else {
                 "444"
             };
+            wait_until("the exchange ends", || in_flight(&service) == 0);
             assert_eq!(counted(&service, method, recorded_as), 1, "{ending}");
         }
     }
@@ -190,9 +193,8 @@ fn clients_that_are_left_hanging_hold_their_connections_until_they_leave() {
                 client
             })
             .collect();
-        let recorded_as = if ending == "hang" { "444" } else { "200" };
         wait_until("all are left hanging", || {
-            counted(&service, "GET", recorded_as) == CLIENTS as u64
+            in_flight(&service) == CLIENTS as u64
         });
         others_are_served(&service);
         service.waits();
@@ -206,6 +208,26 @@ fn clients_that_are_left_hanging_hold_their_connections_until_they_leave() {
     }
 }
 
+/// It has had no response for as long as it waited, and the latency must say so.
+#[test]
+fn a_client_that_is_left_hanging_is_recorded_with_the_time_until_it_left() {
+    const WAIT: Duration = Duration::from_millis(300);
+    for ending in ["stall", "hang"] {
+        let service = service();
+        let mut client = service.connect();
+        client.send(own("GET", ending));
+        wait_until("it is in flight", || in_flight(&service) == 1);
+        let sum = r#"app_request_latency_seconds_sum{endpoint="/probe",method="GET"}"#;
+        let began = Instant::now();
+        wait_until("it has waited", || began.elapsed() >= WAIT);
+        assert_eq!(in_flight(&service), 1, "{ending}");
+        drop(client);
+        wait_until("the exchange ends", || in_flight(&service) == 0);
+        let recorded = service.scrape().value(sum);
+        assert!(recorded >= WAIT.as_secs_f64(), "{ending}: {recorded} s");
+    }
+}
+
 #[test]
 fn an_orderly_stop_does_not_wait_for_them() {
     let mut service = service();
@@ -213,9 +235,7 @@ fn an_orderly_stop_does_not_wait_for_them() {
     hanging.send(own("GET", "hang"));
     let mut stalled = service.connect();
     stalled.send(own("GET", "stall"));
-    wait_until("both are left hanging", || {
-        counted(&service, "GET", "444") + counted(&service, "GET", "200") == 2
-    });
+    wait_until("both are left hanging", || in_flight(&service) == 2);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
 }
@@ -257,6 +277,10 @@ fn both_logs_say_how_a_request_ended_that_got_no_response() {
         ] {
             let mut client = service.connect();
             client.send(own("GET", ending));
+            if ["stall", "hang"].contains(&ending) {
+                wait_until("it is in flight", || in_flight(&service) == 1);
+                drop(client);
+            }
             wait_until("it is recorded", || {
                 let count = |status| counted(&service, "GET", status);
                 count("444") + count("200") == ends.len() as u64

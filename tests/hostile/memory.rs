@@ -177,6 +177,33 @@ fn clients_that_pipeline_behind_a_delayed_response_are_bounded_together() {
     assert_memory_is_bounded(&["--fault-injection"], true, requests);
 }
 
+/// A delayed page is in memory until it is sent. There would be 20 MB of them.
+#[test]
+fn pages_that_a_fault_delays_are_bounded_together() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    raise_descriptor_limit();
+    let service = Service::start(
+        SERVER,
+        &["--max-connections", "1000", "--fault-injection", "all"],
+    );
+    fill_page(&service);
+    let mut operator = service.connect();
+    let slow = "/faults/metrics?slow-rate=1&slow-latency=1h&for=1h";
+    assert_eq!(operator.ask("PUT", slow).status, 200);
+    let scrapers: Vec<Client> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send_request("GET", "/metrics");
+            client
+        })
+        .collect();
+    // Connections are accepted and requests are answered in the order in which they came.
+    assert_eq!(service.get("/healthz").status, 200);
+    let peak = service.status("VmHWM");
+    assert!(peak < 12 * 1024, "{peak} KiB resident");
+    drop(scrapers);
+}
+
 /// Clients that have begun a request, and do not go on, fill the memory of all together. One that sends
 /// a longer head in pieces is not reset for it.
 #[test]
