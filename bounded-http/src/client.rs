@@ -14,7 +14,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::connection::{Buffers, Connection};
+use crate::connection::{Buffers, Connection, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
 use crate::date::Date;
 use crate::http::Status;
 use crate::listener::SEND_BUFFER;
@@ -87,10 +87,6 @@ pub struct Shared<V> {
 }
 
 /// A client of the event loop.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each may be true whatever the others are"
-)]
 pub struct Client<S, M> {
     key: usize,
     peer: SocketAddr,
@@ -106,8 +102,8 @@ pub struct Client<S, M> {
     admission: Admission,
     /// The requests that were answered in this turn, or are pending.
     requests_in_turn: usize,
-    /// It has sent several requests at once since the service was told to stop.
-    pipelines_at_the_end: bool,
+    /// When it was last seen to have sent several requests at once.
+    pipelined_at: Option<Instant>,
     /// The deadline has passed, and all events up to then are known. Set by the event loop, cleared
     /// when the client has made progress.
     is_overdue: bool,
@@ -240,7 +236,7 @@ impl<S: Stream, M> Client<S, M> {
             incomplete: None,
             admission,
             requests_in_turn: 0,
-            pipelines_at_the_end: false,
+            pipelined_at: None,
             is_overdue: false,
             is_queued: false,
             finish_tag: 0,
@@ -787,6 +783,14 @@ impl<S: Stream, M> Client<S, M> {
         self.requests_in_turn > 1 || self.socket.is_readable() || self.connection.has_bytes_left()
     }
 
+    /// Whether the client has pipelined within the time for which it may be silent while the service
+    /// stops. The kernel holds little of a connection, so more may be on its way although nothing can be
+    /// read.
+    fn has_just_pipelined(&self, now: Instant) -> bool {
+        self.pipelined_at
+            .is_some_and(|at| now < at + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING)
+    }
+
     /// Has a response sent, or what is to happen in its place. Returns how the exchange has ended.
     fn respond<V, N>(
         &mut self,
@@ -797,11 +801,11 @@ impl<S: Stream, M> Client<S, M> {
         let now = (shared.clock)();
         shared.now = now;
         self.requests_in_turn += 1;
-        // The kernel holds little of a connection, so that more may be on its way although nothing can
-        // be read. Who pipelines while the service stops is waited for until it is silent.
-        self.pipelines_at_the_end |= shared.is_stopping && self.requests_in_turn > 1;
+        if self.requests_in_turn > 1 || self.connection.has_bytes_left() {
+            self.pipelined_at = Some(now);
+        }
         let is_last = !self.is_pipelining()
-            && (shared.is_stopping && !self.pipelines_at_the_end
+            && (shared.is_stopping && !self.has_just_pipelined(now)
                 || self.admission != Admission::Admitted
                 || (!self.connection.awaits_body() && shared.take_turnover()));
         let date = shared.date.as_str();

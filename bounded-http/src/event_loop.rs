@@ -814,6 +814,7 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
+    use std::sync::OnceLock;
     use std::thread;
 
     use mio::event::Event;
@@ -1052,6 +1053,29 @@ mod tests {
         }
         assert_eq!(answered, 40);
         assert!(turns >= 2);
+    }
+
+    /// The requests behind the first ones may still be in the client's kernel.
+    #[test]
+    fn a_client_that_pipelined_just_before_the_stop_can_go_on() {
+        static NOW: OnceLock<Instant> = OnceLock::new();
+        for (sent_before, closes) in [(1, true), (2, false)] {
+            let (mut event_loop, address, _stop) = driven(Probe::default());
+            // The time stands still, however busy the machine is.
+            event_loop.shared.clock = || *NOW.get_or_init(Instant::now);
+            let streams = accepted(&mut event_loop, address, 1);
+            send(&mut event_loop, 0, &streams[0], &PROBE.repeat(sent_before));
+            while take_turn(&mut event_loop) {}
+            event_loop.stop();
+            while take_turn(&mut event_loop) {}
+            send(&mut event_loop, 0, &streams[0], PROBE);
+            while take_turn(&mut event_loop) {}
+            let mut received = vec![0; 16 * 1024];
+            let count = (&streams[0]).read(&mut received).unwrap();
+            let received = String::from_utf8_lossy(&received[..count]);
+            assert_eq!(event_loop.shared.service.ended, sent_before + 1);
+            assert_eq!(received.contains("Connection: close"), closes, "{received}");
+        }
     }
 
     #[test]
