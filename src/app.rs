@@ -322,7 +322,7 @@ impl App {
                 failure(status, FAILURE).after(delay)
             }
             (probe::Outcome::Fail(delay), FailWith::Ending(ending)) => {
-                (route.answer)(self, request).ending(ending).after(delay)
+                (route.answer)(self, request).end_with(ending).after(delay)
             }
         }
     }
@@ -488,7 +488,7 @@ fn own_response(own: OwnFault) -> Reply {
     let reply = match own.fail_with {
         None => success,
         Some(FailWith::Status(status)) => failure(status, OWN_FAILURE),
-        Some(FailWith::Ending(ending)) => success.ending(ending),
+        Some(FailWith::Ending(ending)) => success.end_with(ending),
     };
     reply.after(own.delay)
 }
@@ -994,7 +994,7 @@ mod tests {
             let change = format!("/faults/{target}?fail-rate=1&fail-with=cut&for=1m");
             assert_eq!(ask(&mut app, "PUT", &change).status, Status::Ok);
             let reply = app.answer(&Request::new("GET", &format!("/{target}")));
-            assert_eq!((reply.status(), reply.how()), (Status::Ok, Ending::Cut));
+            assert_eq!((reply.status(), reply.ending()), (Status::Ok, Ending::Cut));
             assert_eq!(reply.body(), body.as_bytes());
         }
         assert_eq!(ask(&mut app, "GET", "/healthz").status, Status::Ok);
@@ -1018,7 +1018,7 @@ mod tests {
         let route = app.route(request.path());
         let may_be_delayed =
             is_allowed && route.is_some_and(|index| ROUTES[index].target.is_some());
-        let outcome = if reply.how().is_silent() {
+        let outcome = if reply.ending().is_silent() {
             Outcome::Dropped
         } else {
             Outcome::Responded

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::connection::{Buffers, Connection, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
 use crate::date::Date;
 use crate::http::Status;
-use crate::listener::SEND_BUFFER;
+use crate::listener::SEND_BUFFER_SIZE;
 
 use crate::reply::{Reply, unavailable};
 use crate::request::Request;
@@ -36,12 +36,12 @@ const CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 
 /// The most bytes that the kernel holds for a client that does not read: it appends what fits into
 /// the last segment, however small its buffer.
-const MAX_IN_KERNEL: usize = 64 * 1024 + 2 * SEND_BUFFER;
+const MAX_IN_KERNEL_BYTES: usize = 64 * 1024 + 2 * SEND_BUFFER_SIZE;
 /// From so many written bytes on, the kernel is asked whether it has delivered them. It costs a system
 /// call.
-const MAX_UNCHECKED: usize = 24 * 1024;
+const MAX_UNCHECKED_BYTES: usize = 24 * 1024;
 /// The most bytes that one read takes while memory is scarce: requests wait in the kernel instead.
-const SCARCE_READ: usize = 1024;
+const SCARCE_READ_SIZE: usize = 1024;
 
 /// The body of the 503 when every connection is taken.
 const TOO_BUSY: &str = "Every connection is taken. Try again later.\n";
@@ -78,8 +78,8 @@ pub struct Shared<V> {
     /// How many more responses may close their connection to make room for clients that wait.
     pub turnovers: usize,
     /// When the service was given the request that it is answering now. Set before each call and cleared
-    /// after it, so that it remains set after a panic, until the client [leaves](Client::leave).
-    pub answering_since: Option<Instant>,
+    /// after it, so that it remains set after a panic, until the client [closed](Client::close).
+    pub answer_began_at: Option<Instant>,
     /// The first signal has come: responses close their connections.
     pub is_stopping: bool,
     /// The time for delayed replies is over: they are replaced with a 503.
@@ -206,15 +206,15 @@ impl HeldFor {
 }
 
 /// The clients that hold memory, with the one last that has held the most for the longest time.
-pub fn holding<'a, S: Stream + 'a, M: 'a>(
+pub fn memory_holders<'a, S: Stream + 'a, M: 'a>(
     clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
     now: Instant,
 ) -> Vec<(HeldFor, usize)> {
-    let holding = clients.map(|(key, client)| (client.held_for(now), key));
-    let mut holding: Vec<(HeldFor, usize)> =
-        holding.filter(|(held_for, _)| held_for.bytes > 0).collect();
-    holding.sort_unstable_by_key(|(held_for, key)| (held_for.product(), *key));
-    holding
+    let memory_holders = clients.map(|(key, client)| (client.held_for(now), key));
+    let mut memory_holders: Vec<(HeldFor, usize)> =
+        memory_holders.filter(|(held_for, _)| held_for.bytes > 0).collect();
+    memory_holders.sort_unstable_by_key(|(held_for, key)| (held_for.product(), *key));
+    memory_holders
 }
 
 impl<S: Stream, M> Client<S, M> {
@@ -290,14 +290,14 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Whether the client is idle as far as the server is concerned, and still reads its last response.
     /// To close the connection would reset it.
-    pub fn is_reading(&self) -> bool {
+    pub fn is_reading_last_response(&self) -> bool {
         self.connection.is_idle() && !self.socket.has_delivered()
     }
 
     /// Whether the client has sent bytes that are unread. It reads them if so; the next turn answers.
     pub fn has_unread<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> bool {
         self.socket.assume_readable();
-        self.connection.take_spare(&mut shared.spare_buffers);
+        self.connection.borrow_buffers(&mut shared.spare_buffers);
         let has_read = self.can_read()
             && self.connection.lingers_since().is_none()
             && matches!(self.read(shared), Ok(Received::Bytes(_)));
@@ -351,7 +351,7 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Changes whether the connection has a place.
-    pub fn admit(&mut self, admission: Admission) {
+    pub fn set_admission(&mut self, admission: Admission) {
         self.admission = admission;
     }
 
@@ -378,7 +378,7 @@ impl<S: Stream, M> Client<S, M> {
     /// # Errors
     /// When the socket fails: the client has disconnected.
     pub fn take_turn<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Next> {
-        self.connection.take_spare(&mut shared.spare_buffers);
+        self.connection.borrow_buffers(&mut shared.spare_buffers);
         let next = self.serve(shared);
         self.return_buffers(shared);
         next
@@ -404,9 +404,9 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Adds to what the kernel may hold, and asks it only now and then.
-    fn note_written(&mut self, count: usize) {
-        self.in_kernel = (self.in_kernel + count).min(MAX_IN_KERNEL);
-        if self.in_kernel > MAX_UNCHECKED && self.socket.has_delivered() {
+    fn count_written(&mut self, count: usize) {
+        self.in_kernel = (self.in_kernel + count).min(MAX_IN_KERNEL_BYTES);
+        if self.in_kernel > MAX_UNCHECKED_BYTES && self.socket.has_delivered() {
             self.in_kernel = 0;
         }
     }
@@ -423,7 +423,7 @@ impl<S: Stream, M> Client<S, M> {
 
     /// The bytes in the kernel that count as held: beyond its buffer, which has its place beside them.
     fn counted_in_kernel(&self) -> usize {
-        if self.in_kernel > 2 * SEND_BUFFER {
+        if self.in_kernel > 2 * SEND_BUFFER_SIZE {
             self.in_kernel
         } else {
             0
@@ -432,14 +432,14 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Ends the client. Requests that got no response are recorded as such. `is_lost` says that the
     /// connection has failed, and with it responses on their way.
-    pub fn leave<V: Service<Memo = M>>(mut self, is_lost: bool, shared: &mut Shared<V>) {
+    pub fn close<V: Service<Memo = M>>(mut self, is_lost: bool, shared: &mut Shared<V>) {
         shared.held_bytes -= self.held_bytes;
         // What a client does not read must not stay in the kernel's memory. At the end it may.
         let is_read = self.connection.unsent().is_empty() && self.socket.has_delivered();
         if !is_read && !shared.is_stopping {
             self.socket.reset_on_close();
         }
-        if let Some(started) = shared.answering_since.take() {
+        if let Some(started) = shared.answer_began_at.take() {
             let reply = Reply::text(Status::InternalServerError, "");
             let ended = self.ended(reply, Outcome::Panicked, 0, started, Instant::now());
             shared.service.ended(without_memo(ended));
@@ -558,7 +558,7 @@ impl<S: Stream, M> Client<S, M> {
     fn read<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Received> {
         let is_scarce = shared.held_bytes >= shared.scarce_from;
         let length = shared.read_buffer.len();
-        let length = if is_scarce { length.min(SCARCE_READ) } else { length };
+        let length = if is_scarce { length.min(SCARCE_READ_SIZE) } else { length };
         let received = self.socket.read(&mut shared.read_buffer[..length])?;
         match received {
             Received::Nothing => {}
@@ -575,20 +575,20 @@ impl<S: Stream, M> Client<S, M> {
         while !self.connection.unsent().is_empty()
             && let Some(count) = self.socket.write(self.connection.unsent())?
         {
-            self.connection.sent(count, now);
-            self.note_written(count);
+            self.connection.mark_sent(count, now);
+            self.count_written(count);
         }
         Ok(())
     }
 
     fn return_buffers<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) {
-        self.connection.put_back(&mut shared.spare_buffers);
+        self.connection.return_buffers(&mut shared.spare_buffers);
         // What a client has sent and nobody has read is in the kernel's receive buffer, which is small
         // and has its place beside these.
         let held_bytes = self.connection.held_bytes()
             + self.counted_in_kernel()
             + self.pending.as_ref().map_or(0, |p| p.reply.held_bytes())
-            + usize::from(!self.connection.unsent().is_empty()) * 2 * SEND_BUFFER;
+            + usize::from(!self.connection.unsent().is_empty()) * 2 * SEND_BUFFER_SIZE;
         shared.held_bytes = shared.held_bytes - self.held_bytes + held_bytes;
         self.held_bytes = held_bytes;
     }
@@ -623,10 +623,10 @@ impl<S: Stream, M> Client<S, M> {
             reply = reply.replaced(STOPPING);
         }
         let Some(half_closed_at) = half_closed_at else {
-            return self.answer(reply, started, shared);
+            return self.respond(reply, started, shared);
         };
         self.confirm(false, shared);
-        let mut ended = self.respond(reply, started, shared);
+        let mut ended = self.send(reply, started, shared);
         ended.body = Cow::default();
         self.unconfirmed = Some(Box::new(UnconfirmedReply {
             ended,
@@ -680,21 +680,21 @@ impl<S: Stream, M> Client<S, M> {
             let request = Request::received(head.method, head.target, started)
                 .with_fields(head.fields)
                 .with_peer(Some(self.peer));
-            shared.answering_since = Some(started);
+            shared.answer_began_at = Some(started);
             let is_refused =
                 self.admission == Admission::Refused && !shared.service.is_urgent(&request);
             if is_refused {
                 let memo = shared.service.refuse(&request);
-                shared.answering_since = None;
+                shared.answer_began_at = None;
                 self.refuse(memo, started, shared);
                 return;
             }
             let reply = shared.service.answer(&request);
-            shared.answering_since = None;
+            shared.answer_began_at = None;
             if reply.delay.is_zero() && reply.work.is_zero() {
-                self.answer(reply, started, shared);
+                self.respond(reply, started, shared);
             } else if shared.is_grace_over {
-                self.answer(reply.replaced(STOPPING), started, shared);
+                self.respond(reply.replaced(STOPPING), started, shared);
             } else {
                 let due = started + reply.delay;
                 shared.timers.push(due, self.key);
@@ -722,7 +722,7 @@ impl<S: Stream, M> Client<S, M> {
         started: Instant,
         shared: &mut Shared<V>,
     ) {
-        let ended = self.respond(rejection.reply(), started, shared);
+        let ended = self.send(rejection.reply(), started, shared);
         shared.service.ended(Ended {
             memo: None,
             outcome: Outcome::Rejected,
@@ -737,21 +737,21 @@ impl<S: Stream, M> Client<S, M> {
         started: Instant,
         shared: &mut Shared<V>,
     ) {
-        let ended = self.respond(unavailable(TOO_BUSY), started, shared);
+        let ended = self.send(unavailable(TOO_BUSY), started, shared);
         shared.service.ended(Ended {
             memo,
             ..without_memo(ended)
         });
     }
 
-    fn answer<V: Service<Memo = M>>(
+    fn respond<V: Service<Memo = M>>(
         &mut self,
         reply: Reply<M>,
         started: Instant,
         shared: &mut Shared<V>,
     ) {
-        let stays_open = reply.how().stays_open();
-        let mut ended = self.respond(reply, started, shared);
+        let stays_open = reply.ending().stays_open();
+        let mut ended = self.send(reply, started, shared);
         if stays_open {
             // Nobody knows for how long, so the memory of its body is freed now.
             ended.body = Cow::default();
@@ -792,7 +792,7 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Has a response sent, or what is to happen in its place. Returns how the exchange has ended.
-    fn respond<V, N>(
+    fn send<V, N>(
         &mut self,
         reply: Reply<N>,
         started: Instant,
@@ -809,8 +809,8 @@ impl<S: Stream, M> Client<S, M> {
                 || self.admission != Admission::Admitted
                 || (!self.connection.awaits_body() && shared.take_turnover()));
         let date = shared.date.as_str();
-        let body_length = self.connection.answer(&reply, date, is_last, now);
-        let outcome = if reply.how().is_silent() {
+        let body_length = self.connection.respond(&reply, date, is_last, now);
+        let outcome = if reply.ending().is_silent() {
             Outcome::Dropped
         } else {
             Outcome::Responded

@@ -4,7 +4,7 @@
 //! response belongs where, what is too much, and what has taken too long:
 //!
 //! ```text
-//! receive -> next_request -> answer -> unsent, sent -> close the sending side -> linger
+//! receive -> next_request -> respond -> unsent, sent -> close the sending side -> linger
 //!                deadline -> expire
 //! ```
 //!
@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 
 use crate::http::Method;
 use crate::reply::{Ending, Reply};
-use crate::request_head::{self, FieldSpace, MAX_HEAD, Rejection, RequestHead, field_space};
+use crate::request_head::{self, FieldSpace, MAX_HEAD_BYTES, Rejection, RequestHead, field_space};
 
 /// Bytes of unsent responses from which on no more requests are read.
-pub const MAX_UNSENT: usize = 64 * 1024;
+pub const MAX_UNSENT_BYTES: usize = 64 * 1024;
 /// How long a request head may take, from its first byte.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a body may take, from the response.
@@ -54,13 +54,13 @@ pub struct Connection {
     state: State,
     /// `received` holds no complete head. Set when a head turns out to be incomplete, cleared when
     /// bytes arrive that may complete it.
-    needs_bytes: bool,
+    lacks_complete_head: bool,
     /// The client sends no more. Set when the end of its bytes has been read, and never cleared.
     is_half_closed: bool,
     /// The service has been told to stop: silence is tolerated for a moment only.
     is_stopping: bool,
     /// When the wait began that the deadline limits: the last progress.
-    since: Instant,
+    wait_began_at: Instant,
     /// When bytes were last received or sent.
     active_at: Instant,
 }
@@ -77,7 +77,7 @@ enum State {
     /// Between requests, or in the middle of a head.
     Reading,
     /// A request was given out, and its response is awaited.
-    Answering(Answering),
+    AwaitingResponse(RequestInfo),
     /// The request is answered, and so many bytes of its body have not arrived.
     DiscardingBody(usize),
     /// The last response is given. When it is sent, this happens.
@@ -99,7 +99,7 @@ enum Closing {
 
 impl State {
     fn rejected(rejection: Rejection) -> Self {
-        Self::Answering(Answering {
+        Self::AwaitingResponse(RequestInfo {
             body_length: 0,
             is_head: rejection.is_head,
             is_http_1_0: false,
@@ -110,7 +110,7 @@ impl State {
 
 /// What must be known of a request while it is being answered.
 #[derive(Clone, Copy)]
-struct Answering {
+struct RequestInfo {
     body_length: usize,
     /// The response has no body.
     is_head: bool,
@@ -126,10 +126,10 @@ impl Connection {
             start: 0,
             sent: 0,
             state: State::Reading,
-            needs_bytes: true,
+            lacks_complete_head: true,
             is_half_closed: false,
             is_stopping: false,
-            since: now,
+            wait_began_at: now,
             active_at: now,
         }
     }
@@ -139,21 +139,21 @@ impl Connection {
         self.active_at = now;
         match self.state {
             State::Closing(_) => return,
-            State::Lingering(_) => return self.since = now,
+            State::Lingering(_) => return self.wait_began_at = now,
             _ => {}
         }
         let is_silent = self.buffers.received.is_empty() && self.unsent().is_empty();
         let is_progress = is_silent && matches!(self.state, State::Reading);
         if is_progress || (self.is_stopping && self.unsent().is_empty()) {
-            self.since = now;
+            self.wait_began_at = now;
         }
         self.buffers.received.extend_from_slice(bytes);
         self.discard_body(now);
         // A head ends with a line, so only the end of a line is worth another attempt to parse it.
         // Most often that is the last byte.
         let completes_a_line = bytes.ends_with(b"\n") || bytes.contains(&b'\n');
-        if completes_a_line || self.buffers.received.len() >= MAX_HEAD {
-            self.needs_bytes = self.buffers.received.is_empty();
+        if completes_a_line || self.buffers.received.len() >= MAX_HEAD_BYTES {
+            self.lacks_complete_head = self.buffers.received.is_empty();
         }
     }
 
@@ -166,11 +166,11 @@ impl Connection {
     pub fn stop(&mut self, now: Instant) {
         self.is_stopping = true;
         if self.is_idle() {
-            self.since = now;
+            self.wait_began_at = now;
         }
     }
 
-    /// The next complete request, or why it is rejected. Either must be [answered](Self::answer)
+    /// The next complete request, or why it is rejected. Either must be [responded to](Self::respond)
     /// before the next is given out. `None` if bytes must come or go first.
     pub fn next_request<'a>(
         &'a mut self,
@@ -183,7 +183,7 @@ impl Connection {
         let head = match request_head::parse(&self.buffers.received[self.start..], space) {
             Ok(Some(head)) => head,
             Ok(None) => {
-                self.needs_bytes = true;
+                self.lacks_complete_head = true;
                 return None;
             }
             Err(rejection) => {
@@ -197,7 +197,7 @@ impl Connection {
         // is its own decision, so that nobody could say where its next request starts (RFC 9110,
         // section 10.1.1).
         let body_is_here = self.buffers.received.len() - self.start >= head.body_length;
-        self.state = State::Answering(Answering {
+        self.state = State::AwaitingResponse(RequestInfo {
             body_length: head.body_length,
             is_head: Method::parse(head.method) == Method::Head,
             is_http_1_0: head.is_http_1_0,
@@ -222,30 +222,30 @@ impl Connection {
     /// Appends the response to the request that was given out. `date` is the value of its `Date`
     /// field. With `is_last` the connection is closed after it, unless more requests are here already.
     /// Returns how many bytes of body it has.
-    pub fn answer<M>(
+    pub fn respond<M>(
         &mut self,
         reply: &Reply<M>,
         date: &str,
         is_last: bool,
         now: Instant,
     ) -> usize {
-        let State::Answering(answering) = self.state else {
+        let State::AwaitingResponse(request) = self.state else {
             return 0;
         };
         if self.unsent().is_empty() {
-            self.since = now;
+            self.wait_began_at = now;
         }
-        self.state = State::DiscardingBody(answering.body_length);
+        self.state = State::DiscardingBody(request.body_length);
         self.discard_body(now);
-        let close = !answering.keep_alive || (is_last && !self.has_next_request());
-        let connection = match (close, answering.is_http_1_0) {
+        let close = !request.keep_alive || (is_last && !self.has_next_request());
+        let connection = match (close, request.is_http_1_0) {
             (true, _) => "\r\nConnection: close",
             (false, true) => "\r\nConnection: keep-alive",
             (false, false) => "",
         };
-        let body = if answering.is_head { &[] } else { reply.body() };
+        let body = if request.is_head { &[] } else { reply.body() };
         let half = &body[..body.len() / 2];
-        let (body, closing) = match reply.how() {
+        let (body, closing) = match reply.ending() {
             Ending::Whole => (body, close.then_some(Closing::HalfClose)),
             Ending::Cut => (half, Some(Closing::HalfClose)),
             Ending::Stall => (half, Some(Closing::Stall)),
@@ -253,12 +253,12 @@ impl Connection {
             Ending::Hang => (&[][..], Some(Closing::Stall)),
             Ending::Reset => (&[][..], Some(Closing::Reset)),
         };
-        if !reply.how().is_silent() {
+        if !reply.ending().is_silent() {
             write_response(&mut self.buffers.to_send, reply, body, date, connection);
         }
         if let Some(closing) = closing {
             self.state = State::Closing(closing);
-            self.since = now;
+            self.wait_began_at = now;
             self.buffers.received.clear();
             self.start = 0;
         }
@@ -271,8 +271,8 @@ impl Connection {
     }
 
     /// Notes that the first `count` of the unsent bytes are sent.
-    pub fn sent(&mut self, count: usize, now: Instant) {
-        self.since = now;
+    pub fn mark_sent(&mut self, count: usize, now: Instant) {
+        self.wait_began_at = now;
         self.active_at = now;
         self.sent += count;
         if self.unsent().is_empty() {
@@ -284,7 +284,7 @@ impl Connection {
     /// Whether bytes are left behind the request that is being answered, other than its body.
     pub fn has_bytes_left(&self) -> bool {
         let body_length = match self.state {
-            State::Answering(answering) => answering.body_length,
+            State::AwaitingResponse(request) => request.body_length,
             _ => 0,
         };
         self.buffers.received.len() - self.start > body_length
@@ -294,8 +294,8 @@ impl Connection {
     /// is sending it may not see a response after which its connection is closed.
     pub fn awaits_body(&self) -> bool {
         match self.state {
-            State::Answering(answering) => {
-                self.buffers.received.len() - self.start < answering.body_length
+            State::AwaitingResponse(request) => {
+                self.buffers.received.len() - self.start < request.body_length
             }
             _ => false,
         }
@@ -308,16 +308,16 @@ impl Connection {
 
     /// Whether the received bytes may hold a complete request that can be given out.
     pub fn can_answer(&self) -> bool {
-        self.may_have_request() && self.unsent().len() < MAX_UNSENT
+        self.may_have_request() && self.unsent().len() < MAX_UNSENT_BYTES
     }
 
     /// Whether more bytes should be read from the socket.
     pub fn wants_bytes(&self) -> bool {
         let wants = match self.state {
-            State::Reading => self.needs_bytes && self.unsent().len() < MAX_UNSENT,
+            State::Reading => self.lacks_complete_head && self.unsent().len() < MAX_UNSENT_BYTES,
             // What the client sends is discarded.
             State::DiscardingBody(_) | State::Lingering(_) | State::Closing(Closing::Stall) => true,
-            State::Answering(_) | State::Closing(_) => false,
+            State::AwaitingResponse(_) | State::Closing(_) => false,
         };
         wants && !self.is_half_closed
     }
@@ -337,15 +337,15 @@ impl Connection {
     /// Notes that the sending side is closed.
     pub fn linger(&mut self, now: Instant) {
         self.state = State::Lingering(now);
-        self.since = now;
+        self.wait_began_at = now;
     }
 
     /// Whether nothing remains to be sent or received, so that the socket can be closed.
     pub fn is_finished(&self) -> bool {
         let is_over = match self.state {
-            State::Reading => self.needs_bytes,
+            State::Reading => self.lacks_complete_head,
             State::DiscardingBody(_) | State::Closing(_) | State::Lingering(_) => true,
-            State::Answering(_) => false,
+            State::AwaitingResponse(_) => false,
         };
         is_over && self.is_half_closed && self.unsent().is_empty()
     }
@@ -354,9 +354,9 @@ impl Connection {
     /// are sent.
     pub fn is_idle(&self) -> bool {
         let is_idle = match self.state {
-            State::Reading => self.needs_bytes,
+            State::Reading => self.lacks_complete_head,
             State::DiscardingBody(_) => true,
-            State::Answering(_) | State::Closing(_) | State::Lingering(_) => false,
+            State::AwaitingResponse(_) | State::Closing(_) | State::Lingering(_) => false,
         };
         is_idle && self.unsent().is_empty()
     }
@@ -365,7 +365,7 @@ impl Connection {
     pub fn idle_since(&self) -> Option<Instant> {
         let since = match self.state {
             State::DiscardingBody(_) => self.active_at,
-            _ => self.since,
+            _ => self.wait_began_at,
         };
         self.is_idle().then_some(since)
     }
@@ -377,7 +377,7 @@ impl Connection {
 
     /// Since when nothing of the unsent bytes was sent, if there are some.
     pub fn stalled_since(&self) -> Option<Instant> {
-        (!self.unsent().is_empty()).then_some(self.since)
+        (!self.unsent().is_empty()).then_some(self.wait_began_at)
     }
 
     /// When the sending side was closed, if it is.
@@ -393,11 +393,11 @@ impl Connection {
     pub fn deadline(&self) -> Option<Instant> {
         let timeout = match self.state {
             State::Lingering(since) => {
-                return Some((self.since + LINGERING_TIMEOUT).min(since + MAX_LINGERING));
+                return Some((self.wait_began_at + LINGERING_TIMEOUT).min(since + MAX_LINGERING));
             }
             // It remains for the client to read what was sent.
             _ if !self.unsent().is_empty() || self.is_finished() => WRITE_TIMEOUT,
-            State::Answering(_) => return None,
+            State::AwaitingResponse(_) => return None,
             State::Reading | State::DiscardingBody(_) if self.is_stopping => {
                 KEEP_ALIVE_TIMEOUT_WHILE_STOPPING
             }
@@ -407,7 +407,7 @@ impl Connection {
             State::Closing(Closing::Stall) => STALL_TIME,
             State::Closing(_) => WRITE_TIMEOUT,
         };
-        Some(self.since + timeout)
+        Some(self.wait_began_at + timeout)
     }
 
     /// Whether the deadline holds even while bytes wait to be read.
@@ -435,7 +435,7 @@ impl Connection {
     }
 
     /// Borrows spare buffers that have grown to their size, so that a request allocates nothing.
-    pub fn take_spare(&mut self, spare: &mut Buffers) {
+    pub fn borrow_buffers(&mut self, spare: &mut Buffers) {
         if self.buffers.received.is_empty() {
             mem::swap(&mut self.buffers.received, &mut spare.received);
         }
@@ -446,7 +446,7 @@ impl Connection {
 
     /// Returns the buffers that the connection has nothing in, and shrinks the others to their
     /// contents: what is parsed and what is sent takes no memory after a turn.
-    pub fn put_back(&mut self, spare: &mut Buffers) {
+    pub fn return_buffers(&mut self, spare: &mut Buffers) {
         self.clear_if_consumed();
         self.buffers.received.drain(..self.start);
         self.start = 0;
@@ -464,7 +464,7 @@ impl Connection {
     }
 
     fn may_have_request(&self) -> bool {
-        matches!(self.state, State::Reading) && !self.needs_bytes
+        matches!(self.state, State::Reading) && !self.lacks_complete_head
     }
 
     /// Whether the next request is here, or one that will be rejected.
@@ -498,7 +498,7 @@ impl Connection {
             self.state = if here == left {
                 // While responses are unsent, only the client's reading counts as progress.
                 if self.unsent().is_empty() {
-                    self.since = now;
+                    self.wait_began_at = now;
                 }
                 State::Reading
             } else {
@@ -513,7 +513,7 @@ impl Connection {
         if self.start == self.buffers.received.len() {
             self.buffers.received.clear();
             self.start = 0;
-            self.needs_bytes = true;
+            self.lacks_complete_head = true;
         }
     }
 }
@@ -554,9 +554,9 @@ mod tests {
         let reply = Reply::text(Status::Ok, "I'm ok!");
         while let Some(request) = connection.next_request(&mut field_space()) {
             assert!(request.is_ok(), "it is well-formed");
-            connection.answer(&reply, "now", false, now);
+            connection.respond(&reply, "now", false, now);
         }
-        connection.sent(connection.unsent().len(), now);
+        connection.mark_sent(connection.unsent().len(), now);
     }
 
     #[test]
@@ -570,19 +570,19 @@ mod tests {
         let capacities =
             |buffers: &Buffers| (buffers.received.capacity(), buffers.to_send.capacity());
         for _ in 0..3 {
-            connection.take_spare(&mut spare);
+            connection.borrow_buffers(&mut spare);
             assert_eq!(capacities(&connection.buffers), (10_000, 20_000));
             connection.receive(REQUEST.as_bytes(), now);
             answer_all(&mut connection, now);
-            connection.put_back(&mut spare);
+            connection.return_buffers(&mut spare);
             assert_eq!(capacities(&connection.buffers), (0, 0));
             assert_eq!(capacities(&spare), (10_000, 20_000));
         }
         // A buffer with something in it stays, and a smaller one is not worth keeping.
         connection.receive(b"GET", now);
-        connection.take_spare(&mut spare);
+        connection.borrow_buffers(&mut spare);
         assert_eq!(capacities(&spare).0, 10_000);
-        connection.put_back(&mut spare);
+        connection.return_buffers(&mut spare);
         assert_eq!(capacities(&spare), (10_000, 20_000));
         assert_eq!(connection.buffers.received, b"GET");
     }
@@ -598,10 +598,10 @@ mod tests {
             let now = Instant::now();
             let mut connection = Connection::new(now);
             let mut spare = Buffers::default();
-            connection.take_spare(&mut spare);
+            connection.borrow_buffers(&mut spare);
             connection.receive((before + begun).as_bytes(), now);
             answer_all(&mut connection, now);
-            connection.put_back(&mut spare);
+            connection.return_buffers(&mut spare);
             assert!(connection.is_idle());
             assert_eq!(connection.held_bytes(), begun.len());
         }

@@ -2,16 +2,16 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::room::RESERVE;
+use crate::eviction::RESERVE_SIZE;
 
 /// Descriptors that are not for ordinary connections: the reserve's, the standard streams, the
 /// listener, the poll, the stop signal, and what a service opens now and then.
-const RESERVED_DESCRIPTORS: usize = 16 + RESERVE;
+const RESERVED_DESCRIPTORS: usize = 16 + RESERVE_SIZE;
 /// The limit that macOS allows where the hard limit is infinite.
 const OPEN_MAX: u64 = 10_240;
 
 /// How many connections the process's limit on descriptors leaves room for.
-pub fn room_for_connections() -> usize {
+pub fn connections_within_descriptor_limit() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
     let descriptors = limit.map_or(usize::MAX, |limit| limit as usize);
     descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(1)

@@ -29,14 +29,15 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 use slab::Slab;
 
-use crate::client::{Admission, Client, Evictable, Next, Shared, holding};
+use crate::client::{Admission, Client, Evictable, Next, Shared, memory_holders};
 use crate::connection::{Buffers, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
 use crate::date::Date;
+use crate::eviction::{
+    Eviction, MAX_CHECKS_IN_WAIT, MAX_CHECKS_OVERDUE, MAX_READERS_SKIPPED, MAX_TIME_ON_RESERVE,
+    MIN_IDLE_TIME, RESERVE_SIZE, SEARCH_INTERVAL,
+};
 use crate::fair_queue::FairQueue;
 use crate::listener::BACKLOG;
-use crate::room::{
-    LAST_LOOKS, MAX_READING, MAX_TIME_ON_RESERVE, MOMENT, PATIENCE, RESERVE, Room, SEARCH_INTERVAL,
-};
 use crate::server::Limits;
 use crate::service::Service;
 use crate::socket::Readiness;
@@ -58,7 +59,7 @@ const ACCEPTS_PER_WAKE_UP: usize = 64;
 /// How often in a row work waits for newly accepted clients, which may be scrapes: until the longest
 /// backlog is accepted. After that, work is done even if clients never stop connecting.
 const MAX_WORK_DEFERRALS: usize = BACKLOG as usize / ACCEPTS_PER_WAKE_UP;
-/// The least time between two looks at all deadlines. A look is at every client.
+/// The least time between two checks_in_wait at all deadlines. A look is at every client.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 /// How long accepting pauses when there is no descriptor, or no room.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -66,7 +67,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// buffers of clients that do not read included. Beyond that, connections that hold the most for the
 /// longest time are reset.
 const HELD_BYTES_PER_CONNECTION: usize = 4 * 1024;
-/// The least time between two looks at the memory that all clients hold.
+/// The least time between two checks_in_wait at the memory that all clients hold.
 const MEMORY_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 /// The least that is allowed for all connections together.
 const MIN_HELD_BYTES: usize = 1024 * 1024;
@@ -89,9 +90,9 @@ pub struct EventLoop<V: Service> {
     queue: FairQueue,
     /// The connections above the limit, oldest first.
     reserve: Vec<Reserved>,
-    room: Room,
+    eviction: Eviction,
     /// When the next look at the reserve is one that counts.
-    next_look: Instant,
+    next_reserve_check: Instant,
     /// No place has become free since a request waited in vain for one, so that the next need not.
     is_refusing: bool,
     /// The most bytes that all buffers may hold.
@@ -108,7 +109,7 @@ pub struct EventLoop<V: Service> {
     /// When deadlines are looked at next.
     next_sweep: Option<Instant>,
     /// When the service wants to be called again.
-    next_call: Option<Instant>,
+    next_service_call: Option<Instant>,
     /// How the end proceeds. `None` until the first signal.
     stop: Option<Stop>,
 }
@@ -117,10 +118,10 @@ pub struct EventLoop<V: Service> {
 struct Reserved {
     key: usize,
     accepted_at: Instant,
-    /// At how many looks a request was seen to wait for a place.
-    looks: u32,
-    /// The looks since its time was over, if it is.
-    last_looks: Option<u32>,
+    /// At how many checks_in_wait a request was seen to wait for a place.
+    checks_in_wait: u32,
+    /// The checks_in_wait since its time was over, if it is.
+    checks_overdue: Option<u32>,
 }
 
 /// The times of an orderly end.
@@ -179,14 +180,14 @@ impl<V: Service> EventLoop<V> {
                 full_from: max_held_bytes / 4 * 3,
                 waiting_for_memory: Vec::new(),
                 turnovers: 0,
-                answering_since: None,
+                answer_began_at: None,
                 is_stopping: false,
                 is_grace_over: false,
             },
             queue: FairQueue::default(),
             reserve: Vec::new(),
-            room: Room::new(now),
-            next_look: now,
+            eviction: Eviction::new(now),
+            next_reserve_check: now,
             is_refusing: false,
             max_held_bytes,
             next_memory_check: now,
@@ -195,7 +196,7 @@ impl<V: Service> EventLoop<V> {
             work_deferrals: 0,
             accept_paused_until: None,
             next_sweep: None,
-            next_call: None,
+            next_service_call: None,
             stop: None,
         })
     }
@@ -225,7 +226,7 @@ impl<V: Service> EventLoop<V> {
                     Token(key) => self.handle_event(key, event.into()),
                 }
             }
-            let limit = self.max_clients.saturating_add(RESERVE);
+            let limit = self.max_clients.saturating_add(RESERVE_SIZE);
             self.accept(ACCEPTS_PER_WAKE_UP, limit);
             self.serve_reserve();
             self.queue_due();
@@ -265,8 +266,8 @@ impl<V: Service> EventLoop<V> {
             self.accept_paused_until,
             next_look_at_reserve,
             next_memory_check,
-            self.stop.as_ref().map(|stop| self.next_step(stop)),
-            self.next_call,
+            self.stop.as_ref().map(|stop| self.next_stop_step(stop)),
+            self.next_service_call,
         ]
         .into_iter()
         .flatten()
@@ -427,7 +428,7 @@ impl<V: Service> EventLoop<V> {
                 return;
             }
             let is_full = self.clients.len() >= limit;
-            if is_full && !self.make_room_on_reserve() {
+            if is_full && !self.evict_from_reserve() {
                 self.accept_paused_until = Some(now + SEARCH_INTERVAL);
                 return;
             }
@@ -443,7 +444,7 @@ impl<V: Service> EventLoop<V> {
                     // Something else in the process, or in the system, has taken the descriptors.
                     // Without room, idle connections would keep everybody out, /faults included.
                     _ if is_out_of_descriptors(&error)
-                        && (self.make_room_on_reserve() || self.make_room()) => {}
+                        && (self.evict_from_reserve() || self.evict()) => {}
                     _ => {
                         let message = format!("cannot accept connections for now: {error}");
                         self.shared.service.report(&message);
@@ -459,7 +460,7 @@ impl<V: Service> EventLoop<V> {
     fn insert(&mut self, mut stream: TcpStream, peer: SocketAddr) {
         let now = self.shared.now;
         // Those that wait longer come first.
-        let admission = if self.has_place() && self.reserve.is_empty() {
+        let admission = if self.has_free_slot() && self.reserve.is_empty() {
             Admission::Admitted
         } else {
             Admission::Waiting
@@ -482,87 +483,90 @@ impl<V: Service> EventLoop<V> {
             self.reserve.push(Reserved {
                 key,
                 accepted_at: now,
-                looks: 0,
-                last_looks: None,
+                checks_in_wait: 0,
+                checks_overdue: None,
             });
         }
         self.shared.service.connections_changed(self.clients.len());
     }
 
     /// Whether fewer connections are open than the limit allows, the reserve apart.
-    fn has_place(&self) -> bool {
+    fn has_free_slot(&self) -> bool {
         self.clients.len() - self.reserve.len() < self.max_clients
     }
 
     /// Admits connections from the reserve as far as there is room, refuses their requests when they
     /// have waited long enough, and lets connections turn over while others wait.
     fn serve_reserve(&mut self) {
-        let is_look = self.next_look <= self.shared.now;
-        if is_look {
-            self.next_look = self.shared.now + SEARCH_INTERVAL;
+        let is_check_due = self.next_reserve_check <= self.shared.now;
+        if is_check_due {
+            self.next_reserve_check = self.shared.now + SEARCH_INTERVAL;
         }
         let now = self.shared.now;
         let mut index = 0;
         while let Some(reserved) = self.reserve.get(index) {
             let (key, accepted_at) = (reserved.key, reserved.accepted_at);
             let waits = self.clients[key].waits_for_admission(&self.shared);
-            if self.has_place() || (waits && self.make_room()) {
+            if self.has_free_slot() || (waits && self.evict()) {
                 // Making room may have closed connections on the reserve, too.
                 self.reserve.retain(|reserved| reserved.key != key);
-                self.clients[key].admit(Admission::Admitted);
+                self.clients[key].set_admission(Admission::Admitted);
                 self.queue_turn(key);
                 continue;
             }
             let is_over = accepted_at + MAX_TIME_ON_RESERVE <= now;
-            if is_over && self.ends_on_reserve(index, waits, is_look) {
+            if is_over && self.ends_on_reserve(index, waits, is_check_due) {
                 self.close(key, false);
                 continue;
             }
             if waits {
-                let looks = &mut self.reserve[index].looks;
-                *looks += u32::from(is_look);
-                if self.is_refusing || *looks > PATIENCE || is_over {
+                let checks_in_wait = &mut self.reserve[index].checks_in_wait;
+                *checks_in_wait += u32::from(is_check_due);
+                if self.is_refusing || *checks_in_wait > MAX_CHECKS_IN_WAIT || is_over {
                     self.is_refusing = true;
-                    self.clients[key].admit(Admission::Refused);
+                    self.clients[key].set_admission(Admission::Refused);
                     self.queue_turn(key);
                 }
             }
             index += 1;
         }
         // As long as others wait for places, some of those who have one give theirs up.
-        let is_full = !self.has_place();
+        let is_full = !self.has_free_slot();
         self.shared.turnovers = if is_full && (self.may_accept || !self.reserve.is_empty()) {
             let left = self.shared.turnovers;
-            self.room.grant_turnovers(left, now)
+            self.eviction.grant_turnovers(left, now)
         } else {
             0
         };
     }
 
     /// Whether a connection whose time on the reserve is over can be closed: what was received by now
-    /// is answered first, within some looks.
-    fn ends_on_reserve(&mut self, index: usize, waits: bool, is_look: bool) -> bool {
+    /// is answered first, within some checks_in_wait.
+    fn ends_on_reserve(&mut self, index: usize, waits: bool, is_check_due: bool) -> bool {
         let Reserved {
-            key, last_looks, ..
+            key,
+            checks_overdue,
+            ..
         } = self.reserve[index];
         let client = &mut self.clients[key];
-        if let Some(looks) = last_looks {
-            self.reserve[index].last_looks = Some(looks + u32::from(is_look));
-            return looks >= LAST_LOOKS || (client.evictable().is_some() && !client.is_queued);
+        if let Some(checks_in_wait) = checks_overdue {
+            self.reserve[index].checks_overdue = Some(checks_in_wait + u32::from(is_check_due));
+            return checks_in_wait >= MAX_CHECKS_OVERDUE
+                || (client.evictable().is_some() && !client.is_queued);
         }
         let has_unread = client.has_unread(&mut self.shared);
         let is_over = !(has_unread || waits || client.is_queued);
-        self.reserve[index].last_looks = Some(0);
+        self.reserve[index].checks_overdue = Some(0);
         self.queue_turn(key);
         is_over
     }
 
     /// Closes the connection that has been idle longest, among those that can go. Gives whether there
     /// was one.
-    fn make_room(&mut self) -> bool {
+    fn evict(&mut self) -> bool {
         let mut reading = 0;
         for _ in 0..2 {
-            while let Some((evictable, key)) = self.room.next_candidate() {
+            while let Some((evictable, key)) = self.eviction.next_candidate() {
                 let Some(client) = self.clients.get_mut(key) else {
                     continue;
                 };
@@ -575,9 +579,9 @@ impl<V: Service> EventLoop<V> {
                     self.queue_turn(key);
                     continue;
                 }
-                if client.is_reading() {
+                if client.is_reading_last_response() {
                     reading += 1;
-                    if reading == MAX_READING {
+                    if reading == MAX_READERS_SKIPPED {
                         return false;
                     }
                     continue;
@@ -587,7 +591,7 @@ impl<V: Service> EventLoop<V> {
             }
             let admitted = (self.clients.iter())
                 .filter(|(_, client)| client.admission() == Admission::Admitted);
-            self.room.search(admitted, self.shared.now);
+            self.eviction.search(admitted, self.shared.now);
         }
         false
     }
@@ -595,7 +599,7 @@ impl<V: Service> EventLoop<V> {
     /// Closes a connection on the reserve that has asked for nothing, or read nothing of its responses,
     /// for a moment. Gives whether there was one. Neither bytes that are no request nor a part of one
     /// keep a place there.
-    fn make_room_on_reserve(&mut self) -> bool {
+    fn evict_from_reserve(&mut self) -> bool {
         let now = self.shared.now;
         for index in 0..self.reserve.len() {
             let Reserved {
@@ -607,7 +611,7 @@ impl<V: Service> EventLoop<V> {
                 Some(Evictable::HalfClosed(since)) => Some(since),
                 None => client.stalled_since(),
             };
-            if since.is_none_or(|since| now < since + MOMENT) {
+            if since.is_none_or(|since| now < since + MIN_IDLE_TIME) {
                 continue;
             }
             if client.has_unread(&mut self.shared) && client.has_request() {
@@ -651,12 +655,12 @@ impl<V: Service> EventLoop<V> {
             return;
         }
         let now = self.shared.now;
-        let mut holding = holding(self.clients.iter(), now);
+        let mut memory_holders = memory_holders(self.clients.iter(), now);
         // Some more than necessary, so that the next look at all clients is not soon.
         let enough = self.shared.scarce_from;
         let mut count = 0_u32;
         while self.shared.held_bytes > enough
-            && let Some((held_for, key)) = holding.pop()
+            && let Some((held_for, key)) = memory_holders.pop()
         {
             // A client that makes progress is spared unless the limit itself is exceeded.
             if held_for.is_stalled() || self.shared.held_bytes > self.max_held_bytes {
@@ -688,8 +692,8 @@ impl<V: Service> EventLoop<V> {
             self.reserve.retain(|reserved| reserved.key != key);
         }
         // The service may panic while it is told how exchanges have ended.
-        let leave = AssertUnwindSafe(|| client.leave(is_lost, &mut self.shared));
-        let _ = catch_unwind(leave);
+        let close = AssertUnwindSafe(|| client.close(is_lost, &mut self.shared));
+        let _ = catch_unwind(close);
         self.shared.service.connections_changed(self.clients.len());
         self.accept_paused_until = None;
         self.shrink();
@@ -715,7 +719,7 @@ impl<V: Service> EventLoop<V> {
     /// Lets the service do what it does before the server waits.
     fn finish_wake_up(&mut self) {
         let again = self.shared.service.before_wait();
-        self.next_call = again.map(|time| self.shared.now + time);
+        self.next_service_call = again.map(|time| self.shared.now + time);
     }
 
     /// Begins the end: every client gets the responses to what it has sent, and then its connection is
@@ -779,7 +783,7 @@ impl<V: Service> EventLoop<V> {
     }
 
     /// When the end proceeds without an event.
-    fn next_step(&self, stop: &Stop) -> Instant {
+    fn next_stop_step(&self, stop: &Stop) -> Instant {
         if self.listener.is_some() {
             stop.listener_closes
         } else {

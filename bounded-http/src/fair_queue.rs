@@ -14,11 +14,11 @@ use std::time::Duration;
 
 /// How far ahead of the virtual time a client may be and still go first: half a turn. A client that
 /// takes whole turns is ahead by more.
-const LIGHT_USE: u64 = 25_000;
+const LIGHT_USE_NANOS: u64 = 25_000;
 /// The most that one turn is charged, in nanoseconds. A turn lasts longer when the kernel takes the
 /// CPU away, or when one response takes long; the client must not wait for that as many times over
 /// as there are busy clients.
-const MAX_CHARGE: u64 = 200_000;
+const MAX_CHARGE_NANOS: u64 = 200_000;
 
 /// Clients that want a turn, by their keys.
 #[derive(Default)]
@@ -36,7 +36,7 @@ pub struct FairQueue {
 impl FairQueue {
     /// Adds a client whose use so far ends at `finish_tag`.
     pub fn push(&mut self, key: usize, finish_tag: u64) {
-        if finish_tag <= self.virtual_time + LIGHT_USE {
+        if finish_tag <= self.virtual_time + LIGHT_USE_NANOS {
             self.light.push_back(key);
         } else {
             self.heavy.push(Reverse((finish_tag, key)));
@@ -62,8 +62,8 @@ impl FairQueue {
     /// The finish tag of a client after a turn that took so long. Time that it did not use earlier is
     /// not saved up.
     pub fn charge(&self, finish_tag: u64, used: Duration) -> u64 {
-        let used = u64::try_from(used.as_nanos()).unwrap_or(MAX_CHARGE);
-        finish_tag.max(self.virtual_time) + used.min(MAX_CHARGE)
+        let used = u64::try_from(used.as_nanos()).unwrap_or(MAX_CHARGE_NANOS);
+        finish_tag.max(self.virtual_time) + used.min(MAX_CHARGE_NANOS)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn a_turn_that_took_long_is_not_held_against_its_client_for_ever() {
         let queue = FairQueue::default();
-        assert_eq!(queue.charge(0, Duration::from_secs(10)), MAX_CHARGE);
+        assert_eq!(queue.charge(0, Duration::from_secs(10)), MAX_CHARGE_NANOS);
         assert_eq!(queue.charge(7, Duration::from_nanos(3)), 10);
     }
 }

@@ -22,7 +22,7 @@
 //! # Four rules
 //!
 //! 1. **Turns are bounded in time.** A client's turn ends after 50 µs, and all turns together after a
-//!    millisecond. Then the server looks at the sockets and the listener again. A fair queue serves
+//!    millisecond. Then the server checks_in_wait at the sockets and the listener again. A fair queue serves
 //!    clients that have used little time first. So a new client waits a few milliseconds, even if
 //!    thousands of others pipeline requests without end.
 //! 2. **Received means that the kernel has it.** A request that reached the kernel before a timeout, a
@@ -73,7 +73,7 @@ macro_rules! internal {
     )*};
 }
 
-internal!(client connection date listener request_head room socket timer_queue);
+internal!(client connection date eviction listener request_head socket timer_queue);
 
 mod descriptors;
 mod event_loop;

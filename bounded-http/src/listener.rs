@@ -11,10 +11,10 @@ use rustix::net::{self, AddressFamily, SocketType, sockopt};
 pub const BACKLOG: u16 = 4096;
 /// What the kernel may hold of one connection in either direction, in bytes; it doubles both. A
 /// thousand connections must fit in 16 MiB, whatever their clients do. A response of up to some 45 KB
-/// is still one write: the kernel looks at the limit before it takes more, not at what it takes.
-pub const SEND_BUFFER: usize = 4096;
-/// See [`SEND_BUFFER`].
-pub const RECEIVE_BUFFER: usize = 2304;
+/// is still one write: the kernel checks_in_wait at the limit before it takes more, not at what it takes.
+pub const SEND_BUFFER_SIZE: usize = 4096;
+/// See [`SEND_BUFFER_SIZE`].
+pub const RECEIVE_BUFFER_SIZE: usize = 2304;
 
 /// How long the kernel tries to deliver what a client does not read, in milliseconds. It is longer
 /// than what the event loop waits for, so that the kernel alone closes no connection that is open.
@@ -53,8 +53,8 @@ pub fn set_up(listener: TcpListener) -> io::Result<TcpListener> {
     // Accepted connections inherit all of these. Without the first, the second write of an answer
     // waits for the client's delayed ACK to the first write, 40 ms.
     sockopt::set_tcp_nodelay(&listener, true)?;
-    sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER)?;
-    sockopt::set_socket_recv_buffer_size(&listener, RECEIVE_BUFFER)?;
+    sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER_SIZE)?;
+    sockopt::set_socket_recv_buffer_size(&listener, RECEIVE_BUFFER_SIZE)?;
     // Urgent data is received in line, as RFC 6093 recommends: a byte that the kernel took out of a
     // head would be missing there.
     sockopt::set_socket_oobinline(&listener, true)?;

@@ -148,7 +148,7 @@ impl<M> Reply<M> {
 
     /// Changes how the response ends.
     #[must_use]
-    pub fn ending(self, ending: Ending) -> Self {
+    pub fn end_with(self, ending: Ending) -> Self {
         Self { ending, ..self }
     }
 
@@ -210,7 +210,7 @@ impl<M> Reply<M> {
     }
 
     /// How the response ends.
-    pub fn how(&self) -> Ending {
+    pub fn ending(&self) -> Ending {
         self.ending
     }
 

@@ -13,12 +13,12 @@ use crate::request::Field;
 
 /// The longest request head, in bytes. A browser sends the cookies of every port of localhost, which
 /// can take more than 8 KiB.
-pub const MAX_HEAD: usize = 16 * 1024;
+pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// The most fields in a head. Each complete line of a head that arrives in pieces has it parsed from
 /// its start, so that this also limits how often.
 pub const MAX_FIELDS: usize = 100;
 /// The longest body that is discarded, in bytes.
-pub const MAX_BODY: usize = 64 * 1024;
+pub const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// A complete head.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct RequestHead<'a> {
     pub expects_continue: bool,
 }
 
-/// Room for the header fields of one head.
+/// Eviction for the header fields of one head.
 pub type FieldSpace<'a> = [MaybeUninit<Field<'a>>; MAX_FIELDS];
 
 /// Makes room for the header fields of one head.
@@ -111,7 +111,7 @@ fn parse_lines<'a>(
     received: &'a [u8],
     space: &'a mut FieldSpace<'a>,
 ) -> Result<Option<RequestHead<'a>>, Rejection> {
-    let within_bound = &received[..received.len().min(MAX_HEAD)];
+    let within_bound = &received[..received.len().min(MAX_HEAD_BYTES)];
     let lines = within_bound.iter().rposition(|byte| *byte == b'\n');
     let lines = &within_bound[..lines.map_or(0, |last| last + 1)];
 
@@ -123,7 +123,7 @@ fn parse_lines<'a>(
             let request_line = (method.unwrap_or_default(), target.unwrap_or_default());
             judge(request_line, head.version == Some(0), head.headers, length).map(Some)
         }
-        Ok(httparse::Status::Partial) if received.len() < MAX_HEAD => Ok(None),
+        Ok(httparse::Status::Partial) if received.len() < MAX_HEAD_BYTES => Ok(None),
         Ok(httparse::Status::Partial) if lines.is_empty() => Err(too_long(within_bound)),
         Ok(httparse::Status::Partial) => Err(Rejection::new(
             Status::RequestHeaderFieldsTooLarge,
@@ -253,7 +253,7 @@ impl Framing {
             return Err(transfer_encoding.rejection());
         }
         match self.content_length.unwrap_or(0) {
-            length if length > MAX_BODY => Err(Rejection::new(
+            length if length > MAX_BODY_BYTES => Err(Rejection::new(
                 Status::ContentTooLarge,
                 "The body is longer than 64 KiB.\n",
             )),

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::descriptors::room_for_connections;
+use crate::descriptors::connections_within_descriptor_limit;
 use crate::event_loop::EventLoop;
 use crate::listener;
 use crate::service::Service;
@@ -113,7 +113,10 @@ impl Server {
     /// The effective limit on connections: the lower of [`Limits::connections`] and what the limit on
     /// descriptors leaves room for.
     pub fn connection_limit(&self) -> usize {
-        self.limits.connections.min(room_for_connections()).max(1)
+        self.limits
+            .connections
+            .min(connections_within_descriptor_limit())
+            .max(1)
     }
 
     /// Returns the listening socket, for another server to use.

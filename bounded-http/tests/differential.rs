@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use bounded_http::connection::Connection;
-use bounded_http::request_head::{MAX_BODY, MAX_FIELDS, MAX_HEAD, field_space};
+use bounded_http::request_head::{MAX_BODY_BYTES, MAX_FIELDS, MAX_HEAD_BYTES, field_space};
 use bounded_http::{Reply, Status};
 use http_net::{BodyFraming, HttpError, Limits, Response, ServerConn, ServerEvent, Version};
 
@@ -53,8 +53,8 @@ fn ours(bytes: &[u8]) -> (Vec<Understood>, Option<u16>) {
             keep_alive: head.keep_alive,
         });
         let reply = Reply::text(Status::NotFound, "");
-        connection.answer(&reply, "now", false, now);
-        connection.sent(connection.unsent().len(), now);
+        connection.respond(&reply, "now", false, now);
+        connection.mark_sent(connection.unsent().len(), now);
     }
     (requests, None)
 }
@@ -76,11 +76,11 @@ struct Theirs {
 
 fn theirs(mut bytes: &[u8]) -> Theirs {
     let limits = Limits::new()
-        .with_max_start_line(MAX_HEAD)
-        .with_max_header_bytes(MAX_HEAD)
-        .with_max_field_line(MAX_HEAD)
+        .with_max_start_line(MAX_HEAD_BYTES)
+        .with_max_header_bytes(MAX_HEAD_BYTES)
+        .with_max_field_line(MAX_HEAD_BYTES)
         .with_max_headers(MAX_FIELDS)
-        .with_max_body(MAX_BODY as u64);
+        .with_max_body(MAX_BODY_BYTES as u64);
     let mut connection = ServerConn::with_limits(limits);
     let mut requests = Vec::new();
     let mut sent = Vec::new();
@@ -377,7 +377,7 @@ fn every_difference_to_another_strict_server_is_explained() {
     let (mut faults, mut requests) = (Vec::new(), 0);
     for bytes in inputs.chain(variations) {
         // The two bound the parts of a head differently.
-        if bytes.len() > MAX_HEAD {
+        if bytes.len() > MAX_HEAD_BYTES {
             continue;
         }
         match explanation(&bytes) {

@@ -11,14 +11,16 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bounded_http::Service;
-use bounded_http::client::{Admission, Client, Evictable, Next, Shared, holding};
+use bounded_http::client::{Admission, Client, Evictable, Next, Shared, memory_holders};
 use bounded_http::connection::{
-    Buffers, KEEP_ALIVE_TIMEOUT, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING, LINGERING_TIMEOUT, MAX_UNSENT,
-    WRITE_TIMEOUT,
+    Buffers, KEEP_ALIVE_TIMEOUT, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING, LINGERING_TIMEOUT,
+    MAX_UNSENT_BYTES, WRITE_TIMEOUT,
 };
-use bounded_http::listener::{RECEIVE_BUFFER, SEND_BUFFER};
-use bounded_http::request_head::MAX_HEAD;
-use bounded_http::room::{LAST_LOOKS, MAX_TIME_ON_RESERVE, PATIENCE, SEARCH_INTERVAL, candidates};
+use bounded_http::eviction::{
+    MAX_CHECKS_IN_WAIT, MAX_CHECKS_OVERDUE, MAX_TIME_ON_RESERVE, SEARCH_INTERVAL, candidates,
+};
+use bounded_http::listener::{RECEIVE_BUFFER_SIZE, SEND_BUFFER_SIZE};
+use bounded_http::request_head::MAX_HEAD_BYTES;
 use tiny_probe::app::{App, Exchange};
 use tiny_probe::config::{Config, FaultInjection, ProbeSettings};
 use tiny_probe::metrics::{Format, InForce};
@@ -42,11 +44,11 @@ const MOST_IN_A_RESPONSE: usize = 32 * 1024;
 /// More than it takes to send the responses to all of them through the smallest queue.
 const MOST_WAKE_UPS: usize = 50_000;
 /// The most that the buffers of one client may hold, the kernel's included.
-const MOST_HELD: usize = MAX_HEAD
+const MOST_HELD: usize = MAX_HEAD_BYTES
     + READ_SIZE
-    + 2 * (MAX_UNSENT + MOST_IN_A_RESPONSE)
-    + 2 * SEND_BUFFER
-    + 2 * RECEIVE_BUFFER;
+    + 2 * (MAX_UNSENT_BYTES + MOST_IN_A_RESPONSE)
+    + 2 * SEND_BUFFER_SIZE
+    + 2 * RECEIVE_BUFFER_SIZE;
 /// The most that a client takes beside its buffers.
 const MOST_BESIDE_BUFFERS: usize = 1024;
 /// Turns in a row without progress: one may read nothing, another may find that there is no more.
@@ -62,7 +64,7 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 thread_local! {
     static NOW: Cell<Instant> = Cell::new(Instant::now());
-    /// How long everything takes: the time between two looks at the clock.
+    /// How long everything takes: the time between two checks_in_wait at the clock.
     static TICK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
@@ -128,7 +130,7 @@ struct World {
     /// It was stopped after it had asked for events.
     has_polled: bool,
     is_signaled: bool,
-    next_look: Instant,
+    next_reserve_check: Instant,
     next_memory_check: Instant,
     is_refusing: bool,
     grace_ends: Option<Instant>,
@@ -153,9 +155,9 @@ struct Peer {
     /// From then on.
     client: Option<Client<SimulatedSocket, Exchange>>,
     accepted_at: Instant,
-    /// At how many looks at the reserve a request waited for a place, and since its time was over.
-    looks: u32,
-    last_looks: Option<u32>,
+    /// At how many checks_in_wait at the reserve a request waited for a place, and since its time was over.
+    checks_in_wait: u32,
+    checks_overdue: Option<u32>,
     /// Responses may have closed the connection to make room.
     may_turn_over: bool,
     was_on_reserve: bool,
@@ -258,7 +260,7 @@ impl World {
             scarce_from: usize::MAX / 2,
             full_from: usize::MAX,
             waiting_for_memory: Vec::new(),
-            answering_since: None,
+            answer_began_at: None,
             turnovers: 0,
             is_stopping: false,
             is_grace_over: false,
@@ -274,7 +276,7 @@ impl World {
             is_frozen: false,
             has_polled: false,
             is_signaled: false,
-            next_look: now,
+            next_reserve_check: now,
             next_memory_check: now,
             is_refusing: false,
             grace_ends: None,
@@ -340,7 +342,7 @@ impl World {
             // o: how much the kernel takes to send.
             15 => self.with_kernel(|kernel| kernel.send_queue = (count * 512).max(512)),
             // q: a connection makes room.
-            17 if !self.is_frozen => drop(self.make_room()),
+            17 if !self.is_frozen => drop(self.evict()),
             // r: how much the client reads at a time.
             18 => self.with_kernel(|kernel| kernel.pace = Some(square * 16)),
             // s: the service is told to stop.
@@ -405,8 +407,8 @@ impl World {
             socket: Some(socket),
             client: None,
             accepted_at: NOW.get(),
-            looks: 0,
-            last_looks: None,
+            checks_in_wait: 0,
+            checks_overdue: None,
             may_turn_over: self.shared.turnovers > 0,
             was_on_reserve: false,
             turns_without_progress: 0,
@@ -518,8 +520,8 @@ impl World {
     fn next_wake_up(&self) -> Option<Instant> {
         let deadlines = self.clients().filter_map(|(_, client)| client.deadline());
         let is_reserved = |client: &Client<_, _>| client.admission() != Admission::Admitted;
-        let next_look =
-            (self.clients().any(|(_, client)| is_reserved(client))).then_some(self.next_look);
+        let next_reserve_check = (self.clients().any(|(_, client)| is_reserved(client)))
+            .then_some(self.next_reserve_check);
         let next_memory_check =
             (!self.shared.waiting_for_memory.is_empty()).then_some(self.next_memory_check);
         let stop = self.grace_ends.map(|end| {
@@ -530,7 +532,7 @@ impl World {
             }
         });
         deadlines
-            .chain(next_look)
+            .chain(next_reserve_check)
             .chain(next_memory_check)
             .chain(self.shared.timers.next_due())
             .chain(stop)
@@ -588,7 +590,7 @@ impl World {
     fn accept(&mut self) {
         let now = self.shared.now;
         for key in 0..PEERS {
-            let has_place = self.has_place();
+            let has_free_slot = self.has_free_slot();
             let is_stopping = self.shared.is_stopping;
             let Some(peer) = &mut self.peers[key] else {
                 continue;
@@ -596,7 +598,7 @@ impl World {
             let Some(socket) = peer.socket.take() else {
                 continue;
             };
-            let admission = if has_place {
+            let admission = if has_free_slot {
                 Admission::Admitted
             } else {
                 Admission::Waiting
@@ -607,13 +609,13 @@ impl World {
                 client.stop(now);
             }
             peer.accepted_at = now;
-            peer.was_on_reserve |= !has_place;
+            peer.was_on_reserve |= !has_free_slot;
             peer.client = Some(client);
             self.count_connections();
         }
     }
 
-    fn has_place(&self) -> bool {
+    fn has_free_slot(&self) -> bool {
         let admitted = self.clients();
         admitted
             .filter(|(_, client)| client.admission() == Admission::Admitted)
@@ -623,9 +625,9 @@ impl World {
 
     fn serve_reserve(&mut self) {
         let now = self.shared.now;
-        let is_look = self.next_look <= now;
-        if is_look {
-            self.next_look = now + SEARCH_INTERVAL;
+        let is_check_due = self.next_reserve_check <= now;
+        if is_check_due {
+            self.next_reserve_check = now + SEARCH_INTERVAL;
         }
         for key in 0..PEERS {
             let Some(peer) = &mut self.peers[key] else {
@@ -638,9 +640,9 @@ impl World {
                 continue;
             }
             let waits = client.waits_for_admission(&self.shared);
-            if self.has_place() || (waits && self.make_room()) {
+            if self.has_free_slot() || (waits && self.evict()) {
                 let client = self.client(key).expect("only others make room");
-                client.admit(Admission::Admitted);
+                client.set_admission(Admission::Admitted);
                 self.queue_turn(key);
                 continue;
             }
@@ -648,13 +650,13 @@ impl World {
             let client = peer.client.as_mut().expect("it is accepted");
             let is_time_over = peer.accepted_at + MAX_TIME_ON_RESERVE <= now;
             if is_time_over {
-                let is_first = peer.last_looks.is_none();
-                let (ends, is_served) = if let Some(looks) = peer.last_looks {
-                    peer.last_looks = Some(looks + u32::from(is_look));
+                let is_first = peer.checks_overdue.is_none();
+                let (ends, is_served) = if let Some(checks_in_wait) = peer.checks_overdue {
+                    peer.checks_overdue = Some(checks_in_wait + u32::from(is_check_due));
                     let is_served = client.evictable().is_some() && !client.is_queued;
-                    (looks >= LAST_LOOKS || is_served, is_served)
+                    (checks_in_wait >= MAX_CHECKS_OVERDUE || is_served, is_served)
                 } else {
-                    peer.last_looks = Some(0);
+                    peer.checks_overdue = Some(0);
                     let has_unread = client.has_unread(&mut self.shared);
                     let is_served = !(has_unread || waits || client.is_queued);
                     (is_served, is_served)
@@ -670,18 +672,18 @@ impl World {
             }
             if waits {
                 let peer = self.peers[key].as_mut().expect("it is not closed");
-                peer.looks += u32::from(is_look);
-                if is_time_over || self.is_refusing || peer.looks > PATIENCE {
+                peer.checks_in_wait += u32::from(is_check_due);
+                if is_time_over || self.is_refusing || peer.checks_in_wait > MAX_CHECKS_IN_WAIT {
                     self.is_refusing = true;
                     let client = self.client(key).expect("it is accepted");
-                    client.admit(Admission::Refused);
+                    client.set_admission(Admission::Refused);
                     self.queue_turn(key);
                 }
             }
         }
     }
 
-    fn make_room(&mut self) -> bool {
+    fn evict(&mut self) -> bool {
         let now = self.shared.now;
         let admitted =
             (self.clients()).filter(|(_, client)| client.admission() == Admission::Admitted);
@@ -690,7 +692,7 @@ impl World {
             let client = peer.client.as_mut().expect("it is a candidate");
             if client.has_unread(&mut self.shared) {
                 self.queue_turn(key);
-            } else if !client.is_reading() {
+            } else if !client.is_reading_last_response() {
                 self.close(key, Ending::Evicted(evictable));
                 return true;
             }
@@ -792,9 +794,9 @@ impl World {
             return;
         }
         let now = self.shared.now;
-        let mut holding = holding(self.clients(), now);
+        let mut memory_holders = memory_holders(self.clients(), now);
         while self.shared.held_bytes > self.shared.scarce_from
-            && let Some((held_for, key)) = holding.pop()
+            && let Some((held_for, key)) = memory_holders.pop()
         {
             if held_for.is_stalled() || self.shared.held_bytes > self.max_held_bytes {
                 self.close(key, Ending::HoldsMost);
@@ -876,11 +878,11 @@ impl World {
         let may_free = client.held_bytes() + MOST_BESIDE_BUFFERS;
         let mut client = Some(client);
         let shared = &mut self.shared;
-        let mut leave = || client.take().expect("once").leave(is_lost, shared);
+        let mut close = || client.take().expect("once").close(is_lost, shared);
         if is_pending || peer.unconfirmed_since.is_some() {
-            leave();
+            close();
         } else {
-            let freed = (self.freed_by)(&mut leave);
+            let freed = (self.freed_by)(&mut close);
             assert!(freed <= may_free, "{freed} bytes, not {may_free}");
         }
         self.check_what_is_left(&peer.kernel.borrow(), ending);

@@ -55,7 +55,7 @@ pub struct Kernel {
     pub unread_by_client: usize,
     /// How much the kernel takes to send.
     pub send_queue: usize,
-    /// Where there is room, it takes the whole of a write: it looks before it takes more, not at what it
+    /// Where there is room, it takes the whole of a write: it checks_in_wait before it takes more, not at what it
     /// takes.
     pub takes_whole_writes: bool,
     /// How much the client reads at a time. `None` means everything, as it comes.

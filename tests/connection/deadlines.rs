@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use bounded_http::connection::{Connection, MAX_UNSENT};
-use bounded_http::request_head::{MAX_HEAD, field_space};
+use bounded_http::connection::{Connection, MAX_UNSENT_BYTES};
+use bounded_http::request_head::{MAX_HEAD_BYTES, field_space};
 use bounded_http::{Reply, Service, Status};
 use tiny_probe::app::App;
 use tiny_probe::config::{Config, FaultInjection};
@@ -41,13 +41,13 @@ impl Driver {
                 Ok(head) => self.app.answer(&request(&head, self.now)).split().0,
                 Err(rejection) => rejection.reply(),
             };
-            self.connection.answer(&reply, DATE, false, self.now);
+            self.connection.respond(&reply, DATE, false, self.now);
         }
     }
 
     fn send(&mut self) {
         let count = self.connection.unsent().len();
-        self.connection.sent(count, self.now);
+        self.connection.mark_sent(count, self.now);
     }
 
     /// The deadline in seconds since the start.
@@ -85,7 +85,7 @@ fn a_head_may_take_10_seconds_from_its_first_byte_in_any_number_of_pieces() {
         .expect("an incomplete head is rejected");
     driver
         .connection
-        .answer(&rejection.reply(), DATE, false, driver.now);
+        .respond(&rejection.reply(), DATE, false, driver.now);
     let response = String::from_utf8_lossy(driver.connection.unsent()).into_owned();
     assert!(
         response.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
@@ -130,7 +130,7 @@ fn responses_may_be_unread_for_10_seconds_after_any_progress() {
     driver.receive(REQUEST);
     assert_eq!(driver.deadline(), Some(60));
     driver.wait(9);
-    driver.connection.sent(1, driver.now);
+    driver.connection.mark_sent(1, driver.now);
     assert_eq!(driver.deadline(), Some(69));
     assert!(
         driver.connection.expire().is_none(),
@@ -193,7 +193,7 @@ fn no_more_requests_are_returned_while_64_kib_of_responses_are_unsent() {
     driver.receive(&REQUEST.repeat(10_000));
     let waiting = driver.connection.unsent().len();
     assert!(
-        (MAX_UNSENT..MAX_UNSENT + 1024).contains(&waiting),
+        (MAX_UNSENT_BYTES..MAX_UNSENT_BYTES + 1024).contains(&waiting),
         "{waiting}"
     );
     assert!(!driver.connection.wants_bytes() && !driver.connection.is_idle());
@@ -221,20 +221,20 @@ fn with_unsent(bytes: usize) -> Driver {
     let now = driver.now;
     driver
         .connection
-        .answer(&reply("x".repeat(60_000)), DATE, false, now);
+        .respond(&reply("x".repeat(60_000)), DATE, false, now);
     let head = driver.connection.unsent().len() - 60_000;
     driver.send();
     request(&mut driver);
     driver
         .connection
-        .answer(&reply("x".repeat(bytes - head)), DATE, false, now);
+        .respond(&reply("x".repeat(bytes - head)), DATE, false, now);
     assert_eq!(driver.connection.unsent().len(), bytes);
     driver
 }
 
 #[test]
 fn at_64_kib_of_unsent_responses_nothing_more_is_read_or_returned() {
-    for (unsent, continues) in [(MAX_UNSENT - 1, true), (MAX_UNSENT, false)] {
+    for (unsent, continues) in [(MAX_UNSENT_BYTES - 1, true), (MAX_UNSENT_BYTES, false)] {
         let mut driver = with_unsent(unsent);
         assert_eq!(driver.connection.wants_bytes(), continues);
         driver.connection.receive(REQUEST, driver.now);
@@ -259,7 +259,7 @@ fn a_head_is_parsed_when_a_line_is_complete_or_the_head_is_too_long() {
         driver.connection.receive(bytes, driver.now);
         driver.connection.can_answer()
     };
-    assert!(!receive(&[b'x'; MAX_HEAD - 1]));
+    assert!(!receive(&[b'x'; MAX_HEAD_BYTES - 1]));
     assert!(receive(b"x"));
 }
 
@@ -349,13 +349,13 @@ fn sent_bytes_are_released_however_slowly_the_client_reads() {
     for _ in 0..10_000 {
         let wants_bytes = driver.connection.wants_bytes();
         driver.receive(if wants_bytes { &requests } else { b"" });
-        driver.connection.sent(2000, driver.now);
-        driver.connection.put_back(&mut spare);
+        driver.connection.mark_sent(2000, driver.now);
+        driver.connection.return_buffers(&mut spare);
         assert!(
             !driver.connection.unsent().is_empty(),
             "the client never reads everything"
         );
-        assert!(driver.connection.held_bytes() < 2 * MAX_UNSENT);
+        assert!(driver.connection.held_bytes() < 2 * MAX_UNSENT_BYTES);
     }
 }
 

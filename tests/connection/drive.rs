@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use bounded_http::connection::{Buffers, Connection, MAX_UNSENT};
+use bounded_http::connection::{Buffers, Connection, MAX_UNSENT_BYTES};
 use bounded_http::request_head::{Rejection, RequestHead, field_space};
 use bounded_http::{Request, Service};
 use tiny_probe::app::App;
@@ -32,14 +32,14 @@ pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
         is_open: true,
     };
     for piece in pieces {
-        connection.take_spare(&mut spare);
+        connection.borrow_buffers(&mut spare);
         connection.receive(piece, now);
         loop {
             answer_received(app, &mut connection, &mut outcome, now);
             // One response may exceed the limit, and even the largest page is far smaller than the limit.
-            assert!(connection.unsent().len() < 2 * MAX_UNSENT);
+            assert!(connection.unsent().len() < 2 * MAX_UNSENT_BYTES);
             outcome.responses += str::from_utf8(connection.unsent()).expect("responses are text");
-            connection.sent(connection.unsent().len(), now);
+            connection.mark_sent(connection.unsent().len(), now);
             if !connection.can_answer() {
                 break;
             }
@@ -52,7 +52,7 @@ pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
             connection.deadline().is_some(),
             "a connection without a deadline"
         );
-        connection.put_back(&mut spare);
+        connection.return_buffers(&mut spare);
     }
     outcome
 }
@@ -74,7 +74,7 @@ fn answer_received(
         outcome
             .requests
             .push((method, target, reply.status().code()));
-        connection.answer(&reply, DATE, false, now);
+        connection.respond(&reply, DATE, false, now);
     }
 }
 

@@ -221,7 +221,7 @@ fn the_last_response_closes_unless_another_request_has_arrived() {
         let head = head.expect("the head is complete");
         assert!(head.is_ok(), "the head is valid");
         let reply = Reply::text(Status::Ok, "I'm ok!");
-        connection.answer(&reply, DATE, true, now);
+        connection.respond(&reply, DATE, true, now);
         let response = String::from_utf8_lossy(connection.unsent()).into_owned();
         assert_eq!(
             response.contains("\r\nConnection: close\r\n"),
@@ -229,7 +229,7 @@ fn the_last_response_closes_unless_another_request_has_arrived() {
             "{after}"
         );
         assert_eq!(connection.can_answer(), !closes, "{after}");
-        connection.sent(response.len(), now);
+        connection.mark_sent(response.len(), now);
         assert_eq!(connection.wants_half_close(), closes, "{after}");
         assert!(!connection.is_finished(), "the client may still send");
         connection.receive_end();

@@ -59,7 +59,7 @@ fn render_response(bencher: Bencher) {
             connection
         })
         .bench_local_refs(|connection| {
-            connection.answer(
+            connection.respond(
                 black_box(&reply),
                 "Sun, 06 Nov 1994 08:49:37 GMT",
                 false,

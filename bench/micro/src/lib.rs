@@ -77,7 +77,7 @@ impl Driven {
     /// If the bytes are not one well-formed request.
     pub fn exchange(&mut self, request: &str) -> usize {
         let now = Instant::now();
-        self.connection.take_spare(&mut self.spare);
+        self.connection.borrow_buffers(&mut self.spare);
         self.connection.receive(request.as_bytes(), now);
         let mut space = field_space();
         let head = self.connection.next_request(&mut space);
@@ -88,15 +88,15 @@ impl Driven {
             .with_received_at(started);
         let reply = self.app.answer(&request);
         let ended = Instant::now();
-        let body_length = self.connection.answer(&reply, DATE, false, ended);
+        let body_length = self.connection.respond(&reply, DATE, false, ended);
         self.app.ended(Ended {
             body_length,
             duration: ended.saturating_duration_since(started),
             ..Ended::of(reply, Outcome::Responded)
         });
         let count = self.connection.unsent().len();
-        self.connection.sent(count, ended);
-        self.connection.put_back(&mut self.spare);
+        self.connection.mark_sent(count, ended);
+        self.connection.return_buffers(&mut self.spare);
         count
     }
 }
