@@ -200,7 +200,7 @@ impl Service for App {
 }
 
 impl App {
-    /// A service that behaves as configured, with its metrics at zero.
+    /// Creates a service that behaves as configured, with its metrics at zero.
     pub fn new(config: &Config) -> Self {
         let metrics = Metrics::new(ROUTES.len(), &config.app_version, &config.app_config);
         let page = Page::new(config, &metrics);
@@ -218,7 +218,7 @@ impl App {
         app
     }
 
-    /// The same service, which is not ready from when this is true.
+    /// Returns the same service, which is not ready from when this is true.
     #[must_use]
     pub fn stopping_when(self, is_stopping: Arc<AtomicBool>) -> Self {
         Self {
@@ -238,12 +238,12 @@ impl App {
         }
     }
 
-    /// The metrics, for the gauge of the limit on connections.
+    /// Returns the metrics, for the gauge of the limit on connections.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// The access log, for its last lines. Clones are of one log.
+    /// Returns the access log, for its last lines. Clones are of one log.
     pub fn access_log(&self) -> &AccessLog {
         &self.access_log
     }
@@ -303,7 +303,7 @@ impl App {
         }
     }
 
-    /// The reply of a route that can be told to fail or to be slow.
+    /// Returns the reply of a route that can be told to fail or to be slow.
     fn reply_of(&mut self, route: &Route, target: RouteTarget, request: &Request<'_>) -> Reply {
         if target == RouteTarget::Probe && self.fault_injection != FaultInjection::Off {
             match self.faults.own(request.query()) {
@@ -327,7 +327,7 @@ impl App {
         }
     }
 
-    /// The index of a path's route. Targets of /faults that clients may not change have none.
+    /// Returns the index of a path's route. Targets of /faults that clients may not change have none.
     fn route(&self, path: &str) -> Option<usize> {
         let route_path = match path.strip_prefix(FAULTS) {
             Some(_) => self.target(path).map(|_| FAULTS)?,
@@ -336,7 +336,7 @@ impl App {
         ROUTES.iter().position(|route| route.path == route_path)
     }
 
-    /// The target of /faults or /faults/TARGET, if clients may change it. `/faults` is probe.
+    /// Returns the target of /faults or /faults/TARGET, if clients may change it. `/faults` is probe.
     fn target(&self, path: &str) -> Option<Target> {
         let target = match path.strip_prefix(FAULTS)? {
             "" => Target::Route(RouteTarget::Probe),
@@ -482,7 +482,7 @@ fn healthz(_: &mut App, _: &Request<'_>) -> Reply {
     Reply::text(Status::Ok, "ok\n")
 }
 
-/// The response that a request asks for itself.
+/// Returns the response that a request asks for itself.
 fn own_response(own: OwnFault) -> Reply {
     let success = Reply::text(Status::Ok, SUCCESS);
     let reply = match own.fail_with {
@@ -493,7 +493,7 @@ fn own_response(own: OwnFault) -> Reply {
     reply.after(own.delay)
 }
 
-/// A failure that is a response.
+/// Returns a failure that is a response.
 fn failure(status: Status, text: &'static str) -> Reply {
     let reply = Reply::text(status, text);
     match status {

@@ -160,18 +160,18 @@ impl Target {
     /// How many there are.
     pub const COUNT: usize = RouteTarget::ALL.len() + 1;
 
-    /// All of them, probe first.
+    /// Returns all of them, probe first.
     pub fn all() -> impl Iterator<Item = Self> {
         let routes = RouteTarget::ALL.into_iter().map(Self::Route);
         routes.chain([Self::Process])
     }
 
-    /// The target with this name.
+    /// Returns the target with this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::all().find(|target| target.name() == name)
     }
 
-    /// The name, in the path after /faults/ and as the label of a metric.
+    /// Returns the name, in the path after /faults/ and as the label of a metric.
     pub fn name(self) -> &'static str {
         match self {
             Self::Route(RouteTarget::Probe) => "probe",
@@ -243,7 +243,7 @@ impl FailWith {
         statuses.find(|status| status.label() == label)
     }
 
-    /// The name, as [`parse`](Self::parse) reads it.
+    /// Returns the name, as [`parse`](Self::parse) reads it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Status(status) => status.label(),
@@ -255,7 +255,7 @@ impl FailWith {
         }
     }
 
-    /// The status that the failure is recorded with.
+    /// Returns the status that the failure is recorded with.
     pub fn recorded_as(self) -> &'static str {
         match self {
             Self::Status(status) => status.label(),
@@ -264,7 +264,7 @@ impl FailWith {
         }
     }
 
-    /// Whether every server can send it: whether it is a response as HTTP has it.
+    /// Returns whether every server can send it: whether it is a response as HTTP has it.
     pub fn is_status(self) -> bool {
         matches!(self, Self::Status(_))
     }
@@ -313,7 +313,7 @@ pub enum Server {
 }
 
 impl Server {
-    /// Whether it can reset a connection, or send a part of a response.
+    /// Returns whether it can reset a connection, or send a part of a response.
     pub fn can_misbehave(self) -> bool {
         self == Self::EventLoop
     }
@@ -751,7 +751,7 @@ impl Command {
     }
 }
 
-/// A flag goes before its variable, a variable before the default.
+/// Returns a flag goes before its variable, a variable before the default.
 fn configure(
     given: [Option<OsString>; FLAGS.len()],
     environment: impl Fn(&str) -> Option<OsString>,
@@ -809,7 +809,7 @@ fn one_line(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }
 
-/// The text of `--help`.
+/// Returns the text of `--help`.
 pub fn help() -> String {
     let mut help = String::from(
         "A very small HTTP service, instrumented for Prometheus.

@@ -61,7 +61,7 @@ impl<S: Clone + PartialEq> Change<S> {
         }
     }
 
-    /// The settings in force at `now`.
+    /// Returns the settings in force at `now`.
     fn settings(&self, now: Instant) -> &S {
         match self.until {
             Some(until) if until <= now => &self.at_start,
@@ -69,12 +69,12 @@ impl<S: Clone + PartialEq> Change<S> {
         }
     }
 
-    /// When the change ends that is in force at `now`.
+    /// Returns when the change ends that is in force at `now`.
     fn end(&self, now: Instant) -> Option<Instant> {
         self.until.filter(|until| *until > now)
     }
 
-    /// Whether the settings differ from those at the start.
+    /// Returns whether the settings differ from those at the start.
     fn is_active(&self, now: Instant) -> bool {
         *self.settings(now) != self.at_start
     }
@@ -94,7 +94,7 @@ impl<S: Clone + PartialEq> Change<S> {
         is_change
     }
 
-    /// The last line of a page: after how long the change ends, in whole seconds.
+    /// Returns the last line of a page: after how long the change ends, in whole seconds.
     fn write_end(&self, page: &mut String, now: Instant) {
         if let Some(until) = self.end(now) {
             let seconds = (until - now + Duration::from_nanos(999_999_999)).as_secs();
@@ -106,7 +106,7 @@ impl<S: Clone + PartialEq> Change<S> {
 }
 
 impl Faults {
-    /// The settings that the service starts with.
+    /// Creates the settings that the service starts with.
     pub fn new(config: &Config) -> Self {
         let at_start = |target| match target {
             RouteTarget::Probe => config.probe.clone(),
@@ -120,12 +120,12 @@ impl Faults {
         }
     }
 
-    /// The settings of a route that are in force at `now`.
+    /// Returns the settings of a route that are in force at `now`.
     pub fn settings(&self, target: RouteTarget, now: Instant) -> &ProbeSettings {
         self.routes[target as usize].settings(now)
     }
 
-    /// Whether clients may change what a target does.
+    /// Returns whether clients may change what a target does.
     pub fn allows(&self, target: Target) -> bool {
         match self.scope {
             FaultInjection::Off => false,
@@ -134,7 +134,7 @@ impl Faults {
         }
     }
 
-    /// Whether a change to a target is in force at `now`.
+    /// Returns whether a change to a target is in force at `now`.
     pub fn is_active(&self, target: Target, now: Instant) -> bool {
         match target {
             Target::Route(target) => self.routes[target as usize].is_active(now),
@@ -220,7 +220,7 @@ impl Faults {
         Ok((!named.is_empty()).then_some(own))
     }
 
-    /// Whether a query names anything that [`own`](Self::own) would read.
+    /// Returns whether a query names anything that [`own`](Self::own) would read.
     pub fn is_own(query: &str) -> bool {
         let names = [STATUS, DELAY, FAIL_WITH];
         // Most requests have no query.
@@ -270,12 +270,12 @@ impl Faults {
         self.process.act()
     }
 
-    /// How many extra series are exposed at `now`.
+    /// Returns how many extra series are exposed at `now`.
     pub fn extra_series(&self, now: Instant) -> u32 {
         self.process.extra_series(now)
     }
 
-    /// The settings of probe that are in force at `now`, a line each, and then a line for each other
+    /// Returns the settings of probe that are in force at `now`, a line each, and then a line for each other
     /// target that has a change in force.
     pub fn overview(&self, now: Instant) -> String {
         let mut overview = self.page(Target::Route(RouteTarget::Probe), now);
@@ -289,7 +289,7 @@ impl Faults {
         overview
     }
 
-    /// The settings of a target that are in force at `now`, a line each, as a query has them.
+    /// Returns the settings of a target that are in force at `now`, a line each, as a query has them.
     pub fn page(&self, target: Target, now: Instant) -> String {
         let mut page = String::new();
         match target {
@@ -316,7 +316,7 @@ fn read_end(value: &str, now: Instant) -> Option<Instant> {
     config::duration(value, CHANGE_DURATIONS).map(|time| now + time)
 }
 
-/// The settings of a route, each with the flag that sets it for /probe.
+/// Returns the settings of a route, each with the flag that sets it for /probe.
 fn settings_of_probe() -> impl Iterator<Item = (&'static Flag, ProbeSetting)> {
     FLAGS.iter().filter_map(|flag| match flag.sets {
         Sets::Probe(setting) => Some((flag, setting)),
@@ -342,7 +342,7 @@ pub struct OwnFault {
     pub delay: Duration,
 }
 
-/// The failure with a status, unless it is that of a success.
+/// Returns the failure with a status, unless it is that of a success.
 fn failure_with(status: Status) -> Option<FailWith> {
     (status != Status::Ok).then_some(FailWith::Status(status))
 }

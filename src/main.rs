@@ -98,7 +98,7 @@ fn print_start(config: &Config, address: SocketAddr) {
     ));
 }
 
-/// The URL for the start line, one that a browser on this machine can open.
+/// Returns the URL for the start line, one that a browser on this machine can open.
 fn url(listen: Listen, address: SocketAddr) -> String {
     let port = address.port();
     match listen {

@@ -109,7 +109,7 @@ impl Endpoint {
         label: "other",
     };
 
-    /// The endpoint of the route with this index and path.
+    /// Returns the endpoint of the route with this index and path.
     pub const fn of_route(index: usize, path: &'static str) -> Self {
         Self {
             number: index + 1,
@@ -117,7 +117,7 @@ impl Endpoint {
         }
     }
 
-    /// The value of the `endpoint` label.
+    /// Returns the value of the `endpoint` label.
     pub fn label(self) -> &'static str {
         self.label
     }
@@ -240,17 +240,17 @@ impl Metrics {
         self.connections_max.set(limit);
     }
 
-    /// The gauge of open connections.
+    /// Returns the gauge of open connections.
     pub fn connections_open(&self) -> &IntGauge {
         &self.connections_open
     }
 
-    /// The gauge of requests received and not yet responded to.
+    /// Returns the gauge of requests received and not yet responded to.
     pub fn requests_in_flight(&self) -> &IntGauge {
         &self.requests_in_flight
     }
 
-    /// When this process started, in seconds since the epoch, where the kernel says it.
+    /// Returns when this process started, in seconds since the epoch, where the kernel says it.
     pub fn process_start_time(&self) -> Option<f64> {
         self.process.start_time()
     }
@@ -401,7 +401,7 @@ mod tests {
         metrics.exposition(format, &in_force)
     }
 
-    /// The lines of the page except comments, `process_*` and `app_configured_*`.
+    /// Returns the lines of the page except comments, `process_*` and `app_configured_*`.
     fn page(metrics: &Metrics) -> String {
         let page = exposition(metrics, Format::Text);
         page.split_inclusive('\n')

@@ -26,14 +26,14 @@ pub enum Outcome {
 }
 
 impl Probe {
-    /// The same seed gives, with the same settings, the same outcomes in the same order.
+    /// Creates the same seed gives, with the same settings, the same outcomes in the same order.
     pub fn new(random_seed: Option<u64>) -> Self {
         Self {
             random: random_seed.map_or_else(Rng::new, Rng::with_seed),
         }
     }
 
-    /// The outcome of the next request, with these settings in force.
+    /// Returns the outcome of the next request, with these settings in force.
     pub fn draw(&mut self, settings: &ProbeSettings) -> Outcome {
         if self.happens(settings.fail_rate) {
             Outcome::Fail(self.gamma(ORDINARY_SHAPE, settings.fail_latency))
@@ -44,7 +44,7 @@ impl Probe {
         }
     }
 
-    /// Whether something happens that happens at this rate. A rate of 0 draws nothing: it is the
+    /// Returns whether something happens that happens at this rate. A rate of 0 draws nothing: it is the
     /// default, and the default is fast.
     fn happens(&mut self, rate: f64) -> bool {
         rate > 0.0 && self.random.f64() < rate

@@ -1,11 +1,16 @@
 //! One client: its socket, its connection, and what a turn does with them.
 //!
 //! ```text
-//! a reply is due -> answer what was received -> read, answer -> write -> expire or half-close
+//! respond if a reply is due -> answer received requests -> read, answer -> write -> expire or
+//! half-close
 //! ```
 //!
 //! A turn does what can be done without waiting, and is bounded in time: a client that pipelines a
-//! thousand requests takes many turns, and other clients take theirs in between.
+//! thousand requests needs many turns, and other clients get theirs in between.
+//!
+//! A request is *answered* by the service, *rejected* if it is invalid, or *refused* with a 503 if its
+//! connection is on the reserve and got no slot. Each way ends in a response, and the service is told
+//! once how the exchange ended.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -18,7 +23,6 @@ use crate::connection::{Buffers, Connection, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
 use crate::date::Date;
 use crate::http::Status;
 use crate::listener::SEND_BUFFER_SIZE;
-
 use crate::reply::{Reply, unavailable};
 use crate::request::Request;
 use crate::request_head::{Rejection, field_space};
@@ -27,62 +31,65 @@ use crate::socket::{Readiness, Received, Socket, Stream};
 use crate::timer_queue::TimerQueue;
 use crate::work::work;
 
-/// How long a turn lasts: no request is started after that. The most expensive ordinary request is
-/// HEAD /metrics, some 25 µs.
+/// How long a turn lasts: no request is answered after that. Answering one usually takes less than
+/// 25 µs.
 pub const TURN_TIME: Duration = Duration::from_micros(50);
-/// How long a reset may take to arrive after a response to a client that had closed its sending
-/// side: a round trip. Only then is it known whether the client had left or waits for the response.
+/// How long a reset may take to arrive after a response to a half-closed client: a round trip. Until
+/// then it is not known whether the client has disconnected or reads the response.
 const CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 
-/// The most bytes that the kernel holds for a client that does not read: it appends what fits into
-/// the last segment, however small its buffer.
+/// The maximum number of bytes that the kernel holds for a client that does not read. It fills the last
+/// segment, however small the buffer.
 const MAX_IN_KERNEL_BYTES: usize = 64 * 1024 + 2 * SEND_BUFFER_SIZE;
-/// From so many written bytes on, the kernel is asked whether it has delivered them. It costs a system
-/// call.
+/// When more written bytes than this may be in the kernel, it is asked whether it has delivered them.
+/// The question costs a system call.
 const MAX_UNCHECKED_BYTES: usize = 24 * 1024;
-/// The most bytes that one read takes while memory is scarce: requests wait in the kernel instead.
+/// The maximum number of bytes that one read takes while memory is scarce. Further requests wait in the
+/// kernel.
 const SCARCE_READ_SIZE: usize = 1024;
 
-/// The body of the 503 when every connection is taken.
+/// The body of the 503 for refused requests.
 const TOO_BUSY: &str = "Every connection is taken. Try again later.\n";
-/// The body of the 503 for delayed responses that an orderly end does not wait for.
+/// The body of the 503 that replaces delayed replies at the end of the grace period.
 const STOPPING: &str = "The service is stopping. Try again later, or elsewhere.\n";
 
-/// What the turns of all clients share.
+/// The state that all clients share, passed to each turn.
 pub struct Shared<V> {
     /// The service.
     pub service: V,
     /// Reads the time: `Instant::now`, except where a test sets the clock.
     pub clock: fn() -> Instant,
-    /// The time, as of the last turn or request.
+    /// The time of the last reading of the clock: before each turn and at each response.
     pub now: Instant,
-    /// The wall clock's time, as the value of the `Date` field.
+    /// The value of the `Date` field.
     pub date: Date,
     /// When delayed replies are due.
     pub timers: TimerQueue,
-    /// The keys of the clients whose reply is due and takes work, in the order in which they asked.
+    /// The keys of the clients whose reply is due and takes work, first come, first served.
     pub work_queue: VecDeque<usize>,
-    /// Where a read puts its bytes; its length is the most that is read at once.
+    /// Where reads put their bytes. Its length is the maximum of one read.
     pub read_buffer: Box<[u8]>,
-    /// The buffers of the client that has a turn.
+    /// Buffers that the client that has a turn borrows, so that a request allocates nothing.
     pub spare_buffers: Buffers,
-    /// The bytes that the buffers of all connections hold between turns.
+    /// The bytes that all connections hold in their buffers and in the kernel, as of their last turns.
     pub held_bytes: usize,
-    /// From that many held bytes on, a client gets its next response when it has read the last one.
+    /// When `held_bytes` is at least this, memory is scarce: a client's next request is answered once
+    /// it has read the last response.
     pub scarce_from: usize,
-    /// From that many on, requests that are not urgent wait until others hold less. Without this, many
-    /// clients that do read would fill the memory, and some of them would be reset.
+    /// When `held_bytes` is at least this, memory is full: only urgent requests are answered, and
+    /// others wait. Without this, many clients that do read would exceed the limit, and some would be
+    /// reset.
     pub full_from: usize,
-    /// The keys of the clients that wait for this, each once.
+    /// The keys of the clients that wait for memory, each once.
     pub waiting_for_memory: Vec<usize>,
-    /// How many more responses may close their connection to make room for clients that wait.
+    /// How many more responses may close their connection to make room for others.
     pub turnovers: usize,
-    /// When the service was given the request that it is answering now. Set before each call and cleared
-    /// after it, so that it remains set after a panic, until the client [closed](Client::close).
+    /// When the service was given the request that it is answering now. Set before each call and
+    /// cleared after it. After a panic it stays set until the client is [closed](Client::close).
     pub answer_began_at: Option<Instant>,
-    /// The first signal has come: responses close their connections.
+    /// Set by the stop signal: responses close their connections.
     pub is_stopping: bool,
-    /// The time for delayed replies is over: they are replaced with a 503.
+    /// Set at the end of the grace period: delayed replies are replaced with a 503.
     pub is_grace_over: bool,
 }
 
@@ -92,13 +99,13 @@ pub struct Client<S, M> {
     peer: SocketAddr,
     socket: Socket<S>,
     connection: Connection,
-    /// The reply that is not due yet or takes work. The requests behind it wait.
+    /// The reply that is not due yet or takes work. Later requests wait for it.
     pending: Option<Box<PendingReply<M>>>,
-    /// A response that is sent to a client that had closed its sending side before.
+    /// The response to a half-closed client, until it is known whether the client has disconnected.
     unconfirmed: Option<Box<UnconfirmedReply<M>>>,
-    /// An exchange that lasts as long as the connection: its response stays incomplete on purpose.
+    /// The exchange whose response is incomplete on purpose. It lasts until the connection is closed.
     incomplete: Option<Box<IncompleteReply<M>>>,
-    /// Whether the connection has a place among `--max-connections`.
+    /// Whether the connection has a slot.
     admission: Admission,
     /// The requests that were answered in this turn, or are pending.
     requests_in_turn: usize,
@@ -107,77 +114,80 @@ pub struct Client<S, M> {
     /// The deadline has passed, and all events up to then are known. Set by the event loop, cleared
     /// when the client has made progress.
     is_overdue: bool,
-    /// The client is in the queue for a turn.
+    /// The client is queued for a turn. Set and cleared by the event loop.
     pub is_queued: bool,
-    /// Where its use of the event loop's time ends, for the fair queue.
+    /// The client's tag in the fair queue: see its module.
     pub finish_tag: u64,
-    /// The bytes that were written since the kernel was known to have delivered all before them.
+    /// The bytes written since the kernel was last known to have delivered everything.
     in_kernel: usize,
-    /// The client is among those that wait for memory.
+    /// The client waits for memory. Set by a turn, cleared by the event loop.
     waits_for_memory: bool,
-    /// The bytes that its buffers held after the last turn.
+    /// The bytes that the client held after its last turn.
     held_bytes: usize,
 }
 
 /// A reply that is not due yet or takes work.
 struct PendingReply<M> {
     due: Instant,
-    /// The reply is due, and the client is in the work queue.
+    /// The client is in the work queue. Set when the reply is due, cleared when its work is done.
     waits_for_work: bool,
-    /// When the client closed its sending side, if it has. It may have left, or still read.
+    /// When the client closed its sending side, if it has. It may have disconnected, or may still read.
     half_closed_at: Option<Instant>,
-    /// Its `work` is what remains to be done.
+    /// The reply. Its `work` is set to zero when the work is done.
     reply: Reply<M>,
     /// When the request was received.
     started: Instant,
 }
 
-/// A response that may not arrive.
+/// A response to a half-closed client, which may have disconnected.
 struct UnconfirmedReply<M> {
     ended: Ended<M>,
     /// When the request was received.
     started: Instant,
     /// When the client closed its sending side.
     half_closed_at: Instant,
-    /// When the response was given.
-    answered_at: Instant,
+    /// When the response was ready.
+    responded_at: Instant,
 }
 
-/// A response that stays incomplete, or is not sent at all, while the connection is open.
+/// A response that stays incomplete, or is not sent at all, while the connection stays open.
 struct IncompleteReply<M> {
     ended: Ended<M>,
     /// When the request was received.
     started: Instant,
 }
 
-/// Whether a connection has a place among `--max-connections`, or is one of the few above them.
+/// Whether a connection has a slot, which is one of those that the connection limit allows, or is on
+/// the reserve above the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It has a place.
+    /// It has a slot.
     Admitted,
-    /// It is on the reserve: requests that are not urgent wait for a place.
+    /// It is on the reserve. Requests that are not urgent wait for a slot.
     Waiting,
-    /// It is on the reserve, and requests that are not urgent get a 503.
+    /// It is on the reserve, and has waited too long. Requests that are not urgent get a 503.
     Refused,
 }
 
-/// What happens after a turn.
+/// What the event loop does with a client after its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing until an event, a timer or a deadline.
+    /// Waits for an event, a timer or a deadline.
     Wait,
-    /// Another turn, after those of other clients.
+    /// Queues the client again.
     AnotherTurn,
-    /// The connection ends.
+    /// Closes the connection.
     Close,
 }
 
-/// Why a connection may be closed to make room, in the order in which that is done.
+/// Why a connection can be evicted, and since when it can. Connections that compare as less are evicted
+/// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Evictable {
-    /// The client has closed its sending side and waits, or its last response is sent. Since when.
+    /// The client has closed its sending side and waits for a delayed reply, or this end has closed its
+    /// sending side and lingers.
     HalfClosed(Instant),
-    /// Nothing is owed to the client. Since when.
+    /// All requests are answered, and the responses are sent.
     Idle(Instant),
 }
 
@@ -190,22 +200,22 @@ pub struct HeldFor {
     pub time: Duration,
 }
 
-/// How long a client may make no progress while others wait for memory that it holds.
+/// How long a client that holds memory may make no progress while others wait for memory.
 const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 
 impl HeldFor {
-    /// The bytes times the microseconds.
+    /// Returns the bytes multiplied by the microseconds.
     fn product(self) -> u128 {
         self.bytes as u128 * self.time.as_micros().max(1)
     }
 
-    /// Whether the client has made no progress for longer than others have to wait for it.
+    /// Returns whether the client has made no progress for [`STALL_TOLERANCE`].
     pub fn is_stalled(self) -> bool {
         self.time >= STALL_TOLERANCE
     }
 }
 
-/// The clients that hold memory, with the one last that has held the most for the longest time.
+/// Returns the clients that hold memory. The last one has held the most for the longest time.
 pub fn memory_holders<'a, S: Stream + 'a, M: 'a>(
     clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
     now: Instant,
@@ -218,7 +228,7 @@ pub fn memory_holders<'a, S: Stream + 'a, M: 'a>(
 }
 
 impl<S: Stream, M> Client<S, M> {
-    /// A client that was accepted at `now`. `key` is its key among the clients.
+    /// Creates a client that was accepted at `now`. `key` is its key among the clients.
     pub fn new(
         key: usize,
         stream: S,
@@ -246,7 +256,7 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Adds what an event says about the socket.
+    /// Records what an event says about the socket.
     pub fn update_readiness(&mut self, readiness: Readiness, now: Instant) {
         self.socket.update(readiness);
         if self.socket.is_read_closed()
@@ -256,20 +266,20 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Has the next turn end a wait whose deadline has passed, unless unread bytes end it: what the
-    /// kernel has received by now was received in time.
+    /// Makes the next turn expire the connection, because its deadline has passed. If the kernel has
+    /// received bytes by now, they were received in time, and the turn reads them instead.
     pub fn check_deadline(&mut self) {
         self.is_overdue = true;
         self.socket.assume_readable();
     }
 
-    /// Has the connection end soon: the service has been told to stop.
+    /// Makes the connection end soon, because the server was told to stop.
     pub fn stop(&mut self, now: Instant) {
         self.connection.stop(now);
         self.socket.assume_readable();
     }
 
-    /// When the client's time is up, unless something happens before.
+    /// Returns when a sweep must queue the client for a turn, unless an event does so before.
     pub fn deadline(&self) -> Option<Instant> {
         let confirmation = self.confirmation_ends();
         let deadline = self.connection.deadline();
@@ -279,7 +289,7 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Whether the connection may be closed to make room, and since when.
+    /// Returns why the connection can be evicted, or `None` if it cannot.
     pub fn evictable(&self) -> Option<Evictable> {
         let half_closed_at = self.pending.as_ref().and_then(|p| p.half_closed_at);
         if let Some(since) = half_closed_at.or(self.connection.lingers_since()) {
@@ -288,13 +298,14 @@ impl<S: Stream, M> Client<S, M> {
         self.connection.idle_since().map(Evictable::Idle)
     }
 
-    /// Whether the client is idle as far as the server is concerned, and still reads its last response.
-    /// To close the connection would reset it.
+    /// Returns whether the connection is idle, but the client has not read all of its last response.
+    /// Closing the connection would reset it.
     pub fn is_reading_last_response(&self) -> bool {
         self.connection.is_idle() && !self.socket.has_delivered()
     }
 
-    /// Whether the client has sent bytes that are unread. It reads them if so; the next turn answers.
+    /// Reads what the client has sent, and returns whether there was anything. The next turn answers
+    /// it.
     pub fn has_unread<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> bool {
         self.socket.assume_readable();
         self.connection.borrow_buffers(&mut shared.spare_buffers);
@@ -305,39 +316,39 @@ impl<S: Stream, M> Client<S, M> {
         has_read
     }
 
-    /// Whether a complete request, or an invalid one, is received and not answered.
+    /// Returns whether a complete or invalid request has been received and not answered.
     pub fn has_request(&mut self) -> bool {
         self.connection.has_next_request()
     }
 
-    /// Since when the client has read nothing of its responses, if some are unsent.
+    /// Returns since when unsent responses have made no progress, if there are any.
     pub fn stalled_since(&self) -> Option<Instant> {
         self.connection.stalled_since()
     }
 
-    /// When its delayed reply is due, if it has one.
+    /// Returns when its delayed reply is due, if it has one.
     pub fn reply_due(&self) -> Option<Instant> {
         self.pending.as_ref().map(|pending| pending.due)
     }
 
-    /// Whether the client is in the work queue.
+    /// Returns whether the client is in the work queue.
     pub fn waits_for_work(&self) -> bool {
         self.pending
             .as_ref()
             .is_some_and(|pending| pending.waits_for_work)
     }
 
-    /// Whether the client has closed its sending side. It may have left.
+    /// Returns whether the client has closed its sending side. It may have disconnected.
     pub fn is_half_closed(&self) -> bool {
         self.socket.is_read_closed()
     }
 
-    /// Whether the connection has failed, as far as the kernel knows by now.
+    /// Returns whether the connection has failed, as far as the kernel knows by now.
     pub fn has_failed(&self) -> bool {
         self.socket.has_failed()
     }
 
-    /// Does the work that its reply takes. The next turn gives the response.
+    /// Does the work that its reply takes. The next turn sends the response.
     pub fn work(&mut self) {
         if let Some(pending) = &mut self.pending {
             pending.waits_for_work = false;
@@ -345,24 +356,25 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Whether the connection has a place among `--max-connections`.
+    /// Returns whether the connection has a slot.
     pub fn admission(&self) -> Admission {
         self.admission
     }
 
-    /// Changes whether the connection has a place.
+    /// Sets whether the connection has a slot.
     pub fn set_admission(&mut self, admission: Admission) {
         self.admission = admission;
     }
 
-    /// Whether a request is here that waits for a place.
+    /// Returns whether a request has been received that waits for a slot.
     pub fn waits_for_admission<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         self.admission == Admission::Waiting
             && self.connection.can_answer()
             && !self.is_next_urgent(shared)
     }
 
-    /// Whether the next complete request is urgent, or will be rejected, which takes as little.
+    /// Returns whether the next request is urgent or invalid. Rejecting one takes little time and
+    /// memory.
     fn is_next_urgent<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         let mut space = field_space();
         let head = self.connection.peek_request(&mut space);
@@ -373,10 +385,10 @@ impl<S: Stream, M> Client<S, M> {
         })
     }
 
-    /// Does what can be done without waiting, within the time of a turn.
+    /// Does what can be done for the client without waiting, within [`TURN_TIME`].
     ///
     /// # Errors
-    /// When the socket fails: the client has disconnected.
+    /// If the socket fails, because the client has disconnected.
     pub fn take_turn<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Next> {
         self.connection.borrow_buffers(&mut shared.spare_buffers);
         let next = self.serve(shared);
@@ -384,13 +396,12 @@ impl<S: Stream, M> Client<S, M> {
         next
     }
 
-    /// The bytes that its buffers held after the last turn.
+    /// Returns the bytes that the client held after its last turn.
     pub fn held_bytes(&self) -> usize {
         self.held_bytes
     }
 
-    /// The bytes that its buffers held after the last turn, and the time since it last received or sent
-    /// any.
+    /// Returns how much memory the client holds, and for how long it has not made progress.
     pub fn held_for(&self, now: Instant) -> HeldFor {
         HeldFor {
             bytes: self.held_bytes(),
@@ -403,7 +414,7 @@ impl<S: Stream, M> Client<S, M> {
         self.waits_for_memory = false;
     }
 
-    /// Adds to what the kernel may hold, and asks it only now and then.
+    /// Adds written bytes to those that may be in the kernel, which is asked only now and then.
     fn count_written(&mut self, count: usize) {
         self.in_kernel = (self.in_kernel + count).min(MAX_IN_KERNEL_BYTES);
         if self.in_kernel > MAX_UNCHECKED_BYTES && self.socket.has_delivered() {
@@ -411,7 +422,7 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Looks whether the kernel still holds what was written, and corrects what the client holds.
+    /// Asks whether the kernel still holds written bytes, and if not, reduces what the client holds.
     pub fn check_delivery<V>(&mut self, shared: &mut Shared<V>) {
         let counted = self.counted_in_kernel();
         if counted > 0 && self.socket.has_delivered() {
@@ -421,7 +432,8 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// The bytes in the kernel that count as held: beyond its buffer, which has its place beside them.
+    /// Returns the bytes in the kernel that count as held. Up to the size of the send buffer they do
+    /// not, because the limit for all connections leaves memory for these buffers.
     fn counted_in_kernel(&self) -> usize {
         if self.in_kernel > 2 * SEND_BUFFER_SIZE {
             self.in_kernel
@@ -430,11 +442,11 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Ends the client. Requests that got no response are recorded as such. `is_lost` says that the
-    /// connection has failed, and with it responses on their way.
+    /// Closes the connection. Tells the service how the exchanges that have no response yet ended.
+    /// `is_lost` means that the connection has failed, so that responses on their way are lost.
     pub fn close<V: Service<Memo = M>>(mut self, is_lost: bool, shared: &mut Shared<V>) {
         shared.held_bytes -= self.held_bytes;
-        // What a client does not read must not stay in the kernel's memory. At the end it may.
+        // Unread responses must not stay in the kernel's memory. During a shutdown they may.
         let is_read = self.connection.unsent().is_empty() && self.socket.has_delivered();
         if !is_read && !shared.is_stopping {
             self.socket.reset_on_close();
@@ -445,9 +457,9 @@ impl<S: Stream, M> Client<S, M> {
             shared.service.ended(without_memo(ended));
         }
         if let Some(pending) = self.pending.take() {
-            let left_at = pending.half_closed_at.unwrap_or(shared.now);
+            let disconnected_at = pending.half_closed_at.unwrap_or(shared.now);
             let PendingReply { reply, started, .. } = *pending;
-            let ended = self.ended(reply, Outcome::Disconnected, 0, started, left_at);
+            let ended = self.ended(reply, Outcome::Disconnected, 0, started, disconnected_at);
             shared.service.ended(ended);
         }
         if let Some(incomplete) = self.incomplete.take() {
@@ -459,10 +471,10 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     fn serve<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Next> {
-        self.requests_in_turn = 0;
+        self.responses_in_turn = 0;
         let turn_ends = shared.now + TURN_TIME;
         if shared.is_stopping && self.is_reply_due(shared) && self.socket.is_readable() {
-            // A client that has sent nothing more is told that this response is the last.
+            // If the client has sent no further request, this response says `Connection: close`.
             self.read(shared)?;
         }
         self.advance_pending(shared);
@@ -489,9 +501,9 @@ impl<S: Stream, M> Client<S, M> {
             self.socket.reset_on_close();
             return Ok(Next::Close);
         }
-        // The kernel says that everything is delivered once the sending side is closed. So that the
-        // rest of a response is not left to it, in memory that nobody counts, it is delivered before. An
-        // event comes when the client has read more. If it does not, the deadline does.
+        // Once the sending side is closed, the kernel no longer tells whether everything is delivered,
+        // and what it holds could not be counted. So the sending side is closed after delivery. There
+        // is an event when the client has read more, or else the deadline passes.
         if self.connection.wants_half_close()
             && (shared.is_stopping || self.socket.has_delivered())
         {
@@ -501,7 +513,7 @@ impl<S: Stream, M> Client<S, M> {
         Ok(self.next(shared))
     }
 
-    /// Whether a wait has ended without progress.
+    /// Returns whether the deadline has passed without progress.
     fn is_expired<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         if !self.is_overdue {
             return false;
@@ -522,7 +534,7 @@ impl<S: Stream, M> Client<S, M> {
             shared.waiting_for_memory.push(self.key);
         }
         if self.connection.is_finished() && self.unconfirmed.is_none() {
-            // An event comes when the client has read more. If it does not, the deadline does.
+            // There is an event when the client has read more, or else the deadline passes.
             if shared.is_stopping || self.socket.has_delivered() {
                 Next::Close
             } else {
@@ -539,14 +551,14 @@ impl<S: Stream, M> Client<S, M> {
         self.socket.is_readable() && self.connection.wants_bytes()
     }
 
-    /// Whether a request is received, and all responses before it are sent: the client waits for its
-    /// turn, a place or memory, so that its own deadlines do not apply.
+    /// Returns whether a request has been received, and all responses before it are sent. The client
+    /// then waits for a turn, a slot or memory, so its deadline does not apply.
     fn waits_for_service(&self) -> bool {
         self.connection.can_answer() && self.connection.unsent().is_empty()
     }
 
-    /// Whether a request may be here that can be answered now. While memory is scarce, a client
-    /// must have read its last response first.
+    /// Returns whether a request may have been received that can be answered now. While memory is
+    /// scarce, the client must have read its last response first.
     fn can_answer<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         let is_scarce = shared.held_bytes >= shared.scarce_from;
         self.connection.can_answer()
@@ -583,8 +595,8 @@ impl<S: Stream, M> Client<S, M> {
 
     fn return_buffers<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) {
         self.connection.return_buffers(&mut shared.spare_buffers);
-        // What a client has sent and nobody has read is in the kernel's receive buffer, which is small
-        // and has its place beside these.
+        // Unread bytes from the client are in the kernel's receive buffer. It is small, and the limit
+        // for all connections leaves memory for it.
         let held_bytes = self.connection.held_bytes()
             + self.counted_in_kernel()
             + self.pending.as_ref().map_or(0, |p| p.reply.held_bytes())
@@ -599,7 +611,7 @@ impl<S: Stream, M> Client<S, M> {
         })
     }
 
-    /// Answers with the pending reply if it is due, or queues its work if it takes some.
+    /// Sends the pending reply if it is due, or queues its work if it takes some.
     fn advance_pending<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) {
         if !self.is_reply_due(shared) {
             return;
@@ -632,17 +644,17 @@ impl<S: Stream, M> Client<S, M> {
             ended,
             started,
             half_closed_at,
-            answered_at: shared.now,
+            responded_at: shared.now,
         }));
     }
 
-    /// When it is known that the response to a half-closed client has arrived, if there is one.
+    /// Returns when the response to a half-closed client counts as received, if there is one.
     fn confirmation_ends(&self) -> Option<Instant> {
         let unconfirmed = self.unconfirmed.as_ref()?;
-        Some(unconfirmed.answered_at + CONFIRMATION_TIME)
+        Some(unconfirmed.responded_at + CONFIRMATION_TIME)
     }
 
-    /// Records the response to a half-closed client, now that its fate is known.
+    /// Tells the service how the exchange with a half-closed client ended, if there is one.
     fn confirm<V: Service<Memo = M>>(&mut self, is_lost: bool, shared: &mut Shared<V>) {
         let Some(unconfirmed) = self.unconfirmed.take() else {
             return;
@@ -661,8 +673,7 @@ impl<S: Stream, M> Client<S, M> {
         shared.service.ended(ended);
     }
 
-    /// Answers the complete requests that are here until the turn ends, up to one whose reply is
-    /// pending.
+    /// Answers received requests, until the turn ends or a reply is delayed or takes work.
     fn answer_received<V: Service<Memo = M>>(&mut self, turn_ends: Instant, shared: &mut Shared<V>) {
         loop {
             if !self.can_answer(shared) {
@@ -715,7 +726,7 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Responds to a request that is not well-formed.
+    /// Responds to an invalid request.
     fn reject<V: Service<Memo = M>>(
         &mut self,
         rejection: Rejection,
@@ -730,7 +741,7 @@ impl<S: Stream, M> Client<S, M> {
         });
     }
 
-    /// Responds to a request for which there is no room.
+    /// Responds with a 503 to a request on the reserve that got no slot.
     fn refuse<V: Service<Memo = M>>(
         &mut self,
         memo: Option<M>,
@@ -744,6 +755,7 @@ impl<S: Stream, M> Client<S, M> {
         });
     }
 
+    /// Responds to a request that the service has answered.
     fn respond<V: Service<Memo = M>>(
         &mut self,
         reply: Reply<M>,
@@ -753,7 +765,7 @@ impl<S: Stream, M> Client<S, M> {
         let stays_open = reply.ending().stays_open();
         let mut ended = self.send(reply, started, shared);
         if stays_open {
-            // Nobody knows for how long, so the memory of its body is freed now.
+            // The connection may stay open for long, so the memory of the body is freed now.
             ended.body = Cow::default();
             self.incomplete = Some(Box::new(IncompleteReply { ended, started }));
         } else {
@@ -761,6 +773,7 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
+    /// Describes how an exchange ended at `end`.
     fn ended<N>(
         &self,
         reply: Reply<N>,
@@ -777,10 +790,10 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Whether the client may have sent more requests. They get their responses, too, so this response
-    /// does not close the connection.
+    /// Returns whether the client may have sent more requests. They must be answered, too, so the
+    /// response to this one does not close the connection.
     fn is_pipelining(&self) -> bool {
-        self.requests_in_turn > 1 || self.socket.is_readable() || self.connection.has_bytes_left()
+        self.responses_in_turn > 1 || self.socket.is_readable() || self.connection.has_bytes_left()
     }
 
     /// Whether the client has pipelined within the time for which it may be silent while the service
@@ -819,7 +832,7 @@ impl<S: Stream, M> Client<S, M> {
     }
 }
 
-/// The same for a service whose memos are of another type.
+/// Converts the end of an exchange without a memo to one of a service whose memo has another type.
 fn without_memo<M>(ended: Ended<()>) -> Ended<M> {
     Ended {
         memo: None,
@@ -833,7 +846,7 @@ fn without_memo<M>(ended: Ended<()>) -> Ended<M> {
 }
 
 impl<V> Shared<V> {
-    /// Whether this response may close its connection to make room for a client that waits.
+    /// Takes one of the granted turnovers. Returns whether there was one.
     fn take_turnover(&mut self) -> bool {
         let may_close = self.turnovers > 0;
         self.turnovers -= usize::from(may_close);

@@ -1,19 +1,20 @@
 //! One HTTP/1.1 connection without its socket: bytes in, requests out, responses in, bytes out.
 //!
-//! The client does the reading and the writing. This module decides what the bytes mean, which
-//! response belongs where, what is too much, and what has taken too long:
+//! The `client` module reads and writes. This module decides what the bytes mean, in which order
+//! responses are sent, what exceeds a limit, and what has taken too long:
 //!
 //! ```text
 //! receive -> next_request -> respond -> unsent, sent -> close the sending side -> linger
 //!                deadline -> expire
 //! ```
 //!
-//! Requests are given out one at a time, so that responses stay in order however long one takes.
+//! `next_request` returns one request at a time. The next one waits for the response, so responses stay
+//! in order however long one takes.
 //!
-//! Every connection ends in the same way: this end closes its sending side after the last response
-//! and then discards what the client still sends. To close at once would reset the connection if
-//! bytes of the client are unread or on their way, and a reset destroys responses that the client
-//! has not read yet (RFC 9112, section 9.6).
+//! After the last response, this end closes its sending side and lingers: it discards what the client
+//! still sends. If it closed the connection at once while bytes from the client are unread or on their
+//! way, it would reset it, and a reset destroys responses that the client has not read yet (RFC 9112,
+//! section 9.6).
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -22,50 +23,50 @@ use crate::http::Method;
 use crate::reply::{Ending, Reply};
 use crate::request_head::{self, FieldSpace, MAX_HEAD_BYTES, Rejection, RequestHead, field_space};
 
-/// Bytes of unsent responses from which on no more requests are read.
+/// When at least this many bytes of responses are unsent, no more requests are read.
 pub const MAX_UNSENT_BYTES: usize = 64 * 1024;
-/// How long a request head may take, from its first byte.
+/// How long a request head may take, counted from its first byte.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a body may take, from the response.
+/// How long a body may take, counted from the response.
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may be silent between requests.
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
-/// How long a connection may be silent once the service has been told to stop. A request that the
-/// client sent before it learned of this arrives within a round trip. Without the wait, clients that
-/// reuse connections lose such requests.
+/// How long a connection may be silent once the server has been told to stop. Clients that reuse
+/// connections may have just sent a request. It arrives within a round trip, and would otherwise be
+/// lost.
 pub const KEEP_ALIVE_TIMEOUT_WHILE_STOPPING: Duration = Duration::from_millis(200);
-/// How long a client may read nothing of its responses.
+/// How long unsent responses may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a response that is incomplete on purpose keeps its connection open.
+/// How long a connection stays open after [`Ending::Stall`] or [`Ending::Hang`].
 pub const STALL_TIME: Duration = Duration::from_secs(60);
-/// How long a client may be silent after the last response before its connection is closed.
+/// How long a connection lingers while the client is silent.
 pub const LINGERING_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a client may go on sending after the last response. Many clients send the whole of a
-/// body before they read the response that refuses it.
+/// How long a connection lingers while the client keeps sending. Many clients send a whole body before
+/// they read the response that rejects it.
 pub const MAX_LINGERING: Duration = Duration::from_secs(30);
 
 /// One connection.
 pub struct Connection {
     buffers: Buffers,
-    /// Where in `received` the request starts that is next, or is being answered.
+    /// Where in `received` the bytes start that are not parsed yet.
     start: usize,
-    /// How much of `to_send` is sent.
+    /// The number of bytes of `to_send` that are sent.
     sent: usize,
     state: State,
-    /// `received` holds no complete head. Set when a head turns out to be incomplete, cleared when
-    /// bytes arrive that may complete it.
+    /// `received` holds no complete head. Set when a head is found to be incomplete, cleared when bytes
+    /// arrive that may complete it.
     lacks_complete_head: bool,
-    /// The client sends no more. Set when the end of its bytes has been read, and never cleared.
+    /// The client sends no more. Set when the end of its bytes has been read, never cleared.
     is_half_closed: bool,
-    /// The service has been told to stop: silence is tolerated for a moment only.
+    /// The server has been told to stop. Silence is then tolerated for a short time only.
     is_stopping: bool,
-    /// When the wait began that the deadline limits: the last progress.
+    /// When the current wait began. The deadline counts from here. Progress starts a new wait.
     wait_began_at: Instant,
     /// When bytes were last received or sent.
     active_at: Instant,
 }
 
-/// The bytes of a connection that has work. An idle one holds none.
+/// The bytes that a connection has received and will send. An idle connection holds none.
 #[derive(Default)]
 pub struct Buffers {
     received: Vec<u8>,
@@ -74,15 +75,15 @@ pub struct Buffers {
 
 #[derive(Clone, Copy)]
 enum State {
-    /// Between requests, or in the middle of a head.
+    /// Between requests, or within a head.
     Reading,
-    /// A request was given out, and its response is awaited.
+    /// `next_request` has returned this request. Until `respond` is called, no other is parsed.
     AwaitingResponse(RequestInfo),
-    /// The request is answered, and so many bytes of its body have not arrived.
+    /// The response is queued. This number of bytes of the request's body are still to come.
     DiscardingBody(usize),
-    /// The last response is given. When it is sent, this happens.
+    /// The last response is queued. This happens when it is sent.
     Closing(Closing),
-    /// The sending side is closed since then. What the client still sends is discarded.
+    /// The sending side was closed at this time. What the client still sends is discarded.
     Lingering(Instant),
 }
 
@@ -91,7 +92,7 @@ enum State {
 enum Closing {
     /// The sending side is closed.
     HalfClose,
-    /// Nothing for a while: the response is incomplete on purpose.
+    /// The connection stays open for [`STALL_TIME`].
     Stall,
     /// The connection is reset.
     Reset,
@@ -108,18 +109,18 @@ impl State {
     }
 }
 
-/// What must be known of a request while it is being answered.
+/// The properties of a request that its response depends on.
 #[derive(Clone, Copy)]
 struct RequestInfo {
     body_length: usize,
-    /// The response has no body.
+    /// The method is HEAD, so the response has no body.
     is_head: bool,
     is_http_1_0: bool,
     keep_alive: bool,
 }
 
 impl Connection {
-    /// A connection that was accepted at `now`.
+    /// Creates a connection that was accepted at `now`.
     pub fn new(now: Instant) -> Self {
         Self {
             buffers: Buffers::default(),
@@ -134,7 +135,7 @@ impl Connection {
         }
     }
 
-    /// Accepts bytes that the client sent.
+    /// Adds bytes that the client sent.
     pub fn receive(&mut self, bytes: &[u8], now: Instant) {
         self.active_at = now;
         match self.state {
@@ -142,27 +143,26 @@ impl Connection {
             State::Lingering(_) => return self.wait_began_at = now,
             _ => {}
         }
-        let is_silent = self.buffers.received.is_empty() && self.unsent().is_empty();
-        let is_progress = is_silent && matches!(self.state, State::Reading);
-        if is_progress || (self.is_stopping && self.unsent().is_empty()) {
+        let is_between_requests = matches!(self.state, State::Reading) && self.buffers.received.is_empty();
+        if (is_between_requests || self.is_stopping) && self.unsent().is_empty() {
             self.wait_began_at = now;
         }
         self.buffers.received.extend_from_slice(bytes);
         self.discard_body(now);
-        // A head ends with a line, so only the end of a line is worth another attempt to parse it.
-        // Most often that is the last byte.
+        // A head ends with the end of a line, so only then is it parsed again. Usually that is the last
+        // byte.
         let completes_a_line = bytes.ends_with(b"\n") || bytes.contains(&b'\n');
         if completes_a_line || self.buffers.received.len() >= MAX_HEAD_BYTES {
             self.lacks_complete_head = self.buffers.received.is_empty();
         }
     }
 
-    /// Notes that the client will send no more. It may still wait for responses.
+    /// Records that the client has closed its sending side. It may still wait for responses.
     pub fn receive_end(&mut self) {
         self.is_half_closed = true;
     }
 
-    /// Shortens the time for which the client may be silent: the service has been told to stop.
+    /// Shortens the time for which the client may be silent, because the server was told to stop.
     pub fn stop(&mut self, now: Instant) {
         self.is_stopping = true;
         if self.is_idle() {
@@ -170,8 +170,9 @@ impl Connection {
         }
     }
 
-    /// The next complete request, or why it is rejected. Either must be [responded to](Self::respond)
-    /// before the next is given out. `None` if bytes must come or go first.
+    /// Parses the next request, or returns why it is rejected. [`respond`](Self::respond) must be
+    /// called for either before the next. Returns `None` if there is no complete request, or if
+    /// responses must be sent first.
     pub fn next_request<'a>(
         &'a mut self,
         space: &'a mut FieldSpace<'a>,
@@ -193,9 +194,8 @@ impl Connection {
             }
         };
         self.start += head.length;
-        // A client that expects a 100 gets the final response instead. Whether it then sends its body
-        // is its own decision, so that nobody could say where its next request starts (RFC 9110,
-        // section 10.1.1).
+        // A client that expects a 100 gets the final response instead. It may then send its body or
+        // not, so it is unknown where its next request starts (RFC 9110, section 10.1.1).
         let body_is_here = self.buffers.received.len() - self.start >= head.body_length;
         self.state = State::AwaitingResponse(RequestInfo {
             body_length: head.body_length,
@@ -206,7 +206,7 @@ impl Connection {
         Some(Ok(head))
     }
 
-    /// The next complete request, which stays where it is. `None` if there is none, or if it would be
+    /// Parses the next request without removing it. Returns `None` if there is none, or if it will be
     /// rejected.
     pub fn peek_request<'a>(
         &'a mut self,
@@ -219,9 +219,9 @@ impl Connection {
         request_head::parse(&self.buffers.received[self.start..], space).ok()?
     }
 
-    /// Appends the response to the request that was given out. `date` is the value of its `Date`
-    /// field. With `is_last` the connection is closed after it, unless more requests are here already.
-    /// Returns how many bytes of body it has.
+    /// Appends the response to the request that [`next_request`](Self::next_request) returned. `date`
+    /// is the value of its `Date` field. With `is_last`, the connection is closed after it unless
+    /// another request has been received. Returns the number of bytes of its body.
     pub fn respond<M>(
         &mut self,
         reply: &Reply<M>,
@@ -265,12 +265,12 @@ impl Connection {
         body.len()
     }
 
-    /// The bytes of responses that are not sent yet.
+    /// Returns the bytes of responses that are not sent yet.
     pub fn unsent(&self) -> &[u8] {
         &self.buffers.to_send[self.sent..]
     }
 
-    /// Notes that the first `count` of the unsent bytes are sent.
+    /// Records that the first `count` unsent bytes were sent.
     pub fn mark_sent(&mut self, count: usize, now: Instant) {
         self.wait_began_at = now;
         self.active_at = now;
@@ -281,7 +281,7 @@ impl Connection {
         }
     }
 
-    /// Whether bytes are left behind the request that is being answered, other than its body.
+    /// Returns whether bytes have been received after the current request and its body.
     pub fn has_bytes_left(&self) -> bool {
         let body_length = match self.state {
             State::AwaitingResponse(request) => request.body_length,
@@ -290,8 +290,8 @@ impl Connection {
         self.buffers.received.len() - self.start > body_length
     }
 
-    /// Whether a part of the body of the request that is being answered has not arrived. A client that
-    /// is sending it may not see a response after which its connection is closed.
+    /// Returns whether a part of the current request's body has not been received. If the connection
+    /// were closed after the response, a client that is sending it might not see the response.
     pub fn awaits_body(&self) -> bool {
         match self.state {
             State::AwaitingResponse(request) => {
@@ -301,17 +301,17 @@ impl Connection {
         }
     }
 
-    /// How many bytes of memory the connection holds in its buffers, room for more included.
+    /// Returns the capacity of the connection's buffers in bytes.
     pub fn held_bytes(&self) -> usize {
         self.buffers.received.capacity() + self.buffers.to_send.capacity()
     }
 
-    /// Whether the received bytes may hold a complete request that can be given out.
+    /// Returns whether a complete request may have been received that can be answered now.
     pub fn can_answer(&self) -> bool {
         self.may_have_request() && self.unsent().len() < MAX_UNSENT_BYTES
     }
 
-    /// Whether more bytes should be read from the socket.
+    /// Returns whether more bytes should be read from the socket.
     pub fn wants_bytes(&self) -> bool {
         let wants = match self.state {
             State::Reading => self.lacks_complete_head && self.unsent().len() < MAX_UNSENT_BYTES,
@@ -322,25 +322,26 @@ impl Connection {
         wants && !self.is_half_closed
     }
 
-    /// Whether the sending side must be closed now, and [`linger`](Self::linger) called.
+    /// Returns whether the sending side must be closed now. [`linger`](Self::linger) must be called
+    /// then.
     pub fn wants_half_close(&self) -> bool {
         matches!(self.state, State::Closing(Closing::HalfClose))
             && !self.is_half_closed
             && self.unsent().is_empty()
     }
 
-    /// Whether the connection must be reset now.
+    /// Returns whether the connection must be reset now.
     pub fn wants_reset(&self) -> bool {
         matches!(self.state, State::Closing(Closing::Reset)) && self.unsent().is_empty()
     }
 
-    /// Notes that the sending side is closed.
+    /// Records that the sending side was closed.
     pub fn linger(&mut self, now: Instant) {
         self.state = State::Lingering(now);
         self.wait_began_at = now;
     }
 
-    /// Whether nothing remains to be sent or received, so that the socket can be closed.
+    /// Returns whether nothing remains to be sent or received, so that the socket can be closed.
     pub fn is_finished(&self) -> bool {
         let is_over = match self.state {
             State::Reading => self.lacks_complete_head,
@@ -350,8 +351,8 @@ impl Connection {
         is_over && self.is_half_closed && self.unsent().is_empty()
     }
 
-    /// Whether nothing is owed to the client: every complete request is answered, and the responses
-    /// are sent.
+    /// Returns whether every complete request is answered and all responses are sent. The rest of a
+    /// body, or a part of a head, may still be on its way.
     pub fn is_idle(&self) -> bool {
         let is_idle = match self.state {
             State::Reading => self.lacks_complete_head,
@@ -361,7 +362,7 @@ impl Connection {
         is_idle && self.unsent().is_empty()
     }
 
-    /// When the connection became idle, if it is.
+    /// Returns when the connection became idle, if it is.
     pub fn idle_since(&self) -> Option<Instant> {
         let since = match self.state {
             State::DiscardingBody(_) => self.active_at,
@@ -370,17 +371,17 @@ impl Connection {
         self.is_idle().then_some(since)
     }
 
-    /// When bytes were last received or sent.
+    /// Returns when bytes were last received or sent.
     pub fn active_at(&self) -> Instant {
         self.active_at
     }
 
-    /// Since when nothing of the unsent bytes was sent, if there are some.
+    /// Returns since when unsent responses have made no progress, if there are any.
     pub fn stalled_since(&self) -> Option<Instant> {
         (!self.unsent().is_empty()).then_some(self.wait_began_at)
     }
 
-    /// When the sending side was closed, if it is.
+    /// Returns when the sending side was closed, if the connection lingers.
     pub fn lingers_since(&self) -> Option<Instant> {
         match self.state {
             State::Lingering(since) => Some(since),
@@ -388,14 +389,14 @@ impl Connection {
         }
     }
 
-    /// When the current wait ends with [`expire`](Self::expire); `None` while the client waits for
-    /// the service.
+    /// Returns when [`expire`](Self::expire) must be called if there is no progress before. `None`
+    /// while the client waits for the service.
     pub fn deadline(&self) -> Option<Instant> {
         let timeout = match self.state {
             State::Lingering(since) => {
                 return Some((self.wait_began_at + LINGERING_TIMEOUT).min(since + MAX_LINGERING));
             }
-            // It remains for the client to read what was sent.
+            // The client has yet to read its responses.
             _ if !self.unsent().is_empty() || self.is_finished() => WRITE_TIMEOUT,
             State::AwaitingResponse(_) => return None,
             State::Reading | State::DiscardingBody(_) if self.is_stopping => {
@@ -410,7 +411,7 @@ impl Connection {
         Some(self.wait_began_at + timeout)
     }
 
-    /// Whether the deadline holds even while bytes wait to be read.
+    /// Returns whether the deadline applies even if the client has sent bytes that are unread.
     pub fn is_deadline_final(&self) -> bool {
         matches!(
             self.state,
@@ -418,8 +419,8 @@ impl Connection {
         )
     }
 
-    /// Ends the wait whose deadline has passed. A head that takes too long is rejected, and the
-    /// rejection must be answered; in any other case the connection must be closed.
+    /// Ends the current wait, whose deadline has passed. Returns a rejection if a head took too long,
+    /// for which [`respond`](Self::respond) must be called. Otherwise the connection must be closed.
     pub fn expire(&mut self) -> Option<Rejection> {
         let is_within_head = matches!(self.state, State::Reading)
             && !self.buffers.received.is_empty()
@@ -434,7 +435,8 @@ impl Connection {
         Some(rejection)
     }
 
-    /// Borrows spare buffers that have grown to their size, so that a request allocates nothing.
+    /// Borrows spare buffers in place of empty ones. They have grown in earlier turns, so that a
+    /// request allocates nothing.
     pub fn borrow_buffers(&mut self, spare: &mut Buffers) {
         if self.buffers.received.is_empty() {
             mem::swap(&mut self.buffers.received, &mut spare.received);
@@ -444,8 +446,8 @@ impl Connection {
         }
     }
 
-    /// Returns the buffers that the connection has nothing in, and shrinks the others to their
-    /// contents: what is parsed and what is sent takes no memory after a turn.
+    /// Gives back empty buffers, and shrinks the others to their contents, so that what is parsed or
+    /// sent takes no memory between turns.
     pub fn return_buffers(&mut self, spare: &mut Buffers) {
         self.clear_if_consumed();
         self.buffers.received.drain(..self.start);
@@ -467,7 +469,7 @@ impl Connection {
         matches!(self.state, State::Reading) && !self.lacks_complete_head
     }
 
-    /// Whether the next request is here, or one that will be rejected.
+    /// Returns whether a complete or invalid request has been received.
     pub fn has_next_request(&mut self) -> bool {
         if !self.may_have_request() {
             return false;
@@ -490,13 +492,13 @@ impl Connection {
         self.clear_if_consumed();
     }
 
-    /// Discards the received part of the body, if one must be discarded.
+    /// Discards the part of the body that has been received, if there is one.
     fn discard_body(&mut self, now: Instant) {
         if let State::DiscardingBody(left) = self.state {
             let here = left.min(self.buffers.received.len() - self.start);
             self.start += here;
             self.state = if here == left {
-                // While responses are unsent, only the client's reading counts as progress.
+                // While responses are unsent, only sending counts as progress.
                 if self.unsent().is_empty() {
                     self.wait_began_at = now;
                 }
@@ -549,7 +551,7 @@ mod tests {
 
     const REQUEST: &str = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
 
-    /// Answers what is here, and has everything sent.
+    /// Responds to all received requests, and marks the responses as sent.
     fn answer_all(connection: &mut Connection, now: Instant) {
         let reply = Reply::text(Status::Ok, "I'm ok!");
         while let Some(request) = connection.next_request(&mut field_space()) {
@@ -578,7 +580,7 @@ mod tests {
             assert_eq!(capacities(&connection.buffers), (0, 0));
             assert_eq!(capacities(&spare), (10_000, 20_000));
         }
-        // A buffer with something in it stays, and a smaller one is not worth keeping.
+        // A buffer that is not empty is kept, and a smaller one does not replace a spare buffer.
         connection.receive(b"GET", now);
         connection.borrow_buffers(&mut spare);
         assert_eq!(capacities(&spare).0, 10_000);
@@ -588,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_connection_holds_the_head_that_has_begun_and_nothing_else() {
+    fn between_turns_a_connection_holds_only_the_incomplete_head() {
         let with_body = "GET /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n";
         for (begun, before) in [
             ("", REQUEST.repeat(100)),

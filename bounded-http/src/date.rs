@@ -1,15 +1,15 @@
-//! The value of the `Date` field (RFC 9110, section 6.6.1), made once a second.
+//! The value of the `Date` field (RFC 9110, section 6.6.1), formatted once a second.
 
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use httpdate::HttpDate;
 
-/// The last second of the year 9999, counted from the epoch. The format has four digits for the year,
-/// and httpdate panics outside of 1970 to 9999. A clock may be wrong.
+/// The last second of the year 9999, since the epoch. The format has four digits for the year, and
+/// httpdate panics outside of 1970 to 9999, where a wrong clock may be.
 const LATEST: Duration = Duration::from_secs(253_402_300_799);
 
-/// The date of the current wake-up.
+/// The date of the current wake-up of the event loop.
 #[derive(Default)]
 pub struct Date {
     second: u64,
@@ -32,12 +32,12 @@ impl Date {
         if second != self.second || self.text.is_empty() {
             self.second = second;
             self.text.clear();
-            // A String takes every write.
+            // Writing to a String cannot fail.
             let _ = write!(self.text, "{}", HttpDate::from(now));
         }
     }
 
-    /// The field's value.
+    /// Returns the field's value.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_date_is_of_the_second() {
+    fn the_date_has_the_current_second() {
         let mut date = Date::default();
         let mut at = |millis| {
             date.set(SystemTime::UNIX_EPOCH + Duration::from_millis(millis));

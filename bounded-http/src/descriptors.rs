@@ -1,4 +1,4 @@
-//! The limit on descriptors, and how many connections it leaves room for.
+//! The limit on descriptors, and how many connections it allows.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -7,26 +7,25 @@ use crate::eviction::RESERVE_SIZE;
 /// Descriptors that are not for ordinary connections: the reserve's, the standard streams, the
 /// listener, the poll, the stop signal, and what a service opens now and then.
 const RESERVED_DESCRIPTORS: usize = 16 + RESERVE_SIZE;
-/// The limit that macOS allows where the hard limit is infinite.
+/// The maximum on macOS if the hard limit is infinite.
 const OPEN_MAX: u64 = 10_240;
 
-/// How many connections the process's limit on descriptors leaves room for.
+/// Returns how many connections the process's limit on descriptors allows, apart from the reserve.
 pub fn connections_within_descriptor_limit() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
     let descriptors = limit.map_or(usize::MAX, |limit| limit as usize);
     descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(1)
 }
 
-/// Raises the soft limit on descriptors, which is often 1024, to the hard limit. Returns the limit
-/// then in force.
+/// Raises the soft limit on descriptors, which is often 1024, to the hard limit. Returns the new limit.
 ///
 /// The server itself changes nothing about the process. Programs that serve more than a thousand
 /// connections call this before they bind.
 pub fn raise_descriptor_limit() -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raise_to = |current| setrlimit(Resource::Nofile, Rlimit { current, maximum });
-    // Where it is not allowed, the soft limit stays. macOS, whose hard limit is infinite and whose
-    // soft one is 256, allows no more than OPEN_MAX (setrlimit(2)).
+    // If this fails, the soft limit stays. On macOS, the hard limit is infinite and the soft limit is
+    // 256, but no more than OPEN_MAX is allowed (setrlimit(2)).
     if raise_to(maximum).is_err() && current.is_some_and(|limit| limit < OPEN_MAX) {
         let _ = raise_to(Some(OPEN_MAX));
     }

@@ -1,20 +1,25 @@
 //! The event loop: one thread that no client can hold up.
 //!
-//! It waits for events and decides whose turn it is:
+//! A turn is the time in which the loop does for one client what can be done without waiting: it reads,
+//! answers requests, and writes responses. The loop waits for events and gives turns to clients:
 //!
 //! ```text
-//! poll -> a socket is ready      -> its client is queued for a turn: read, answer, write
-//!      -> a reply is due         -> its client is queued
-//!      -> a deadline has passed  -> its client is queued: 408, or close
-//!      -> the listener is ready  -> accept, and make room if there is none
-//!      -> clients are queued     -> their turns, for a millisecond, and then poll again
-//!      -> a reply takes work     -> one of them
-//!      -> told to stop           -> responses close their connections; end when all are closed
+//! poll -> a socket is ready      -> queue its client for a turn
+//!      -> a reply is due         -> queue its client
+//!      -> a deadline has passed  -> queue its client; the turn sends a 408 or closes the connection
+//!      -> the listener is ready  -> accept, and close idle connections if there are too many
+//!      -> clients are queued     -> give turns for a millisecond, then poll again
+//!      -> a reply takes work     -> do the work of one reply
+//!      -> told to stop           -> responses close their connections; return when all are closed
 //! ```
 //!
-//! What a turn does is in `client`, what the bytes mean and what is too much in `connection`, what a
-//! request may look like in `request_head`, whose turn is next in `fair_queue`, and which connections
-//! make room for others in `room`.
+//! | module | what it decides |
+//! | --- | --- |
+//! | `client` | what happens in a turn |
+//! | `connection` | what the bytes mean, and what exceeds a limit |
+//! | `request_head` | which requests are valid |
+//! | `fair_queue` | which client gets the next turn |
+//! | `eviction` | which connections are closed at the connection limit |
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -46,71 +51,74 @@ use crate::timer_queue::TimerQueue;
 const LISTENER: Token = Token(usize::MAX - 1);
 const STOP: Token = Token(usize::MAX - 2);
 
-/// The most bytes that one read takes.
+/// The maximum number of bytes that one read takes.
 const READ_SIZE: usize = 16 * 1024;
-/// The most events that one poll takes. When it takes fewer, it has taken all that there are.
+/// The maximum number of events that one poll returns. If it returns fewer, no other event is pending.
 const MAX_EVENTS: usize = 4096;
-/// How long the queued turns last, all together, before the sockets and the listener are looked at
-/// again. It is what a new client waits for, twice: until it is accepted, and until its request is
-/// seen.
+/// How long the loop gives turns before it polls the sockets and the listener again. A new client waits
+/// for this twice: until it is accepted, and until its request is read.
 const TURNS_TIME: Duration = Duration::from_millis(1);
-/// The most connections that are accepted in one wake-up, of some 15 µs each.
+/// The maximum number of connections accepted in one wake-up. Each takes about 15 µs.
 const ACCEPTS_PER_WAKE_UP: usize = 64;
-/// How often in a row work waits for newly accepted clients, which may be scrapes: until the longest
-/// backlog is accepted. After that, work is done even if clients never stop connecting.
+/// For how many wake-ups in a row work waits for newly accepted clients, which may be scrapes. That is
+/// enough to accept a full backlog. After that, work is done even if clients never stop connecting.
 const MAX_WORK_DEFERRALS: usize = BACKLOG as usize / ACCEPTS_PER_WAKE_UP;
-/// The least time between two checks_in_wait at all deadlines. A look is at every client.
+/// The minimum time between two sweeps. A sweep checks the deadline of every client.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
-/// How long accepting pauses when there is no descriptor, or no room.
+/// How long accepting pauses when no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How many bytes all buffers may hold together, for each connection that there may be, the kernel's
-/// buffers of clients that do not read included. Beyond that, connections that hold the most for the
-/// longest time are reset.
+/// How many bytes all buffers may hold together, per connection that the limit allows. This includes
+/// the kernel's buffers for clients that do not read. If they hold more, the connections that hold the
+/// most for the longest time are reset.
 const HELD_BYTES_PER_CONNECTION: usize = 4 * 1024;
-/// The least time between two checks_in_wait at the memory that all clients hold.
+/// The minimum time between two checks of the memory that each client holds.
 const MEMORY_CHECK_INTERVAL: Duration = Duration::from_millis(1);
-/// The least that is allowed for all connections together.
+/// The limit for all connections together is never lower than this.
 const MIN_HELD_BYTES: usize = 1024 * 1024;
-/// How long the 503s for delayed replies that came too late may take to be sent.
+/// How long the server waits for the last responses to be sent: the 503s that replace delayed replies
+/// when the grace period is over.
 const LAST_RESPONSES_TIME: Duration = Duration::from_millis(500);
 
 /// The state of a running server.
 pub struct EventLoop<V: Service> {
     poll: Poll,
-    /// `None` once no more connections are accepted, some time after the first signal.
+    /// Closed some time after the stop signal. `None` from then on.
     listener: Option<TcpListener>,
-    /// Kept so that the signal handler has somewhere to write.
+    /// Kept open so that a signal handler can write to the other end.
     _stop_signal: mio::net::UnixStream,
     clients: Slab<Client<TcpStream, V::Memo>>,
+    /// The maximum number of connections, apart from the reserve.
     max_clients: usize,
-    /// How long delayed replies may go on waiting after the first signal.
+    /// How long delayed replies may keep waiting after the stop signal.
     grace: Duration,
     shared: Shared<V>,
-    /// The clients that want a turn.
+    /// The clients that are queued for a turn.
     queue: FairQueue,
     /// The connections above the limit, oldest first.
     reserve: Vec<Reserved>,
     eviction: Eviction,
-    /// When the next look at the reserve is one that counts.
+    /// When the reserve is checked next. Checks are counted: see `MAX_CHECKS_IN_WAIT`.
     next_reserve_check: Instant,
-    /// No place has become free since a request waited in vain for one, so that the next need not.
+    /// Requests that wait for a slot get a 503 at once. Set when one has waited too long, cleared when
+    /// a slot becomes free.
     is_refusing: bool,
-    /// The most bytes that all buffers may hold.
+    /// The maximum number of bytes that all buffers may hold together.
     max_held_bytes: usize,
-    /// When all clients are looked at next if they hold much.
+    /// The earliest time of the next check of all clients' memory.
     next_memory_check: Instant,
-    /// The listener may have more connections than were accepted.
+    /// The listener may have more connections. Set by an event, cleared when `accept` finds none.
     may_accept: bool,
     /// A client was accepted in this wake-up and has not had a turn.
     has_accepted: bool,
-    /// How often in a row work has waited for that.
+    /// For how many wake-ups in a row work has waited for such a client.
     work_deferrals: usize,
+    /// Set when no connection can be accepted for now, cleared when one is closed or the time has come.
     accept_paused_until: Option<Instant>,
-    /// When deadlines are looked at next.
+    /// When the next sweep is due. `None` if no client has a deadline.
     next_sweep: Option<Instant>,
-    /// When the service wants to be called again.
+    /// When the service wants to be called again at the latest.
     next_service_call: Option<Instant>,
-    /// How the end proceeds. `None` until the first signal.
+    /// The schedule of the shutdown. `None` until the stop signal.
     stop: Option<Stop>,
 }
 
@@ -118,28 +126,28 @@ pub struct EventLoop<V: Service> {
 struct Reserved {
     key: usize,
     accepted_at: Instant,
-    /// At how many checks_in_wait a request was seen to wait for a place.
+    /// The number of checks that have found a request of it waiting for a slot.
     checks_in_wait: u32,
-    /// The checks_in_wait since its time was over, if it is.
+    /// The number of checks after its time on the reserve was over. `None` before.
     checks_overdue: Option<u32>,
 }
 
-/// The times of an orderly end.
+/// The schedule of an orderly shutdown.
 struct Stop {
-    /// When the listener is closed. Until then a client that has just connected is served, so that
-    /// the time without a listener, in which a restarting service refuses connections, is short.
+    /// When the listener is closed. Until then clients can still connect, so that a service that
+    /// restarts is without a listener only for a short time.
     listener_closes: Instant,
     /// When delayed replies are replaced with a 503.
     grace_ends: Instant,
-    /// When the last of these must be sent. `None` until the grace period is over.
+    /// When the server stops waiting for these to be sent. `None` until the grace period is over.
     last_responses_end: Option<Instant>,
 }
 
 impl<V: Service> EventLoop<V> {
-    /// A server that accepts connections from `listener` until `stop_signal` becomes readable.
+    /// Creates a server that accepts connections from `listener` until `stop_signal` becomes readable.
     ///
     /// # Errors
-    /// When the kernel refuses to poll.
+    /// If polling fails.
     pub fn new(
         listener: std::net::TcpListener,
         stop_signal: UnixStream,
@@ -201,17 +209,18 @@ impl<V: Service> EventLoop<V> {
         })
     }
 
-    /// Serves until the end.
+    /// Serves until the stop signal, and then until every received request is answered.
     ///
     /// # Errors
-    /// When the kernel refuses to poll. An error of a connection ends that connection only.
+    /// If polling fails. An error of a connection only ends that connection.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(MAX_EVENTS);
-        // Without clients nothing else would call the service before its first wait.
+        // The service is called before the first wait, too.
         self.finish_wake_up();
         while !self.has_ended() {
             match self.poll.poll(&mut events, self.timeout()) {
-                // No event is known, so nothing can be judged: a process that was stopped comes here first.
+                // No event is known yet, so no deadline can be judged. A process that was suspended
+                // (SIGSTOP) continues here.
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 result => result?,
             }
@@ -230,7 +239,8 @@ impl<V: Service> EventLoop<V> {
             self.accept(ACCEPTS_PER_WAKE_UP, limit);
             self.serve_reserve();
             self.queue_due();
-            // Of a client with an event that is not known yet, nobody can say that it was too late.
+            // If more events are pending, a client may have sent something in time that is not known
+            // yet.
             if count < MAX_EVENTS {
                 self.sweep();
             }
@@ -248,7 +258,7 @@ impl<V: Service> EventLoop<V> {
         Ok(())
     }
 
-    /// How long nothing needs to be done unless a socket is ready; `None` means forever.
+    /// Returns how long the poll may wait for an event; `None` means forever.
     fn timeout(&self) -> Option<Duration> {
         if !self.queue.is_empty()
             || !self.shared.work_queue.is_empty()
@@ -275,7 +285,7 @@ impl<V: Service> EventLoop<V> {
         .map(|next| next.saturating_duration_since(Instant::now()))
     }
 
-    /// Adds what an event says about a client, and queues the client for a turn.
+    /// Updates the client that an event concerns, and queues it for a turn.
     fn handle_event(&mut self, key: usize, readiness: Readiness) {
         let Some(client) = self.clients.get_mut(key) else {
             return;
@@ -287,7 +297,7 @@ impl<V: Service> EventLoop<V> {
         self.queue_turn(key);
     }
 
-    /// Queues a client for a turn, once.
+    /// Queues a client for a turn, unless it is queued already.
     fn queue_turn(&mut self, key: usize) {
         if let Some(client) = self.clients.get_mut(key)
             && !client.is_queued
@@ -297,14 +307,14 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// Queues every client that has a reply due.
+    /// Queues every client whose delayed reply is due.
     fn queue_due(&mut self) {
         while let Some(key) = self.shared.timers.pop_due(self.shared.now) {
             self.queue_turn(key);
         }
     }
 
-    /// Gives turns to queued clients until their time is over.
+    /// Gives turns to queued clients for [`TURNS_TIME`].
     fn run_turns(&mut self) {
         if self.queue.is_empty() {
             return;
@@ -327,7 +337,7 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// Lets a client do what it can do now. A panic ends its connection and affects no other.
+    /// Gives a client its turn. A panic closes its connection and affects no other.
     fn give_turn(&mut self, key: usize) -> Next {
         let Some(client) = self.clients.get_mut(key) else {
             return Next::Wait;
@@ -352,7 +362,7 @@ impl<V: Service> EventLoop<V> {
         next
     }
 
-    /// Queues every client whose deadline has passed, if it is time to look.
+    /// Queues every client whose deadline has passed, if a sweep is due.
     fn sweep(&mut self) {
         let now = self.shared.now;
         if self.next_sweep.is_none_or(|next| now < next) {
@@ -379,7 +389,8 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// Has the next sweep come no later than a deadline, but not before the interval is over.
+    /// Plans the next sweep for the time of a deadline, unless one is planned before it. Sweeps are at
+    /// least [`SWEEP_INTERVAL`] apart.
     fn plan_sweep(&mut self, deadline: Option<Instant>) {
         if let Some(deadline) = deadline {
             let sweep = deadline.max(self.shared.now + SWEEP_INTERVAL);
@@ -387,9 +398,9 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// Does the work of one reply, so that nobody waits for more than one. Work for clients that have
-    /// closed their sending side comes last, since most of them have left. A client that was accepted
-    /// in this wake-up has not had a turn yet and may be a scrape, so that work waits for it.
+    /// Does the work of one reply. Other clients get turns before the next. Work for clients that have
+    /// closed their sending side comes last, because most of them have disconnected. A client that was
+    /// accepted in this wake-up has not had a turn yet and may be a scrape, so work waits for it.
     fn work(&mut self) {
         let has_new_clients = self.has_accepted || self.queue.has_light();
         if has_new_clients && self.work_deferrals < MAX_WORK_DEFERRALS {
@@ -414,8 +425,8 @@ impl<V: Service> EventLoop<V> {
         self.queue_turn(key);
     }
 
-    /// Accepts connections that the kernel has completed, up to so many, and as long as fewer than `limit`
-    /// are open. Those above `--max-connections` go to the reserve.
+    /// Accepts at most `count` connections that the kernel has completed, as long as fewer than `limit`
+    /// are open. Connections above the connection limit go to the reserve.
     fn accept(&mut self, count: usize, limit: usize) {
         let now = self.shared.now;
         self.has_accepted = false;
@@ -439,10 +450,10 @@ impl<V: Service> EventLoop<V> {
                 Ok((stream, peer)) => self.insert(stream, peer),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => self.may_accept = false,
-                    // The client has disconnected already, or a signal came.
+                    // The client has disconnected already, or a signal interrupted the call.
                     ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
-                    // Something else in the process, or in the system, has taken the descriptors.
-                    // Without room, idle connections would keep everybody out, /faults included.
+                    // Something else in the process, or in the system, uses the descriptors. If idle
+                    // connections stayed open, no client could connect, not even for an urgent request.
                     _ if is_out_of_descriptors(&error)
                         && (self.evict_from_reserve() || self.evict()) => {}
                     _ => {
@@ -459,7 +470,7 @@ impl<V: Service> EventLoop<V> {
     /// Adds a new connection to the clients.
     fn insert(&mut self, mut stream: TcpStream, peer: SocketAddr) {
         let now = self.shared.now;
-        // Those that wait longer come first.
+        // A connection that waits on the reserve gets the next free slot.
         let admission = if self.has_free_slot() && self.reserve.is_empty() {
             Admission::Admitted
         } else {
@@ -490,13 +501,13 @@ impl<V: Service> EventLoop<V> {
         self.shared.service.connections_changed(self.clients.len());
     }
 
-    /// Whether fewer connections are open than the limit allows, the reserve apart.
+    /// Returns whether fewer connections than the limit allows are open, not counting the reserve.
     fn has_free_slot(&self) -> bool {
         self.clients.len() - self.reserve.len() < self.max_clients
     }
 
-    /// Admits connections from the reserve as far as there is room, refuses their requests when they
-    /// have waited long enough, and lets connections turn over while others wait.
+    /// Gives free slots to connections on the reserve whose requests wait, or refuses these requests if
+    /// they have waited too long. While others wait, lets responses close their connections.
     fn serve_reserve(&mut self) {
         let is_check_due = self.next_reserve_check <= self.shared.now;
         if is_check_due {
@@ -508,7 +519,7 @@ impl<V: Service> EventLoop<V> {
             let (key, accepted_at) = (reserved.key, reserved.accepted_at);
             let waits = self.clients[key].waits_for_admission(&self.shared);
             if self.has_free_slot() || (waits && self.evict()) {
-                // Making room may have closed connections on the reserve, too.
+                // The eviction may have removed others from the reserve, so the index may be stale.
                 self.reserve.retain(|reserved| reserved.key != key);
                 self.clients[key].set_admission(Admission::Admitted);
                 self.queue_turn(key);
@@ -530,7 +541,7 @@ impl<V: Service> EventLoop<V> {
             }
             index += 1;
         }
-        // As long as others wait for places, some of those who have one give theirs up.
+        // While others wait for slots, some responses close their connections.
         let is_full = !self.has_free_slot();
         self.shared.turnovers = if is_full && (self.may_accept || !self.reserve.is_empty()) {
             let left = self.shared.turnovers;
@@ -540,8 +551,8 @@ impl<V: Service> EventLoop<V> {
         };
     }
 
-    /// Whether a connection whose time on the reserve is over can be closed: what was received by now
-    /// is answered first, within some checks_in_wait.
+    /// Returns whether a connection whose time on the reserve is over can be closed. Requests received
+    /// by then are answered first, unless that takes more than [`MAX_CHECKS_OVERDUE`] checks.
     fn ends_on_reserve(&mut self, index: usize, waits: bool, is_check_due: bool) -> bool {
         let Reserved {
             key,
@@ -561,8 +572,7 @@ impl<V: Service> EventLoop<V> {
         is_over
     }
 
-    /// Closes the connection that has been idle longest, among those that can go. Gives whether there
-    /// was one.
+    /// Closes the best candidate for eviction, if there is one. Returns whether there was.
     fn evict(&mut self) -> bool {
         let mut reading = 0;
         for _ in 0..2 {
@@ -596,9 +606,9 @@ impl<V: Service> EventLoop<V> {
         false
     }
 
-    /// Closes a connection on the reserve that has asked for nothing, or read nothing of its responses,
-    /// for a moment. Gives whether there was one. Neither bytes that are no request nor a part of one
-    /// keep a place there.
+    /// Closes a connection on the reserve that has sent no complete request, or has read nothing of its
+    /// responses, for [`MIN_IDLE_TIME`]. Returns whether there was one. A part of a request does not
+    /// keep a connection on the reserve.
     fn evict_from_reserve(&mut self) -> bool {
         let now = self.shared.now;
         for index in 0..self.reserve.len() {
@@ -624,9 +634,9 @@ impl<V: Service> EventLoop<V> {
         false
     }
 
-    /// Lets clients go on that wait until all connections together hold less. Resets connections if
-    /// they hold too much, or if others wait: those first that have held the most for the longest time
-    /// without progress.
+    /// Keeps the bytes that all connections hold within the limit. Resets connections if they hold too
+    /// much together, or if other clients wait for memory. Queues the clients that have waited for
+    /// memory when there is enough again.
     fn limit_held_bytes(&mut self) {
         let now = self.shared.now;
         let is_over = self.shared.held_bytes > self.max_held_bytes;
@@ -636,7 +646,7 @@ impl<V: Service> EventLoop<V> {
                 client.check_delivery(&mut self.shared);
             }
             self.reset_stalled();
-            // Others wait until the next check, which takes a tenth of the time at the most.
+            // At most a tenth of the time is spent on these checks.
             let took = now.elapsed();
             self.next_memory_check = now + (10 * took).max(MEMORY_CHECK_INTERVAL);
         }
@@ -650,13 +660,15 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
+    /// Resets connections that have made no progress, those first that have held the most for the
+    /// longest time.
     fn reset_stalled(&mut self) {
         if self.shared.held_bytes < self.shared.full_from {
             return;
         }
         let now = self.shared.now;
         let mut memory_holders = memory_holders(self.clients.iter(), now);
-        // Some more than necessary, so that the next look at all clients is not soon.
+        // Resets some more than necessary, so that the next check is not needed soon.
         let enough = self.shared.scarce_from;
         let mut count = 0_u32;
         while self.shared.held_bytes > enough
@@ -678,7 +690,8 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// Closes a connection. `is_lost` says that it has failed, and responses on their way with it.
+    /// Closes a connection. `is_lost` means that it has failed, so that responses on their way to the
+    /// client are lost.
     fn close(&mut self, key: usize, is_lost: bool) {
         let Some(client) = self.clients.try_remove(key) else {
             return;
@@ -691,7 +704,7 @@ impl<V: Service> EventLoop<V> {
         } else {
             self.reserve.retain(|reserved| reserved.key != key);
         }
-        // The service may panic while it is told how exchanges have ended.
+        // The service may panic when it is told how an exchange ended.
         let close = AssertUnwindSafe(|| client.close(is_lost, &mut self.shared));
         let _ = catch_unwind(close);
         self.shared.service.connections_changed(self.clients.len());
@@ -699,7 +712,7 @@ impl<V: Service> EventLoop<V> {
         self.shrink();
     }
 
-    /// Keeps memory in proportion to the clients that are here, however many have come and gone.
+    /// Keeps memory in proportion to the number of open connections, however many there were before.
     fn shrink(&mut self) {
         let count = self.clients.len();
         if self.clients.capacity() > 4 * count + 64 {
@@ -716,20 +729,20 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// Lets the service do what it does before the server waits.
+    /// Calls the service before the server waits.
     fn finish_wake_up(&mut self) {
         let again = self.shared.service.before_wait();
         self.next_service_call = again.map(|time| self.shared.now + time);
     }
 
-    /// Begins the end: every client gets the responses to what it has sent, and then its connection is
+    /// Starts an orderly shutdown: every received request is answered, and then its connection is
     /// closed.
     fn stop(&mut self) {
         if self.stop.is_some() {
             return;
         }
         let now = self.shared.now;
-        // The clients that are there now may be about to connect again: they have just been told to.
+        // Clients whose connections are closed now may connect again at once.
         let listener_closes = if self.clients.is_empty() {
             now
         } else {
@@ -750,7 +763,7 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// Does what the end has come to.
+    /// Takes the steps of the shutdown that are due.
     fn advance_stop(&mut self) {
         let Some(stop) = &mut self.stop else {
             return;
@@ -761,7 +774,8 @@ impl<V: Service> EventLoop<V> {
             stop.last_responses_end = Some(now + LAST_RESPONSES_TIME);
         }
         if self.listener.is_some() && stop.listener_closes <= now {
-            // The last chance for connections that the kernel has completed, whatever the limit.
+            // Accepts what the kernel has completed, whatever the limit: closing the listener resets
+            // it.
             self.may_accept = true;
             self.accept_paused_until = None;
             self.accept(BACKLOG.into(), usize::MAX);
@@ -782,7 +796,7 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// When the end proceeds without an event.
+    /// Returns when the next step of the shutdown is due.
     fn next_stop_step(&self, stop: &Stop) -> Instant {
         if self.listener.is_some() {
             stop.listener_closes
@@ -800,7 +814,8 @@ impl<V: Service> EventLoop<V> {
     }
 }
 
-/// The events that are asked for. A read may stop at urgent data, which Linux announces (tcp(7)).
+/// The events that a client's socket is polled for. Linux reports urgent data, at which a read may stop
+/// (tcp(7)).
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const CLIENT_INTEREST: Interest = Interest::READABLE
     .add(Interest::WRITABLE)
@@ -808,7 +823,7 @@ const CLIENT_INTEREST: Interest = Interest::READABLE
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const CLIENT_INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
-/// Whether the process or the system has no descriptor left.
+/// Returns whether the process or the system has no descriptor left.
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     errno.is_some_and(|errno| [Errno::MFILE, Errno::NFILE].contains(&errno))
@@ -831,7 +846,7 @@ mod tests {
     use crate::request::Request;
     use crate::service::Ended;
 
-    /// Answers /probe, panics at /panic, and counts what has ended.
+    /// Answers /probe and /open, panics at any other path, and counts exchanges that ended.
     #[derive(Default)]
     struct Probe {
         work: Duration,
@@ -869,13 +884,13 @@ mod tests {
     fn ask(mut stream: &TcpStream, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = vec![0; 16 * 1024];
-        let count = stream.read(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer[..count]).into_owned()
+        let mut response = vec![0; 16 * 1024];
+        let count = stream.read(&mut response).unwrap();
+        String::from_utf8_lossy(&response[..count]).into_owned()
     }
 
     #[test]
-    fn a_panic_closes_its_connection_and_harms_no_other() {
+    fn a_panic_closes_its_connection_and_affects_no_other() {
         let listener = crate::listener::listen("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop_signal, mut stop) = UnixStream::pair().unwrap();
@@ -894,7 +909,7 @@ mod tests {
         let other = connect();
         assert!(ask(&other, "/probe").ends_with("I'm ok!"));
         for _ in 0..3 {
-            assert_eq!(ask(&connect(), "/panic"), "", "closed without an answer");
+            assert_eq!(ask(&connect(), "/panic"), "", "closed without a response");
             assert!(ask(&other, "/probe").ends_with("I'm ok!"));
         }
         let page = ask(&other, "/open");
@@ -910,7 +925,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_is_called_before_the_first_wait_and_when_it_wants_to_be() {
+    fn the_service_is_called_before_the_first_wait_and_when_it_asks_to_be() {
         struct Ticks(usize, UnixStream);
         impl Service for Ticks {
             type Memo = ();
@@ -927,7 +942,7 @@ mod tests {
                 Some(Duration::from_millis(1))
             }
         }
-        // It stops itself, and no client comes.
+        // The service stops the server, and no client connects.
         let listener = crate::listener::listen("127.0.0.1:0").unwrap();
         let (stop_signal, stop) = UnixStream::pair().unwrap();
         let ticks = Ticks(0, stop);
@@ -936,7 +951,8 @@ mod tests {
         assert!(event_loop.shared.service.0 >= 3);
     }
 
-    /// An event loop that does what it is told and no more, its address, and what would stop it.
+    /// Returns an event loop that the test drives step by step, its address, and the other end of its
+    /// stop signal.
     fn driven(service: Probe) -> (EventLoop<Probe>, SocketAddr, UnixStream) {
         let listener = crate::listener::listen("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -945,7 +961,7 @@ mod tests {
         (event_loop.unwrap(), address, stop)
     }
 
-    /// The other ends of so many clients, whose keys count from 0.
+    /// Connects this number of clients, whose keys count from 0. Returns their sockets.
     fn accepted(
         event_loop: &mut EventLoop<Probe>,
         address: SocketAddr,
@@ -961,7 +977,7 @@ mod tests {
         streams
     }
 
-    /// Waits until the poll says this about a socket: what was sent may take a while to arrive.
+    /// Waits until a poll reports this about a socket. Bytes may take a while to arrive.
     fn wait_for(event_loop: &mut EventLoop<Probe>, token: Token, condition: fn(&Event) -> bool) {
         let mut events = Events::with_capacity(16);
         let is_it = |event: &Event| event.token() == token && condition(event);
@@ -981,14 +997,14 @@ mod tests {
     };
     const PROBE: &str = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
 
-    /// Has a client send something in one piece, and queues it for a turn.
+    /// Sends bytes from a client in one piece, and queues it for a turn.
     fn send(event_loop: &mut EventLoop<Probe>, key: usize, mut stream: &TcpStream, bytes: &str) {
         stream.write_all(bytes.as_bytes()).unwrap();
         wait_for(event_loop, Token(key), Event::is_readable);
         event_loop.handle_event(key, READABLE);
     }
 
-    /// Gives one turn to the client that is next. Gives whether there was one.
+    /// Gives one turn to the next client in the queue. Returns whether there was one.
     fn take_turn(event_loop: &mut EventLoop<Probe>) -> bool {
         let Some(key) = event_loop.queue.pop() else {
             return false;
@@ -1006,14 +1022,17 @@ mod tests {
         event_loop.shared.read_buffer = vec![0; PROBE.len()].into_boxed_slice();
         send(&mut event_loop, 0, &streams[0], &PROBE.repeat(2));
         for _ in 0..3 {
-            assert!(take_turn(&mut event_loop), "a full read may not be all");
+            assert!(
+                take_turn(&mut event_loop),
+                "after a full read, there may be more"
+            );
         }
         assert!(!take_turn(&mut event_loop));
         assert_eq!(event_loop.clients.len(), 1);
     }
 
     #[test]
-    fn a_client_that_has_been_read_from_is_not_asked_again() {
+    fn a_client_gets_no_second_turn_after_a_short_read() {
         let (mut event_loop, address, _stop) = driven(Probe::default());
         let streams = accepted(&mut event_loop, address, 1);
         send(&mut event_loop, 0, &streams[0], PROBE);
@@ -1021,9 +1040,9 @@ mod tests {
         assert!(!take_turn(&mut event_loop));
     }
 
-    /// A reset may be found by a read or a write before the event that tells of it is handled.
+    /// A read or a write may find the reset before its event is handled.
     #[test]
-    fn a_client_that_is_found_to_have_disconnected_is_closed() {
+    fn a_connection_is_closed_when_a_read_or_a_write_finds_that_it_was_reset() {
         for sent in ["", PROBE] {
             let (mut event_loop, address, _stop) = driven(Probe::default());
             let stream = accepted(&mut event_loop, address, 1).remove(0);
@@ -1038,19 +1057,19 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_ends_in_time_and_the_remaining_requests_wait_for_the_next() {
+    fn a_turn_ends_when_its_time_is_over_and_the_remaining_requests_wait_for_the_next() {
         let (mut event_loop, address, _stop) = driven(Probe::default());
         let streams = accepted(&mut event_loop, address, 1);
         send(&mut event_loop, 0, &streams[0], &PROBE.repeat(40));
         let mut turns = 0;
         let mut answered = 0;
         while event_loop.queue.pop().is_some() {
-            // The time is over from the beginning, so that one request is answered, and no more.
+            // The time is over from the start, so only one request is answered.
             event_loop.shared.now -= 2 * TURN_TIME;
             let next = event_loop.give_turn(0);
             turns += 1;
             answered = event_loop.shared.service.ended;
-            assert!(answered >= turns, "each turn answers something");
+            assert!(answered >= turns, "each turn answers a request");
             if next == Next::AnotherTurn {
                 event_loop.queue_turn(0);
             }
@@ -1097,7 +1116,7 @@ mod tests {
     }
 
     #[test]
-    fn no_work_is_done_for_clients_that_disconnected_and_that_of_half_closed_ones_comes_last() {
+    fn work_for_disconnected_clients_is_dropped_and_for_half_closed_clients_comes_last() {
         let work = Duration::from_millis(1);
         let (mut event_loop, address, _stop) = driven(Probe {
             work,

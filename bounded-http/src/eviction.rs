@@ -1,10 +1,12 @@
-//! Eviction for new connections: how many there may be, and which one goes when there are too many.
+//! Which connections are closed when there are too many.
 //!
-//! At the limit, connections turn over: some responses close theirs, and connections that have been
-//! idle for a moment are closed. No client that has sent a request is closed to make room, since
-//! the request would be lost. Slow clients can therefore hold every place. A few connections above
-//! the limit are the reserve, on which urgent requests are answered, and all others once there is
-//! a place, or with a 503.
+//! At the connection limit, connections turn over: some responses close theirs, and connections that
+//! are idle, or whose client has closed its sending side, are evicted, that is, closed to make room. No
+//! other connection is: a request on it would be lost. Each connection that the limit allows is a slot,
+//! so clients that read slowly can hold every slot.
+//!
+//! A few connections above the limit are the reserve. Urgent requests on it are answered at once. Any
+//! other request waits for a slot, and gets a 503 if none becomes free.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,37 +14,38 @@ use std::time::{Duration, Instant};
 use crate::client::{Client, Evictable};
 use crate::socket::Stream;
 
-/// Connections above the limit.
+/// The number of connections above the limit.
 pub const RESERVE_SIZE: usize = 16;
-/// How long a connection must be idle before it is closed to make room. A busy client that reuses
-/// connections asks again within less, so that it is not closed between two requests.
+/// How long a connection must be idle before it can be evicted. Busy clients that reuse connections
+/// send the next request earlier than that, so they keep theirs.
 pub const MIN_IDLE_TIME: Duration = Duration::from_millis(100);
-/// The same for a connection that is half-closed: most clients close their side within a round trip.
+/// The same for a half-closed connection. Most clients close their end within a round trip.
 pub const MIN_HALF_CLOSED_TIME: Duration = Duration::from_millis(20);
-/// At how many checks_in_wait, one every [`SEARCH_INTERVAL`], a request on the reserve waits for a place before
-/// it gets a 503. That is longer than it takes until a connection that has just become idle can be
-/// closed. Looks are counted, not time, since nobody has had a chance to make room while a busy machine
-/// did not run this process.
+/// How many checks of the reserve, one every [`SEARCH_INTERVAL`], may find a request waiting for a slot
+/// before it gets a 503. That takes longer than [`MIN_IDLE_TIME`], so a connection that has just become
+/// idle can be evicted for it. Checks are counted instead of time, because on a busy machine the
+/// process may not run for a while, and then no connection could make room.
 pub const MAX_CHECKS_IN_WAIT: u32 = 20;
-/// How long a connection on the reserve may take in all. It would otherwise be held by clients that
-/// do not read.
+/// How long a connection may stay on the reserve. Without this, clients that do not read could fill it.
 pub const MAX_TIME_ON_RESERVE: Duration = Duration::from_secs(2);
-/// At how many checks_in_wait a connection whose time on the reserve is over is spared, so that the request that
-/// it sent before is answered.
+/// How many checks of the reserve spare a connection whose time on it is over, so that a request it
+/// sent before is answered.
 pub const MAX_CHECKS_OVERDUE: u32 = 10;
-/// How often one response may close its connection to make room. Each costs some 40 µs of CPU time
-/// for the next connection, so this is a twelfth of it at the most; 400 clients on 200 places wait
-/// for 100 ms.
+/// A turnover is a response that closes its connection to make room. One is granted per interval. It
+/// costs about 40 µs of CPU time for the next connection, so at most a twelfth of the time; 400 clients
+/// on 200 slots wait for 100 ms.
 const TURNOVER_INTERVAL: Duration = Duration::from_micros(500);
-/// The most responses that close their connections within one wake-up.
+/// The maximum number of turnovers granted at a time.
 const MAX_TURNOVERS: usize = 64;
-/// How many idle clients may be found to be reading before no more are looked at for now. Each look asks
-/// the kernel, and all clients may be slow readers.
+/// An eviction gives up after so many candidates that still read their last response. Each costs a
+/// system call, and all clients may be slow readers.
 pub const MAX_READERS_SKIPPED: usize = 16;
-/// How often the connections are searched for some that can go. A search checks_in_wait at every client.
+/// The minimum time between two searches for candidates, and between two checks of the reserve. A
+/// search visits every client.
 pub const SEARCH_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The clients whose connections can go at `now`, in the order in which they do.
+/// Returns the candidates: clients whose connections can be evicted at `now`, in the order in which
+/// they should be.
 pub fn candidates<'a, S: Stream + 'a, M: 'a>(
     clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
     now: Instant,
@@ -58,13 +61,13 @@ pub fn candidates<'a, S: Stream + 'a, M: 'a>(
     candidates
 }
 
-/// Chooses the connections that go.
+/// Chooses which connections are evicted, and how many responses close theirs.
 pub struct Eviction {
-    /// Connections that can go, in the order in which they do, as of the last search.
+    /// The candidates that the last search found and that have not been tried yet.
     candidates: VecDeque<(Evictable, usize)>,
-    /// When the next search may be.
+    /// The earliest time of the next search.
     next_search: Instant,
-    /// Up to when turnovers have been granted.
+    /// The time up to which turnovers have been granted.
     turnovers_until: Instant,
 }
 
@@ -77,14 +80,13 @@ impl Eviction {
         }
     }
 
-    /// The next connection that can go, as of the last search; the caller finds out whether it still
-    /// can.
+    /// Returns the next candidate that the last search found. The caller must check that it is still
+    /// one.
     pub fn next_candidate(&mut self) -> Option<(Evictable, usize)> {
         self.candidates.pop_front()
     }
 
-    /// Searches for connections that can go, unless that has just been done. The cost is spread over
-    /// all connections that a search finds, so that it does not grow with their number.
+    /// Searches for candidates, unless it did so less than [`SEARCH_INTERVAL`] ago.
     pub fn search<'a, S: Stream + 'a, M: 'a>(
         &mut self,
         clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
@@ -97,7 +99,8 @@ impl Eviction {
         self.candidates = candidates(clients, now).into();
     }
 
-    /// Grants turnovers for the time since the last call, on top of those that are left.
+    /// Grants turnovers for the time since the last call. Returns how many there are, including those
+    /// that are left from before.
     pub fn grant_turnovers(&mut self, left: usize, now: Instant) -> usize {
         let elapsed = now.saturating_duration_since(self.turnovers_until);
         let granted = elapsed.as_micros() / TURNOVER_INTERVAL.as_micros();

@@ -1,40 +1,43 @@
-//! Whose turn is next: start-time fair queueing of the time that clients take.
+//! Which client gets the next turn: start-time fair queueing of the time that clients use.
 //!
-//! In a queue that is first come, first served, a new client waits for one turn of each client
-//! before it, so its wait grows with the number of busy clients. Here each client has a finish tag:
-//! the virtual time at which its use so far would have ended if all clients had an equal share.
-//! A client with a light use goes first; of all others, the one with the least finish tag does. A
-//! client that was idle, or has just connected, has used nothing lately, so it is served before any
-//! number of clients that never stop asking. These get every other turn even if new clients never stop
+//! If clients were served first come, first served, a new client would wait for one turn of each client
+//! before it, so its wait would grow with the number of busy clients. Here each client has a finish
+//! tag: the virtual time at which its use so far would have ended if all clients had an equal share. A
+//! client whose tag is at most half a turn ahead of the virtual time is a light user; all others are
+//! heavy users.
+//!
+//! Light users go first. A client that was idle or has just connected has used nothing lately, so it is
+//! served before any number of clients that never stop sending requests. Among heavy users, the one
+//! with the lowest finish tag is next. They get every other turn even if new clients never stop
 //! connecting.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-/// How far ahead of the virtual time a client may be and still go first: half a turn. A client that
-/// takes whole turns is ahead by more.
+/// How far ahead of the virtual time the finish tag of a light user can be: half a turn. A client that
+/// uses whole turns is further ahead.
 const LIGHT_USE_NANOS: u64 = 25_000;
-/// The most that one turn is charged, in nanoseconds. A turn lasts longer when the kernel takes the
-/// CPU away, or when one response takes long; the client must not wait for that as many times over
-/// as there are busy clients.
+/// The maximum that a turn is charged. A turn takes longer when the kernel preempts the process, or
+/// when one response takes long. If all of that were charged, the client would have to wait until every
+/// busy client had used as much.
 const MAX_CHARGE_NANOS: u64 = 200_000;
 
-/// Clients that want a turn, by their keys.
+/// The keys of the clients that are queued for a turn.
 #[derive(Default)]
 pub struct FairQueue {
-    /// Clients with a light use, first come, first served.
+    /// Light users, first come, first served.
     light: VecDeque<usize>,
-    /// All others, by finish tag.
+    /// Heavy users, by finish tag.
     heavy: BinaryHeap<Reverse<(u64, usize)>>,
-    /// The last turn was that of a client with a light use.
+    /// The last turn was that of a light user.
     was_light: bool,
-    /// The greatest finish tag with which a turn has begun, in nanoseconds.
+    /// The highest finish tag with which a turn has begun, in nanoseconds.
     virtual_time: u64,
 }
 
 impl FairQueue {
-    /// Adds a client whose use so far ends at `finish_tag`.
+    /// Adds a client.
     pub fn push(&mut self, key: usize, finish_tag: u64) {
         if finish_tag <= self.virtual_time + LIGHT_USE_NANOS {
             self.light.push_back(key);
@@ -45,8 +48,8 @@ impl FairQueue {
 
     /// Removes the client whose turn is next.
     pub fn pop(&mut self) -> Option<usize> {
-        // A new client is a light one, and becomes a heavy one with its first turn. While new ones never
-        // stop connecting, heavy ones must therefore get as many turns, or they would wait forever.
+        // A new client is a light user until its first turn. If light users always went first, heavy
+        // users would wait forever while new clients never stop connecting.
         if (!self.was_light || self.heavy.is_empty())
             && let Some(key) = self.light.pop_front()
         {
@@ -59,8 +62,8 @@ impl FairQueue {
         Some(key)
     }
 
-    /// The finish tag of a client after a turn that took so long. Time that it did not use earlier is
-    /// not saved up.
+    /// Returns a client's finish tag after a turn that took the time `used`. A client does not save up
+    /// time that it has not used.
     pub fn charge(&self, finish_tag: u64, used: Duration) -> u64 {
         let used = u64::try_from(used.as_nanos()).unwrap_or(MAX_CHARGE_NANOS);
         finish_tag.max(self.virtual_time) + used.min(MAX_CHARGE_NANOS)
@@ -70,12 +73,12 @@ impl FairQueue {
         self.light.is_empty() && self.heavy.is_empty()
     }
 
-    /// Whether a client with a light use waits.
+    /// Returns whether a light user is queued.
     pub fn has_light(&self) -> bool {
         !self.light.is_empty()
     }
 
-    /// Returns memory that a number of clients which is no longer here has needed.
+    /// Frees memory that a larger number of clients needed.
     pub fn shrink(&mut self, clients: usize) {
         if self.light.capacity() > 4 * clients + 64 {
             self.light.shrink_to(2 * clients);
@@ -92,7 +95,7 @@ mod tests {
 
     const TURN: Duration = Duration::from_micros(50);
 
-    /// Takes a turn of the next client, which then wants another one.
+    /// Gives a turn to the next client, and queues it again.
     fn take_turn(queue: &mut FairQueue, tags: &mut [u64]) -> usize {
         let key = queue.pop().unwrap();
         tags[key] = queue.charge(tags[key], TURN);
@@ -101,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn busy_clients_take_turns() {
+    fn busy_clients_get_equal_numbers_of_turns() {
         let mut queue = FairQueue::default();
         let mut tags = [0; 100];
         for key in 0..100 {
@@ -121,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_client_goes_before_any_number_of_busy_ones() {
+    fn a_new_client_gets_its_turn_before_any_number_of_busy_clients() {
         let mut queue = FairQueue::default();
         let mut tags = [0; 1000];
         for key in 0..1000 {
@@ -136,9 +139,9 @@ mod tests {
         }
     }
 
-    /// Each of them has a turn with its request, and one in which it is closed.
+    /// Each new client has one turn for its request, and one in which its connection is closed.
     #[test]
-    fn a_busy_client_gets_turns_while_new_ones_never_stop_connecting() {
+    fn a_busy_client_gets_turns_while_new_clients_never_stop_connecting() {
         let mut queue = FairQueue::default();
         let mut tags = vec![0; 10_000];
         let mut turns = 0;
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_leaves_the_queue_after_each_turn_gets_no_more_than_its_share() {
+    fn a_client_that_pauses_after_each_turn_gets_no_more_than_its_share() {
         let mut queue = FairQueue::default();
         let mut tags = [0; 101];
         for key in 0..100 {
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_took_long_is_not_held_against_its_client_for_ever() {
+    fn a_long_turn_is_charged_only_up_to_a_maximum() {
         let queue = FairQueue::default();
         assert_eq!(queue.charge(0, Duration::from_secs(10)), MAX_CHARGE_NANOS);
         assert_eq!(queue.charge(7, Duration::from_nanos(3)), 10);

@@ -1,5 +1,4 @@
-//! The vocabulary of HTTP: methods, status codes, and the syntax of tokens, request targets and
-//! hosts.
+//! Methods, status codes, and the syntax of tokens, request targets and hosts.
 
 use std::net::Ipv6Addr;
 
@@ -39,8 +38,8 @@ impl Method {
         }
     }
 
-    /// The method as it is sent, or `other`. Whatever clients send, the number of values is bounded, as
-    /// it must be for the label of a metric.
+    /// Returns the method as it is sent, or `other`. The number of values is bounded whatever clients
+    /// send, as it must be for the label of a metric.
     pub fn label(self) -> &'static str {
         match self {
             Self::Get => "GET",
@@ -57,8 +56,8 @@ impl Method {
     }
 }
 
-/// The status of a response. The server sends no 1xx responses and serves no range requests, so that
-/// 1xx, 206 and 416 are missing.
+/// The status of a response. 1xx, 206 and 416 are missing, because the server sends no interim
+/// responses and serves no range requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(
     missing_docs,
@@ -104,7 +103,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// The code and the reason phrase, as in the status line: `404 Not Found`.
+    /// Returns the code and the reason phrase, as in the status line: `404 Not Found`.
     pub fn line(self) -> &'static str {
         match self {
             Self::Ok => "200 OK",
@@ -146,12 +145,12 @@ impl Status {
         }
     }
 
-    /// The three digits of the code, for the label of a metric.
+    /// Returns the three digits of the code, for the label of a metric.
     pub fn label(self) -> &'static str {
         &self.line()[..3]
     }
 
-    /// The code as a number.
+    /// Returns the code as a number.
     pub fn code(self) -> u16 {
         self.label()
             .bytes()
@@ -159,15 +158,15 @@ impl Status {
     }
 }
 
-/// Whether a byte can be part of a token, such as a method or the name of a header field (RFC 9110,
-/// section 5.6.2).
+/// Returns whether a byte can be part of a token, such as a method or the name of a header field (RFC
+/// 9110, section 5.6.2).
 pub fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// What follows scheme and authority in a target in absolute-form (RFC 9112, section 3.2.2): a path,
-/// a query or nothing. `None` for any other form, and where the host is missing or malformed. User
-/// information is an error, too (RFC 9110, sections 4.2.1 and 4.2.4).
+/// Returns what follows the authority in a target in absolute-form (RFC 9112, section 3.2.2): a path, a
+/// query or nothing. Returns `None` if the target has another form, if the host is missing or
+/// malformed, and if there is user information (RFC 9110, sections 4.2.1 and 4.2.4).
 pub fn after_authority(target: &str) -> Option<&str> {
     let (scheme, rest) = target.split_once("://")?;
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
@@ -178,8 +177,8 @@ pub fn after_authority(target: &str) -> Option<&str> {
         .then_some(rest)
 }
 
-/// Whether a text is `uri-host [ ":" port ]`, as the value of `Host` is (RFC 9110, section 7.2; the
-/// grammar is that of RFC 3986, sections 3.2.2 and 3.2.3). It may be empty.
+/// Returns whether a text is `uri-host [ ":" port ]`, like the value of `Host` (RFC 9110, section 7.2;
+/// the grammar is that of RFC 3986, sections 3.2.2 and 3.2.3). It may be empty.
 pub fn is_host(text: &[u8]) -> bool {
     let (host, port) = split_port(text);
     let is_host = match host {
@@ -189,13 +188,13 @@ pub fn is_host(text: &[u8]) -> bool {
     is_host && port.unwrap_or_default().iter().all(u8::is_ascii_digit)
 }
 
-/// Whether a text is `uri-host ":" port`, the target of CONNECT (RFC 9112, section 3.2.3).
+/// Returns whether a text is `uri-host ":" port`, the target of CONNECT (RFC 9112, section 3.2.3).
 pub fn is_authority_form(text: &[u8]) -> bool {
     let (host, port) = split_port(text);
     is_host(text) && !host.is_empty() && port.is_some_and(|port| !port.is_empty())
 }
 
-/// Splits at the colon before the port, if there is one. Brackets may hold others.
+/// Splits at the colon before the port, if there is one. An address in brackets contains other colons.
 fn split_port(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     let host = match text.first() {
         Some(b'[') => text.iter().position(|byte| *byte == b']').unwrap_or(0),
@@ -207,7 +206,7 @@ fn split_port(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// Whether a text may stand in brackets: an IPv6 address, or one of a version to come.
+/// Returns whether a text can be in brackets: an IPv6 address, or one of a future version.
 fn is_ip_literal(literal: &[u8]) -> bool {
     if let [b'v' | b'V', future @ ..] = literal {
         let mut parts = future.splitn(2, |byte| *byte == b'.');
@@ -222,7 +221,8 @@ fn is_ip_literal(literal: &[u8]) -> bool {
     str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok())
 }
 
-/// Whether a text consists of what a registered name may hold.
+/// Returns whether a text consists of characters and percent-escapes that a registered name may
+/// contain.
 fn is_name(mut text: &[u8]) -> bool {
     loop {
         text = match text {
@@ -236,7 +236,7 @@ fn is_name(mut text: &[u8]) -> bool {
     }
 }
 
-/// Whether a byte is unreserved or one of the sub-delims (RFC 3986, sections 2.2 and 2.3).
+/// Returns whether a byte is unreserved or one of the sub-delims (RFC 3986, sections 2.2 and 2.3).
 fn is_name_byte(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'!' | b'$'
         | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_method_is_its_own_label_and_any_other_is_other() {
+    fn a_known_method_is_its_own_label_and_any_other_has_the_label_other() {
         for method in [
             "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT",
         ] {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_a_name_or_an_address_and_maybe_a_port() {
+    fn a_host_is_a_name_or_an_address_with_an_optional_port() {
         for host in [
             "",
             "a",

@@ -15,23 +15,23 @@
 //! ```
 //!
 //! [`Server::spawn`] serves on its own thread, beside the rest of a program. A service that counts or
-//! logs its requests, or that must be served at the connection limit, implements [`Service`]. A
-//! [`Reply`] can be delayed, can take CPU time, and can end in a fault on purpose. The README has complete
-//! programs.
+//! logs its requests, or that has [urgent](Service::is_urgent) ones, implements [`Service`]. A
+//! [`Reply`] can be delayed, can take CPU time, and can end in a fault on purpose. The README has
+//! complete programs.
 //!
 //! # Four rules
 //!
 //! 1. **Turns are bounded in time.** A client's turn ends after 50 µs, and all turns together after a
-//!    millisecond. Then the server checks_in_wait at the sockets and the listener again. A fair queue serves
+//!    millisecond. Then the server polls the sockets and the listener again. A fair queue serves
 //!    clients that have used little time first. So a new client waits a few milliseconds, even if
 //!    thousands of others pipeline requests without end.
 //! 2. **Received means that the kernel has it.** A request that reached the kernel before a timeout, a
-//!    stop or a close is read before the server decides anything. No connection is closed while bytes
-//!    are unread without lingering first, because that would reset it and destroy sent responses.
+//!    stop or a close is read before the server decides anything. While bytes may be unread, a connection
+//!    lingers before it is closed. Otherwise it would be reset, and sent responses could be lost.
 //! 3. **Clients that wait do not displace clients that ask.** At the connection limit, connections
 //!    turn over: responses say `Connection: close`, and connections that have been idle for 100 ms are
 //!    closed. A reserve of sixteen connections above the limit serves [urgent](Service::is_urgent)
-//!    requests, and any other with a 503 when nothing has made room within a moment.
+//!    requests. Other requests on it wait for a slot, and get a 503 if none becomes free.
 //! 4. **Memory is bounded in total**, the kernel's socket buffers included: 16 MiB for a thousand
 //!    connections, whatever their clients send and do not read.
 //!
@@ -52,17 +52,18 @@
 //!
 //! # What it does not do
 //!
-//! TLS, HTTP/2, request bodies, compression, authentication. It sets no panic hook, no resource limit and
-//! no signal handler, and prints nothing. [`raise_descriptor_limit`] is there for programs that serve more
-//! than a thousand connections. It runs on Linux and macOS.
+//! TLS, HTTP/2, request bodies, compression, authentication. It sets no panic hook, no resource limit
+//! and no signal handler, and prints nothing. [`raise_descriptor_limit`] is there for programs that
+//! serve more than a thousand connections. It runs on Linux and macOS.
 //!
 //! # Features
 //!
-//! `internals` opens private modules to the tests of this repository. They may change in any release.
+//! `internals` makes private modules public for the tests of this repository. They may change in any
+//! release.
 
 #![warn(clippy::unwrap_used)]
 
-/// Declares a module that is private, except to the tests of this repository.
+/// Declares modules that are private, except with the feature `internals`.
 macro_rules! internal {
     ($($module:ident)*) => {$(
         #[cfg(feature = "internals")]

@@ -7,17 +7,19 @@ use std::os::fd::OwnedFd;
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{self, AddressFamily, SocketType, sockopt};
 
-/// Connections that the kernel may complete before they are accepted; it has a bound of its own.
+/// The number of connections that the kernel may complete before they are accepted. The kernel's own
+/// limit can be lower.
 pub const BACKLOG: u16 = 4096;
-/// What the kernel may hold of one connection in either direction, in bytes; it doubles both. A
-/// thousand connections must fit in 16 MiB, whatever their clients do. A response of up to some 45 KB
-/// is still one write: the kernel checks_in_wait at the limit before it takes more, not at what it takes.
+/// The size of the kernel's send buffer for a connection. The kernel doubles both buffer sizes. A
+/// thousand connections must fit in 16 MiB, whatever their clients do. A response of up to about 45 KB
+/// is still sent with one write, because the kernel accepts a whole write if there is any space.
 pub const SEND_BUFFER_SIZE: usize = 4096;
-/// See [`SEND_BUFFER_SIZE`].
+/// The size of the kernel's receive buffer: see [`SEND_BUFFER_SIZE`].
 pub const RECEIVE_BUFFER_SIZE: usize = 2304;
 
-/// How long the kernel tries to deliver what a client does not read, in milliseconds. It is longer
-/// than what the event loop waits for, so that the kernel alone closes no connection that is open.
+/// How long the kernel tries to deliver bytes to a client that does not read. It is longer than the
+/// timeouts of the event loop, so the kernel does not end a connection that the event loop still
+/// serves.
 #[cfg(target_os = "linux")]
 const UNREAD_TIMEOUT_MILLIS: u32 = 15_000;
 
@@ -26,7 +28,7 @@ pub fn listen(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
     set_up(TcpListener::bind(address)?)
 }
 
-/// Listens on a port of every address, IPv6 and IPv4; on IPv4 alone where there is no IPv6.
+/// Listens on a port of every address, IPv6 and IPv4, or only IPv4 if the system has no IPv6.
 pub fn listen_on_every_address(port: u16) -> io::Result<TcpListener> {
     match bind_both(port) {
         Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => listen((Ipv4Addr::UNSPECIFIED, port)),
@@ -34,10 +36,10 @@ pub fn listen_on_every_address(port: u16) -> io::Result<TcpListener> {
     }
 }
 
-/// Binds a socket that IPv4 clients reach, too, whatever the system's default is for that.
+/// Binds a socket that serves both protocols, whatever the system's default is.
 fn bind_both(port: u16) -> rustix::io::Result<OwnedFd> {
     let socket = net::socket(AddressFamily::INET6, SocketType::STREAM, None)?;
-    // As the standard library does it. macOS cannot set the first of them at once.
+    // The same options as in the standard library. macOS cannot set CLOEXEC when it creates the socket.
     fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     sockopt::set_ipv6_v6only(&socket, false)?;
@@ -50,20 +52,19 @@ fn bind_both(port: u16) -> rustix::io::Result<OwnedFd> {
 
 /// Sets the options of a listening socket.
 pub fn set_up(listener: TcpListener) -> io::Result<TcpListener> {
-    // Accepted connections inherit all of these. Without the first, the second write of an answer
-    // waits for the client's delayed ACK to the first write, 40 ms.
+    // Accepted connections inherit all of these. Without TCP_NODELAY, the second write of a response
+    // waits 40 ms for the client's delayed ACK of the first one.
     sockopt::set_tcp_nodelay(&listener, true)?;
     sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER_SIZE)?;
     sockopt::set_socket_recv_buffer_size(&listener, RECEIVE_BUFFER_SIZE)?;
-    // Urgent data is received in line, as RFC 6093 recommends: a byte that the kernel took out of a
-    // head would be missing there.
+    // Urgent data is received in line, as RFC 6093 recommends. Otherwise the kernel would remove a byte
+    // from the head.
     sockopt::set_socket_oobinline(&listener, true)?;
-    // A connection that is closed before the client has read everything is the kernel's, and so is
-    // the memory of what is unread, for as long as this.
+    // After a connection is closed, the kernel holds what the client has not read for as long as this.
     #[cfg(target_os = "linux")]
     sockopt::set_tcp_user_timeout(&listener, UNREAD_TIMEOUT_MILLIS)?;
-    // The standard library's backlog is 128: of a thousand clients that connect at once, most would
-    // wait a second for their second SYN.
+    // With the standard library's backlog of 128, most of a thousand clients that connect at once would
+    // wait a second and then retry.
     net::listen(&listener, BACKLOG.into())?;
     Ok(listener)
 }
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_kernel_holds_of_a_connection_is_bounded() {
+    fn the_kernel_buffers_of_a_connection_are_bounded() {
         for listener in [
             listen("127.0.0.1:0").unwrap(),
             listen_on_every_address(0).unwrap(),

@@ -10,10 +10,10 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A response, and how to send it.
 ///
-/// The server adds `Date`, `Content-Length` and, where it is needed, `Connection`. It leaves out the
-/// body when it responds to a HEAD request.
+/// The server adds `Date`, `Content-Length` and, where it is needed, `Connection`. It omits the body
+/// when it responds to a HEAD request.
 ///
-/// `M` is what the service remembers of the request until its exchange has
+/// `M` is what the service remembers about the request until its exchange has
 /// [ended](crate::Service::ended). Most services remember nothing.
 ///
 /// ```
@@ -30,7 +30,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 pub struct Reply<M = ()> {
     pub(crate) status: Status,
     pub(crate) content_type: &'static str,
-    /// More field lines, each with a line break before it.
+    /// The added header fields, each with a line break before it.
     pub(crate) fields: String,
     pub(crate) body: Cow<'static, [u8]>,
     pub(crate) delay: Duration,
@@ -39,17 +39,17 @@ pub struct Reply<M = ()> {
     pub(crate) memo: M,
 }
 
-/// How a response ends. All but the first are faults, for testing what clients do about them.
+/// How a response ends. All except the first are faults, to test how clients handle them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ending {
     /// The whole response is sent.
     #[default]
     Whole,
-    /// The connection is reset; no byte is sent.
+    /// No byte is sent. The connection is reset.
     Reset,
-    /// The connection is closed in an orderly way; no byte is sent.
+    /// No byte is sent. The connection is closed in an orderly way.
     Close,
-    /// The head and half of the body are sent, and then the connection is closed.
+    /// The head and half of the body are sent. Then the connection is closed.
     Cut,
     /// The head and half of the body are sent. The connection stays open for 60 seconds, or until the
     /// client disconnects.
@@ -59,19 +59,19 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// Whether no byte of the response is sent.
+    /// Returns whether no byte of the response is sent.
     pub fn is_silent(self) -> bool {
         matches!(self, Self::Reset | Self::Close | Self::Hang)
     }
 
-    /// Whether the connection stays open although no more bytes are sent.
+    /// Returns whether the connection stays open although no more bytes are sent.
     pub(crate) fn stays_open(self) -> bool {
         matches!(self, Self::Stall | Self::Hang)
     }
 }
 
 impl Reply {
-    /// A response with a body of this media type.
+    /// Creates a response with a body of this media type.
     pub fn new(
         status: Status,
         content_type: &'static str,
@@ -89,7 +89,7 @@ impl Reply {
         }
     }
 
-    /// A response with a body of plain text.
+    /// Creates a response with a body of plain text.
     pub fn text(status: Status, text: impl Into<Cow<'static, str>>) -> Self {
         let body = match text.into() {
             Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
@@ -98,13 +98,13 @@ impl Reply {
         Self::new(status, TEXT, body)
     }
 
-    /// A 405 that names the allowed methods, such as `"GET, HEAD"`, in its body and in `Allow`.
+    /// Creates a 405 that names the allowed methods, such as `"GET, HEAD"`, in its body and in `Allow`.
     pub fn method_not_allowed(methods: &str) -> Self {
         let text = format!("Method not allowed. Allowed here: {methods}.\n");
         Self::text(Status::MethodNotAllowed, text).field("Allow", methods)
     }
 
-    /// A 204 that names the allowed methods in `Allow`: the response to OPTIONS.
+    /// Creates the response to OPTIONS: a 204 that names the allowed methods in `Allow`.
     pub fn options(methods: &str) -> Self {
         Self::text(Status::NoContent, "").field("Allow", methods)
     }
@@ -114,8 +114,8 @@ impl<M> Reply<M> {
     /// Adds a header field.
     ///
     /// # Panics
-    /// If the name is not a token, or if the value contains CR, LF or NUL, which could end the line (RFC
-    /// 9110, section 5.5). Check values that come from outside first.
+    /// If the name is not a token, or if the value contains CR, LF or NUL, which could end the line
+    /// (RFC 9110, section 5.5). Check values that come from a client first.
     #[must_use]
     pub fn field(mut self, name: &str, value: &str) -> Self {
         assert!(
@@ -132,27 +132,27 @@ impl<M> Reply<M> {
         self
     }
 
-    /// Delays the response. Other clients are served meanwhile. Later requests on the same connection
-    /// wait, because responses are sent in order.
+    /// Delays the response. Meanwhile, other clients are served, and later requests on the same
+    /// connection wait.
     #[must_use]
     pub fn after(self, delay: Duration) -> Self {
         Self { delay, ..self }
     }
 
-    /// Sends the response after the server's thread has used this much CPU time for it, counted from the
-    /// end of its delay. Other clients wait meanwhile, but for one such response at a time.
+    /// Makes the server's thread use this much CPU time after the delay, before it sends the response.
+    /// Meanwhile, other clients wait. Between two such responses they are served.
     #[must_use]
     pub fn work(self, work: Duration) -> Self {
         Self { work, ..self }
     }
 
-    /// Changes how the response ends.
+    /// Sets how the response ends.
     #[must_use]
     pub fn end_with(self, ending: Ending) -> Self {
         Self { ending, ..self }
     }
 
-    /// Adds what the service remembers until the exchange has ended.
+    /// Adds what the service remembers about the request.
     pub fn remember<N>(self, memo: N) -> Reply<N> {
         self.replace_memo(memo).0
     }
@@ -176,40 +176,40 @@ impl<M> Reply<M> {
         (reply, self.memo)
     }
 
-    /// The status.
+    /// Returns the status.
     pub fn status(&self) -> Status {
         self.status
     }
 
-    /// The media type of the body, if the response has one: a 204 ends with its head (RFC 9110,
-    /// section 15.3.5), and so does a 304.
+    /// Returns the media type of the body, or `None` if the response has no body: a 204 or 304 (RFC
+    /// 9110, section 6.4.1).
     pub fn content_type(&self) -> Option<&'static str> {
         let has_body = !matches!(self.status, Status::NoContent | Status::NotModified);
         has_body.then_some(self.content_type)
     }
 
-    /// Names and values of the header fields that were [added](Self::field).
+    /// Returns the names and values of the [added](Self::field) header fields.
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
         let lines = self.fields.split("\r\n");
         lines.filter_map(|line| line.split_once(": "))
     }
 
-    /// The body.
+    /// Returns the body.
     pub fn body(&self) -> &[u8] {
         &self.body
     }
 
-    /// How long the response is delayed.
+    /// Returns how long the response is delayed.
     pub fn delay(&self) -> Duration {
         self.delay
     }
 
-    /// How much CPU time is used for it after that.
+    /// Returns the CPU time that the server's thread uses for the response.
     pub fn work_time(&self) -> Duration {
         self.work
     }
 
-    /// How the response ends.
+    /// Returns how the response ends.
     pub fn ending(&self) -> Ending {
         self.ending
     }
@@ -219,7 +219,7 @@ impl<M> Reply<M> {
         self.body
     }
 
-    /// The bytes of memory that its body holds.
+    /// Returns the bytes of memory that the body holds.
     pub(crate) fn held_bytes(&self) -> usize {
         match &self.body {
             Cow::Borrowed(_) => 0,
@@ -227,19 +227,19 @@ impl<M> Reply<M> {
         }
     }
 
-    /// A 503 in place of this response, for the same request.
+    /// Replaces this response with a 503 for the same request.
     pub(crate) fn replaced(self, text: &'static str) -> Self {
         unavailable(text).remember(self.memo)
     }
 }
 
-/// A 503 that asks the client to try again.
+/// Creates a 503 that asks the client to try again.
 pub(crate) fn unavailable(text: &'static str) -> Reply {
     Reply::text(Status::ServiceUnavailable, text).field("Retry-After", "1")
 }
 
 impl<M> fmt::Display for Reply<M> {
-    /// The status and the body, for messages of failed tests.
+    /// Writes the status and the body, for the messages of failed tests.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let body = String::from_utf8_lossy(&self.body);
         write!(f, "{} {body}", self.status.line())
@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_in_a_field_can_end_its_line() {
+    fn a_field_that_could_end_its_line_is_refused() {
         for (name, value) in [
             ("X", "1\r\nY: 2"),
             ("X", "1\n"),

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use crate::http::{Method, after_authority};
 
-/// A header field: a name and a value, as they were sent. httparse defines this type.
+/// A header field: a name and a value, as the client sent them. This is httparse's type.
 pub type Field<'a> = httparse::Header<'a>;
 
-/// A well-formed request. Its body, if it has one, is discarded.
+/// A valid request. Its body, if it has one, is discarded.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     method: &'a str,
@@ -21,13 +21,13 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// A request without header fields that is received now. For tests of services, and for other
-    /// servers that call one.
+    /// Creates a request without header fields that was received now. For tests of services, and for
+    /// other servers that call a service.
     pub fn new(method: &'a str, target: &'a str) -> Self {
         Self::received(method, target, Instant::now())
     }
 
-    /// A request without header fields that was received at this time.
+    /// Creates a request without header fields that was received at this time.
     pub(crate) fn received(method: &'a str, target: &'a str, received_at: Instant) -> Self {
         let (path, query) = path_and_query(target);
         Self {
@@ -62,34 +62,34 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The method, [`Other`](Method::Other) if it is not one of RFC 9110's or PATCH.
+    /// Returns the method. It is [`Other`](Method::Other) if it is neither one of RFC 9110's nor PATCH.
     pub fn method(&self) -> Method {
         Method::parse(self.method)
     }
 
-    /// The method as it was sent: a token.
+    /// Returns the method as the client sent it. It is a token.
     pub fn method_text(&self) -> &'a str {
         self.method
     }
 
-    /// The request target as it was sent, in any of its forms (RFC 9112, section 3.2).
+    /// Returns the request target as the client sent it, in any of its forms (RFC 9112, section 3.2).
     pub fn target(&self) -> &'a str {
         self.target
     }
 
-    /// The path of the target, not decoded: `/` if the target names a host alone, and the target
-    /// itself if it is neither in origin-form nor in absolute-form.
+    /// Returns the path of the target, not decoded. It is `/` if the target is an origin without a
+    /// path, and the whole target if that is neither in origin-form nor in absolute-form.
     pub fn path(&self) -> &'a str {
         self.path
     }
 
-    /// The part of the target after the first `?`, not decoded; empty if there is none.
+    /// Returns the part of the target after the first `?`, not decoded; empty if there is none.
     pub fn query(&self) -> &'a str {
         self.query
     }
 
-    /// The value of a header field that was sent exactly once; `None` if it is missing or repeated. The
-    /// case of the name does not matter.
+    /// Returns the value of a header field that was sent exactly once; `None` if it is missing or
+    /// repeated. The case of the name does not matter.
     pub fn field(&self, name: &str) -> Option<&'a [u8]> {
         let mut found = None;
         for field in self.fields {
@@ -103,17 +103,18 @@ impl<'a> Request<'a> {
         found
     }
 
-    /// All header fields in the order in which they were sent.
+    /// Returns all header fields in the order in which they were sent.
     pub fn fields(&self) -> &'a [Field<'a>] {
         self.fields
     }
 
-    /// The client's address, if it is known.
+    /// Returns the client's address, if it is known.
     pub fn peer(&self) -> Option<SocketAddr> {
         self.peer
     }
 
-    /// When the request head was complete. [`Ended::duration`](crate::Ended::duration) counts from here.
+    /// Returns when the request head was complete. [`Ended::duration`](crate::Ended::duration) is
+    /// measured from here.
     pub fn received_at(&self) -> Instant {
         self.received_at
     }
@@ -142,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_path_ends_at_the_query_and_begins_after_the_authority() {
+    fn the_path_starts_after_the_authority_and_ends_before_the_query() {
         for (target, path, query) in [
             ("/", "/", ""),
             ("/probe?", "/probe", ""),
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_was_sent_several_times_has_no_value() {
+    fn a_repeated_field_has_no_value() {
         let field = |name, value: &'static str| Field {
             name,
             value: value.as_bytes(),

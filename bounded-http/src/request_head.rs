@@ -1,7 +1,7 @@
-//! A request head, parsed and judged as RFC 9112 requires of a server that takes no bodies.
+//! Parses request heads and checks them, as RFC 9112 requires of a server that takes no bodies.
 //!
-//! Heads that can be read in two ways are rejected: if this server sees one request where a proxy in
-//! front of it sees two, requests can be smuggled.
+//! Ambiguous heads are rejected: if this server saw one request where a proxy in front of it sees two,
+//! requests could be smuggled.
 
 use std::mem::MaybeUninit;
 
@@ -11,16 +11,16 @@ use crate::http::{Status, after_authority, is_authority_form, is_host, is_token_
 use crate::reply::Reply;
 use crate::request::Field;
 
-/// The longest request head, in bytes. A browser sends the cookies of every port of localhost, which
-/// can take more than 8 KiB.
+/// The maximum size of a request head. A browser sends the cookies of all ports of localhost, which can
+/// take more than 8 KiB.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// The most fields in a head. Each complete line of a head that arrives in pieces has it parsed from
-/// its start, so that this also limits how often.
+/// The maximum number of fields in a head. If a head arrives line by line, it is parsed again from its
+/// start after each line, so this also limits how often.
 pub const MAX_FIELDS: usize = 100;
-/// The longest body that is discarded, in bytes.
+/// The maximum size of a body, which is discarded.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// A complete head.
+/// A complete, valid head.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RequestHead<'a> {
     /// The method, a token.
@@ -29,36 +29,35 @@ pub struct RequestHead<'a> {
     pub target: &'a str,
     /// The header fields.
     pub fields: &'a [Field<'a>],
-    /// The bytes that the head takes, its final empty line included.
+    /// The number of bytes of the head, including its final empty line.
     pub length: usize,
-    /// The bytes of body that follow it.
+    /// The number of bytes of the body that follows it.
     pub body_length: usize,
-    /// HTTP/1.0, where the response must say that the connection is kept alive.
+    /// The version is HTTP/1.0: a response must say if the connection stays open.
     pub is_http_1_0: bool,
-    /// Whether the connection stays open after the response.
+    /// The connection stays open after the response.
     pub keep_alive: bool,
-    /// Whether the client waits for a response before it sends the body.
+    /// The client waits for a response before it sends the body.
     pub expects_continue: bool,
 }
 
-/// Eviction for the header fields of one head.
+/// Memory for the header fields of one head.
 pub type FieldSpace<'a> = [MaybeUninit<Field<'a>>; MAX_FIELDS];
 
-/// Makes room for the header fields of one head.
+/// Creates memory for the header fields of one head. It is not initialized, which saves time.
 pub fn field_space<'a>() -> FieldSpace<'a> {
     [const { MaybeUninit::uninit() }; MAX_FIELDS]
 }
 
-/// Why a request is rejected. The connection is closed after the response, since nobody knows where
-/// the next request would start.
+/// Why a request is rejected. The connection is closed after the response, because it is unknown where
+/// the next request starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejection {
     /// The status of the response.
     pub status: Status,
-    /// What was wrong, for the client to read.
+    /// The body of the response: a line that says what was wrong.
     pub reason: &'static str,
-    /// Whether a HEAD is rejected, whose response is a head alone, whatever the status (RFC 9110,
-    /// section 9.3.2).
+    /// The method is HEAD, so the response has no body (RFC 9110, section 9.3.2).
     pub is_head: bool,
 }
 
@@ -75,7 +74,7 @@ impl Rejection {
         Self::new(Status::BadRequest, reason)
     }
 
-    /// The same for the head of which this was received.
+    /// Sets `is_head` from the received bytes of the head.
     fn of(self, received: &[u8]) -> Self {
         Self {
             is_head: received.starts_with(b"HEAD "),
@@ -83,13 +82,13 @@ impl Rejection {
         }
     }
 
-    /// The response that tells the client.
+    /// Returns the response to the rejected request.
     pub fn reply(self) -> Reply {
         Reply::text(self.status, self.reason)
     }
 }
 
-/// The rejection of a head of which only this was received in time.
+/// Returns the rejection of a head that was not received in time. `received` is the part that was.
 pub fn timed_out(received: &[u8]) -> Rejection {
     Rejection::new(
         Status::RequestTimeout,
@@ -98,8 +97,8 @@ pub fn timed_out(received: &[u8]) -> Rejection {
     .of(received)
 }
 
-/// Parses the head that `received` starts with; `None` if it is incomplete. The result is the same
-/// however the bytes arrive, since only whole lines are parsed.
+/// Parses the head that `received` starts with. Returns `None` if it is incomplete. Only whole lines
+/// are parsed, so the result does not depend on how the head arrives in pieces.
 pub fn parse<'a>(
     received: &'a [u8],
     space: &'a mut FieldSpace<'a>,
@@ -118,10 +117,10 @@ fn parse_lines<'a>(
     let mut head = Parser::new(&mut []);
     match head.parse_with_uninit_headers(lines, space) {
         Ok(httparse::Status::Complete(length)) => {
-            // All are there when the head is complete.
+            // A complete head has both.
             let (method, target) = (head.method, head.path);
             let request_line = (method.unwrap_or_default(), target.unwrap_or_default());
-            judge(request_line, head.version == Some(0), head.headers, length).map(Some)
+            check(request_line, head.version == Some(0), head.headers, length).map(Some)
         }
         Ok(httparse::Status::Partial) if received.len() < MAX_HEAD_BYTES => Ok(None),
         Ok(httparse::Status::Partial) if lines.is_empty() => Err(too_long(within_bound)),
@@ -133,11 +132,11 @@ fn parse_lines<'a>(
     }
 }
 
-/// What is too long of a request line that does not end within the bound: the method or the target
-/// (RFC 9112, section 3).
+/// Returns the rejection of a request line that is longer than the limit. The status depends on whether
+/// the method or the target is too long (RFC 9112, section 3).
 fn too_long(request_line: &[u8]) -> Rejection {
     match request_line.iter().position(|byte| !is_token_byte(*byte)) {
-        None => Rejection::new(Status::NotImplemented, "No method is 16 KiB long.\n"),
+        None => Rejection::new(Status::NotImplemented, "The method is longer than 16 KiB.\n"),
         Some(end) if end > 0 && request_line[end] == b' ' => Rejection::new(
             Status::UriTooLong,
             "The request line is longer than 16 KiB.\n",
@@ -154,14 +153,14 @@ fn malformed(error: Error, lines: &[u8]) -> Rejection {
         ),
         Error::Version if names_another_version(lines) => Rejection::new(
             Status::HttpVersionNotSupported,
-            "Only HTTP/1.0 and HTTP/1.1 are spoken here.\n",
+            "The HTTP version is not supported: expected HTTP/1.0 or HTTP/1.1.\n",
         ),
         _ => Rejection::bad_request("The request head is malformed.\n"),
     }
 }
 
-/// Whether the request line is well-formed but for a version that is not spoken here (RFC 9112,
-/// sections 2.3 and 3).
+/// Returns whether the request line is well-formed, but has an HTTP version that this server does not
+/// support (RFC 9112, sections 2.3 and 3).
 fn names_another_version(lines: &[u8]) -> bool {
     let request_line = lines.split(|byte| *byte == b'\n').next().unwrap_or(lines);
     let request_line = request_line.strip_suffix(b"\r").unwrap_or(request_line);
@@ -174,8 +173,8 @@ fn names_another_version(lines: &[u8]) -> bool {
     is_version && words.next().is_none()
 }
 
-/// Judges a complete head.
-fn judge<'a>(
+/// Checks a complete head.
+fn check<'a>(
     (method, target): (&'a str, &'a str),
     is_http_1_0: bool,
     fields: &'a [Field<'a>],
@@ -188,7 +187,7 @@ fn judge<'a>(
     // RFC 9112, section 3.2.
     if framing.hosts > 1 || (framing.hosts == 0 && !is_http_1_0) {
         return Err(Rejection::bad_request(
-            "A request needs one Host, and one only.\n",
+            "Expected exactly one Host field.\n",
         ));
     }
     Ok(RequestHead {
@@ -203,7 +202,7 @@ fn judge<'a>(
     })
 }
 
-/// What the header fields say about where the request ends and what follows it.
+/// What the header fields say about the body and the connection.
 #[derive(Default)]
 struct Framing {
     hosts: u32,
@@ -225,9 +224,9 @@ impl Framing {
                 }
             } else if name.eq_ignore_ascii_case("Content-Length") {
                 let number = read_length(value)
-                    .ok_or(Rejection::bad_request("Content-Length is no number.\n"))?;
+                    .ok_or(Rejection::bad_request("Content-Length is not a number.\n"))?;
                 if framing.content_length.replace(number).is_some() {
-                    return Err(Rejection::bad_request("Content-Length is there twice.\n"));
+                    return Err(Rejection::bad_request("Content-Length was sent more than once.\n"));
                 }
             } else if name.eq_ignore_ascii_case("Transfer-Encoding") {
                 let codings = &mut framing.transfer_encoding;
@@ -242,12 +241,12 @@ impl Framing {
         Ok(framing)
     }
 
-    /// The length of the body that must be discarded (RFC 9112, sections 6.1 to 6.3).
+    /// Returns the length of the body that must be discarded (RFC 9112, sections 6.1 to 6.3).
     fn body_length(&self, is_http_1_0: bool) -> Result<usize, Rejection> {
         if let Some(transfer_encoding) = &self.transfer_encoding {
             if self.content_length.is_some() || is_http_1_0 {
                 return Err(Rejection::bad_request(
-                    "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.\n",
+                    "Transfer-Encoding cannot be used with Content-Length or HTTP/1.0.\n",
                 ));
             }
             return Err(transfer_encoding.rejection());
@@ -262,9 +261,9 @@ impl Framing {
     }
 }
 
-/// Whether a target has the form that goes with its method (RFC 9112, section 3.2). What it names is
-/// for the app to say. Some of what a URI may not hold, a `|` say, is let through, because browsers
-/// send it; a fragment and bytes beyond ASCII are not.
+/// Returns whether a target has a form that its method allows (RFC 9112, section 3.2). Some characters
+/// that a URI must not contain, such as `|`, are accepted because browsers send them. Fragments and
+/// bytes beyond ASCII are not.
 fn is_target(method: &str, target: &str) -> bool {
     if !target.bytes().all(|byte| byte.is_ascii() && byte != b'#') {
         return false;
@@ -276,7 +275,7 @@ fn is_target(method: &str, target: &str) -> bool {
     }
 }
 
-/// The codings of a request, over all its Transfer-Encoding fields.
+/// The numbers of codings in all Transfer-Encoding fields of a request.
 #[derive(Default)]
 struct TransferEncoding {
     chunked: u32,
@@ -294,24 +293,25 @@ impl TransferEncoding {
         }
     }
 
-    /// Why a request with these is rejected (RFC 9112, sections 6.1 and 6.3).
+    /// Returns why a request with these codings is rejected (RFC 9112, sections 6.1 and 6.3).
     fn rejection(&self) -> Rejection {
         match (self.chunked, self.others) {
-            // It is understood, and not wanted.
+            // The coding is supported, but a length is required.
             (1, 0) => Rejection::new(
                 Status::LengthRequired,
-                "A body needs a Content-Length here.\n",
+                "Chunked bodies are not accepted: expected Content-Length.\n",
             ),
             (_, 0) => Rejection::bad_request("Transfer-Encoding is malformed.\n"),
             _ => Rejection::new(
                 Status::NotImplemented,
-                "No transfer coding but chunked is understood here.\n",
+                "The transfer coding is not supported.\n",
             ),
         }
     }
 }
 
-/// Digits and nothing else: no sign, no list. More than fits is as good as the largest that does.
+/// Parses a number that consists of digits only, without a sign. A number that is too large for the
+/// type becomes the largest one.
 fn read_length(value: &[u8]) -> Option<usize> {
     if value.is_empty() {
         return None;
@@ -322,12 +322,12 @@ fn read_length(value: &[u8]) -> Option<usize> {
     })
 }
 
-/// Whether a comma-separated list names an option, in any case.
+/// Returns whether a comma-separated list contains an option. Case does not matter.
 fn lists(value: &[u8], option: &[u8]) -> bool {
     elements(value).any(|element| element.eq_ignore_ascii_case(option))
 }
 
-/// The elements of a comma-separated list; empty ones do not count (RFC 9110, section 5.6.1).
+/// Returns the elements of a comma-separated list, without empty ones (RFC 9110, section 5.6.1).
 fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value
         .split(|byte| *byte == b',')

@@ -32,16 +32,16 @@ pub struct Server {
     stop_signal: Option<UnixStream>,
 }
 
-/// The limits that depend on where the server runs. All others are constants; the crate's front page
+/// The limits that depend on where the server runs. All others are constants. The crate's front page
 /// lists them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The maximum number of open connections, apart from the reserve of sixteen for urgent requests. The
-    /// limit on descriptors may lower it: see [`Server::connection_limit`]. It also determines how much
-    /// memory all connections may hold together. Default: 1000.
+    /// The maximum number of open connections, apart from the reserve of sixteen for urgent requests.
+    /// The limit on descriptors may lower it: see [`Server::connection_limit`]. It also determines how
+    /// much memory all connections may hold together. Default: 1000.
     pub connections: usize,
-    /// How long delayed responses, and those that take CPU time, may still take once the server has been
-    /// told to stop. After that they are replaced with a 503. Default: 5 seconds.
+    /// How long the server waits for delayed responses, and for those that take CPU time, once it has
+    /// been told to stop. After that it replaces them with a 503. Default: 5 seconds.
     pub grace: Duration,
 }
 
@@ -58,16 +58,16 @@ impl Server {
     /// Binds a listening socket to an address. With port 0, the system chooses the port.
     ///
     /// # Errors
-    /// When the address is in use or not one of this machine's, or when the port needs a privilege.
+    /// If the address is in use or does not belong to this machine, or if the port needs a privilege.
     pub fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
         listener::listen(address).and_then(Self::new)
     }
 
-    /// Binds a listening socket to a port of every address, IPv6 and IPv4, or IPv4 alone where there is
-    /// no IPv6.
+    /// Binds a listening socket to a port of every address, IPv6 and IPv4, or only IPv4 if the system
+    /// has no IPv6.
     ///
     /// # Errors
-    /// When the port is in use or needs a privilege.
+    /// If the port is in use or needs a privilege.
     pub fn bind_every_address(port: u16) -> io::Result<Self> {
         listener::listen_on_every_address(port).and_then(Self::new)
     }
@@ -75,7 +75,7 @@ impl Server {
     /// Uses an existing listening socket, such as one that systemd has opened.
     ///
     /// # Errors
-    /// When the socket does not accept the options that the server needs.
+    /// If the socket does not accept the options that the server needs.
     pub fn from_listener(listener: TcpListener) -> io::Result<Self> {
         listener::set_up(listener).and_then(Self::new)
     }
@@ -95,8 +95,8 @@ impl Server {
         Self { limits, ..self }
     }
 
-    /// Stops the running server when this stream becomes readable or its other end is closed. A signal
-    /// handler can write to the other end.
+    /// Makes the running server stop when this stream becomes readable or its other end is closed. A
+    /// signal handler can write to the other end.
     #[must_use]
     pub fn stop_when_readable(self, stop_signal: UnixStream) -> Self {
         Self {
@@ -105,13 +105,13 @@ impl Server {
         }
     }
 
-    /// The address that the server listens on.
+    /// Returns the address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The effective limit on connections: the lower of [`Limits::connections`] and what the limit on
-    /// descriptors leaves room for.
+    /// Returns the effective limit on connections: the lower of [`Limits::connections`] and what the
+    /// limit on descriptors allows.
     pub fn connection_limit(&self) -> usize {
         self.limits
             .connections
@@ -124,17 +124,17 @@ impl Server {
         self.listener
     }
 
-    /// Serves on this thread. Returns when the [stop signal](Self::stop_when_readable) has come and
-    /// every request that was received by then is answered; without a stop signal, it does not return.
+    /// Serves on this thread. Returns after the [stop signal](Self::stop_when_readable), when every
+    /// request received by then has been answered. Without a stop signal, it does not return.
     ///
     /// # Errors
-    /// When the kernel refuses to poll. An error of a connection ends that connection only.
+    /// If polling fails. An error of a connection only ends that connection.
     pub fn run<V: Service>(self, service: V) -> io::Result<()> {
         let limits = Limits {
             connections: self.connection_limit(),
             ..self.limits
         };
-        // Without a stop signal, this end is held and nothing is written to it.
+        // Without a stop signal, the server waits for one that never comes.
         let (never, _held) = UnixStream::pair()?;
         let stop_signal = self.stop_signal.unwrap_or(never);
         EventLoop::new(self.listener, stop_signal, service, &limits)?.run()
@@ -143,7 +143,7 @@ impl Server {
     /// Serves on a new thread, until the handle [stops](Handle::stop) the server or is dropped.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// If the thread cannot be started.
     pub fn spawn<V: Service + Send + 'static>(self, service: V) -> io::Result<Handle> {
         let address = self.address;
         let (stop_signal, stop) = UnixStream::pair()?;
@@ -169,7 +169,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// The address that the server listens on.
+    /// Returns the address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -182,7 +182,7 @@ impl Handle {
     /// # Panics
     /// If the [service](Service) ended the server with a panic.
     pub fn stop(mut self) -> io::Result<()> {
-        // If the server has ended already, nobody reads this.
+        // Ignore write errors: the server may have ended already.
         let _ = self.stop.write_all(&[0]);
         match self.thread.join() {
             Ok(result) => result,

@@ -13,9 +13,9 @@ use crate::request::Request;
 ///
 /// A closure `FnMut(&Request<'_>) -> Reply` is a service, too.
 ///
-/// The order of calls for one request is [`is_urgent`](Self::is_urgent) (only when no connection is
-/// free), then [`answer`](Self::answer) or [`refuse`](Self::refuse), then [`ended`](Self::ended). A
-/// request that is not well-formed is rejected by the server and reaches `ended` alone.
+/// For each request, the server calls [`is_urgent`](Self::is_urgent) (only when no connection is free),
+/// then [`answer`](Self::answer) or [`refuse`](Self::refuse), then [`ended`](Self::ended). For an
+/// invalid request, which the server rejects itself, it calls only `ended`.
 ///
 /// ```
 /// use bounded_http::{Ended, Reply, Request, Service, Status};
@@ -46,50 +46,48 @@ use crate::request::Request;
 /// A panic in `answer`, `refuse` or `ended` closes the connection that it concerns and affects no
 /// other. A panic in any other method ends the server.
 pub trait Service {
-    /// What the service remembers of a request from [`answer`](Self::answer) to
-    /// [`ended`](Self::ended), such as the labels of a metric or the beginning of a log line. The server
-    /// moves it from one to the other, so each memo comes back exactly once. `()` if there is nothing to
-    /// remember.
+    /// What the service remembers about a request between [`answer`](Self::answer) and
+    /// [`ended`](Self::ended), such as the labels of a metric or the beginning of a log line. The
+    /// server moves it from one to the other, so each memo comes back exactly once. Use `()` if there
+    /// is nothing to remember.
     type Memo;
 
     /// Answers a request. It must not block: every client waits until it returns. A response that
     /// takes time is returned at once and sent [later](Reply::after).
     fn answer(&mut self, request: &Request<'_>) -> Reply<Self::Memo>;
 
-    /// Called exactly once for each request, when its exchange has ended, whatever the
-    /// [outcome](Outcome).
+    /// Called exactly once for each request, when its exchange has ended, with any [outcome](Outcome).
     fn ended(&mut self, ended: Ended<Self::Memo>) {
         let _ = ended;
     }
 
-    /// Whether a request must be answered even when every connection is taken, as health checks and
-    /// scrapes must be. By default, none is urgent.
+    /// Returns whether a request must be answered even when every connection is taken, as health checks
+    /// and scrapes must be. By default, none is urgent.
     fn is_urgent(&self, request: &Request<'_>) -> bool {
         let _ = request;
         false
     }
 
     /// Called instead of [`answer`](Self::answer) for a request that gets a 503 because every
-    /// connection is taken. Returns what the service remembers of it.
+    /// connection is taken. Returns what the service remembers about it.
     fn refuse(&mut self, request: &Request<'_>) -> Option<Self::Memo> {
         let _ = request;
         None
     }
 
-    /// Called when a connection was opened or closed, with the number of open connections.
+    /// Called when a connection has been opened or closed, with the number of open connections.
     fn connections_changed(&mut self, open: usize) {
         let _ = open;
     }
 
     /// Called each time before the server waits for its sockets, for work that is done in batches, such
-    /// as writing log lines. If it could not finish, it returns the time after which the server calls it
-    /// again at the latest.
+    /// as writing log lines. If it returns a duration, the server calls it again within that time.
     fn before_wait(&mut self) -> Option<Duration> {
         None
     }
 
-    /// Called with a message about the server itself: that it cannot accept connections, or that it
-    /// resets some to stay within its memory. The server prints nothing on its own.
+    /// Called with a message about the server itself: that it cannot accept connections, or that it has
+    /// reset some to limit its memory. The server itself prints nothing.
     fn report(&mut self, message: &dyn Display) {
         let _ = message;
     }
@@ -109,14 +107,14 @@ where
 /// An exchange that has ended.
 #[derive(Debug)]
 pub struct Ended<M> {
-    /// What the service remembers of the request. `None` if the request was rejected before the
-    /// service saw it, if [`Service::refuse`] returned nothing, and after a panic.
+    /// What the service remembers about the request. `None` if the server rejected the request, if
+    /// [`Service::refuse`] returned `None`, and after a panic.
     pub memo: Option<M>,
-    /// How it has ended.
+    /// How it ended.
     pub outcome: Outcome,
     /// The status of the response, whether or not it was sent.
     pub status: Status,
-    /// The number of body bytes that were sent or are being sent; 0 for a HEAD.
+    /// The number of body bytes that were sent or are being sent. 0 for HEAD.
     pub body_length: usize,
     /// The time from the end of the request head until the response was ready, or until the client
     /// disconnected. For [`Ending::Stall`](crate::Ending::Stall) and [`Ending::Hang`](crate::Ending::Hang),
@@ -130,8 +128,8 @@ pub struct Ended<M> {
 }
 
 impl<M> Ended<M> {
-    /// The end of an exchange with this reply: the whole body was sent at once, to nobody in particular.
-    /// A test of a service, or another server, fills in what it knows better.
+    /// Creates the end of an exchange with this reply, in which the whole body was sent at once. A test
+    /// of a service, or another server, sets the duration and the client's address itself.
     pub fn of(reply: Reply<M>, outcome: Outcome) -> Self {
         let (reply, memo) = reply.split();
         Self {
@@ -146,18 +144,18 @@ impl<M> Ended<M> {
     }
 }
 
-/// How an exchange has ended.
+/// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The response is on its way to the client: all of it, or the part that its
-    /// [`Ending`](crate::Ending) leaves.
+    /// [`Ending`](crate::Ending) allows.
     Responded,
-    /// The request was malformed, too long or too slow. The client got the status that says so.
+    /// The request was malformed, too long or too slow. The server sent the corresponding status.
     Rejected,
-    /// The client disconnected before its response was sent. nginx logs this as 499.
+    /// The client disconnected before the response was sent. nginx logs this as 499.
     Disconnected,
-    /// No response was sent, on purpose: see [`Ending::is_silent`](crate::Ending::is_silent). nginx logs
-    /// this as 444.
+    /// No response was sent, on purpose: see [`Ending::is_silent`](crate::Ending::is_silent). nginx
+    /// logs this as 444.
     Dropped,
     /// The service panicked, and the connection was closed without a response. The status is 500.
     Panicked,

@@ -1,4 +1,4 @@
-//! A client's socket, and what is known of it without asking the kernel.
+//! A client's socket, and what is known about it without a system call.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -9,25 +9,26 @@ use mio::net::TcpStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 
-/// A byte stream of which a poll tells when it is ready. The event loop uses TCP; tests and fuzz
-/// targets use streams that do on demand what a kernel does now and then.
+/// A byte stream that can be polled. The event loop uses TCP. Tests and fuzz targets use streams that
+/// do on demand what a kernel does only now and then.
 pub trait Stream: Read + Write {
-    /// Closes the sending side: the client reads the end after the bytes that were written.
+    /// Closes the sending side. The client reads the end of the stream after the bytes that were
+    /// written.
     ///
     /// # Errors
-    /// When the client has disconnected.
+    /// If the client has disconnected.
     fn close_sending_side(&mut self) -> io::Result<()>;
 
-    /// Whether an error has ended the connection.
+    /// Returns whether an error has ended the connection.
     fn has_failed(&self) -> bool;
 
-    /// Whether the kernel has delivered most of what was written. It may take a whole response at
-    /// once, however small its buffer, and keep it for a client that does not read. Only known until
-    /// the sending side is closed.
+    /// Returns whether the kernel has delivered most of what was written. It may accept a whole
+    /// response at once, however small its buffer, and hold it for a client that does not read. Once
+    /// the sending side is closed, the result is always true.
     fn has_delivered(&self) -> bool;
 
-    /// Has the connection be reset when it is closed. The kernel then drops the bytes that the client
-    /// has not read; otherwise it keeps them, and their memory, for minutes.
+    /// Makes closing the stream reset the connection. The kernel then drops the bytes that the client
+    /// has not read. Otherwise it holds them in memory for minutes.
     fn reset_on_close(&mut self);
 }
 
@@ -41,30 +42,31 @@ impl Stream for TcpStream {
     }
 
     fn has_delivered(&self) -> bool {
-        // A socket counts as writable when a third of its buffer is free (tcp(7), sk_stream_is_writeable).
+        // A socket counts as writable when a third of its buffer is free (tcp(7),
+        // sk_stream_is_writeable).
         let mut socket = [PollFd::new(self, PollFlags::OUT)];
         let polled = poll(&mut socket, Some(&Timespec::default()));
         polled.is_err() || !socket[0].revents().is_empty()
     }
 
     fn reset_on_close(&mut self) {
-        // Without it the memory is freed later.
+        // If this fails, the memory is freed later.
         let _ = sockopt::set_socket_linger(self, Some(Duration::ZERO));
     }
 }
 
-/// What an event of the poll says about a socket.
+/// What an event says about a socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "the kernel reports them together and each is independent of the others"
+    reason = "the kernel reports them together, and they are independent of each other"
 )]
 pub struct Readiness {
-    /// There may be bytes, or the end, to read.
+    /// There may be bytes to read, or the end of the stream.
     pub is_readable: bool,
     /// The client has closed its sending side.
     pub is_read_closed: bool,
-    /// There is room for bytes.
+    /// Bytes can be written.
     pub is_writable: bool,
     /// There is urgent data.
     pub is_urgent: bool,
@@ -84,38 +86,38 @@ impl From<&Event> for Readiness {
     }
 }
 
-/// A stream, and what the poll has said about it. The poll is edge-triggered: it says everything
-/// once, and what it said holds until a call finds otherwise.
+/// A stream, and what events have said about it. The poll is edge-triggered: it reports a change once,
+/// and the state is remembered here until a read or write finds that it has changed.
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is set and cleared independently of the others"
+    reason = "they are independent of each other"
 )]
 pub struct Socket<S> {
     stream: S,
     /// There may be bytes to read. Set by an event, cleared by a read that empties the socket.
     is_readable: bool,
-    /// The client has closed its sending side: the end follows the bytes, and no event says so again.
+    /// The client has closed its sending side. Set by an event or a read, never cleared.
     is_read_closed: bool,
-    /// The socket was full, and no event has said since then that there is room.
+    /// The socket's buffer is full. Set by a write, cleared by an event.
     is_write_blocked: bool,
-    /// A read may stop at the urgent data, so that a short one does not prove the socket empty
-    /// (tcp(7)). Set by an event, cleared when a read finds nothing.
+    /// A read may stop at urgent data, so a short read does not mean that the socket is empty (tcp(7)).
+    /// Set by an event, cleared when a read finds nothing.
     has_urgent_data: bool,
 }
 
 /// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// So many bytes.
+    /// This number of bytes.
     Bytes(usize),
-    /// The end: the client sends no more.
+    /// The end of the stream: the client sends no more.
     End,
-    /// Nothing, for now.
+    /// Nothing for now.
     Nothing,
 }
 
 impl<S: Stream> Socket<S> {
-    /// A socket about which the poll has said nothing yet.
+    /// Creates a socket for a stream without events so far.
     pub fn new(stream: S) -> Self {
         Self {
             stream,
@@ -126,7 +128,7 @@ impl<S: Stream> Socket<S> {
         }
     }
 
-    /// Adds what an event says.
+    /// Records what an event says.
     pub fn update(&mut self, readiness: Readiness) {
         self.is_readable |= readiness.is_readable;
         self.is_read_closed |= readiness.is_read_closed;
@@ -134,23 +136,22 @@ impl<S: Stream> Socket<S> {
         self.has_urgent_data |= readiness.is_urgent;
     }
 
-    /// Has the next turn read, whether or not an event has said that there are bytes: whatever
-    /// the kernel has received counts as received.
+    /// Makes the next turn read even without an event. What the kernel has received counts as received.
     pub fn assume_readable(&mut self) {
         self.is_readable = true;
     }
 
-    /// Whether there may be bytes to read.
+    /// Returns whether there may be bytes to read.
     pub fn is_readable(&self) -> bool {
         self.is_readable
     }
 
-    /// Whether the client has closed its sending side.
+    /// Returns whether the client has closed its sending side.
     pub fn is_read_closed(&self) -> bool {
         self.is_read_closed
     }
 
-    /// Whether the connection has failed, as far as the kernel knows by now.
+    /// Returns whether the connection has failed, as far as the kernel knows by now.
     pub fn has_failed(&self) -> bool {
         self.stream.has_failed()
     }
@@ -158,17 +159,17 @@ impl<S: Stream> Socket<S> {
     /// Closes the sending side.
     ///
     /// # Errors
-    /// When the client has disconnected.
+    /// If the client has disconnected.
     pub fn close_sending_side(&mut self) -> io::Result<()> {
         self.stream.close_sending_side()
     }
 
-    /// Whether the kernel has delivered most of what was written.
+    /// Returns whether the kernel has delivered most of what was written.
     pub fn has_delivered(&self) -> bool {
         self.stream.has_delivered()
     }
 
-    /// Has the connection be reset when it is closed.
+    /// Makes closing the socket reset the connection.
     pub fn reset_on_close(&mut self) {
         self.stream.reset_on_close();
     }
@@ -176,7 +177,7 @@ impl<S: Stream> Socket<S> {
     /// Reads once.
     ///
     /// # Errors
-    /// When the client has disconnected.
+    /// If the client has disconnected.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
         match self.stream.read(buffer) {
             Ok(0) => {
@@ -185,8 +186,9 @@ impl<S: Stream> Socket<S> {
                 Ok(Received::End)
             }
             Ok(count) => {
-                // A short read has emptied the socket (epoll(7), "edge-triggered"), except at urgent
-                // data and at an end that is announced already.
+                // A short read has emptied the socket (epoll(7), "edge-triggered"), unless it stopped
+                // at urgent data. If the client has closed its sending side, the end is still to be
+                // read.
                 self.is_readable =
                     count == buffer.len() || self.is_read_closed || self.has_urgent_data;
                 Ok(Received::Bytes(count))
@@ -201,12 +203,12 @@ impl<S: Stream> Socket<S> {
         }
     }
 
-    /// Writes as much as there is room for. `None` if there is none: a full socket is not tried again
-    /// without an event. It takes a little now and then of its own accord although the client reads
-    /// nothing, and that would count as progress.
+    /// Writes as much as the socket accepts. Returns `None` if it is full. A full socket is not tried
+    /// again until an event says that it accepts more. Without an event, it would accept a few bytes
+    /// now and then although the client reads nothing, and that would count as progress.
     ///
     /// # Errors
-    /// When the client has disconnected.
+    /// If the client has disconnected.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
         while !self.is_write_blocked {
             match self.stream.write(bytes) {

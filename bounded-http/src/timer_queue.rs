@@ -1,38 +1,38 @@
-//! When delayed replies are due, and whose they are.
+//! When delayed replies are due.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Instant;
 
-/// Timers by the time they are due. One whose client has left stays until it is due or
-/// [`retain`](Self::retain) removes it; whoever has the client's key by then gets a turn too many,
-/// which does no harm.
+/// The clients that have a delayed reply, by the time it is due. The timer of a closed connection stays
+/// until it is due, or until [`retain`](Self::retain) removes it. If another client has the same key by
+/// then, it gets an unnecessary turn, which does no harm.
 #[derive(Default)]
 pub struct TimerQueue(BinaryHeap<Reverse<(Instant, usize)>>);
 
 impl TimerQueue {
-    /// Has the client with this key come up when `due` has passed.
+    /// Adds a timer for the client with this key.
     pub fn push(&mut self, due: Instant, key: usize) {
         self.0.push(Reverse((due, key)));
     }
 
-    /// When the first timer is due.
+    /// Returns when the first timer is due.
     pub fn next_due(&self) -> Option<Instant> {
         self.0.peek().map(|Reverse((due, _))| *due)
     }
 
-    /// Takes out the first timer that is due at `now`, and gives its client's key.
+    /// Removes the first timer that is due at `now`, and returns its client's key.
     pub fn pop_due(&mut self, now: Instant) -> Option<usize> {
         self.next_due().filter(|due| *due <= now)?;
         self.0.pop().map(|Reverse((_, key))| key)
     }
 
-    /// How many timers there are.
+    /// Returns the number of timers.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// Removes the timers that are not needed any more, and the room that they took.
+    /// Removes timers that are no longer needed, and frees their memory.
     pub fn retain(&mut self, is_needed: impl Fn(Instant, usize) -> bool) {
         self.0.retain(|Reverse((due, key))| is_needed(*due, *key));
         self.0.shrink_to_fit();
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timers_come_up_in_order_and_not_before_they_are_due() {
+    fn timers_are_returned_in_order_and_not_before_they_are_due() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut timers = TimerQueue::default();
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn timers_that_are_not_needed_take_no_room() {
+    fn timers_that_are_not_needed_take_no_memory() {
         let start = Instant::now();
         let mut timers = TimerQueue::default();
         for key in 0..1000 {

@@ -154,7 +154,7 @@ fn a_rejected_request_is_reported_once() {
         let response = client.read_to_the_end().unwrap();
         assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
     };
-    let length = "A request needs one Host, and one only.\n".len();
+    let length = "Expected exactly one Host field.\n".len();
     let rejected = told("", Outcome::Rejected, 400, length);
     assert_told_once("GET / HTTP/1.1\r\n\r\n", expect_400, &rejected);
 }

@@ -64,7 +64,7 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 thread_local! {
     static NOW: Cell<Instant> = Cell::new(Instant::now());
-    /// How long everything takes: the time between two checks_in_wait at the clock.
+    /// The time that passes between two readings of the clock.
     static TICK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
@@ -155,7 +155,8 @@ struct Peer {
     /// From then on.
     client: Option<Client<SimulatedSocket, Exchange>>,
     accepted_at: Instant,
-    /// At how many checks_in_wait at the reserve a request waited for a place, and since its time was over.
+    /// The numbers of checks of the reserve that found a request waiting for a slot, and of those after its
+    /// time on the reserve was over.
     checks_in_wait: u32,
     checks_overdue: Option<u32>,
     /// Responses may have closed the connection to make room.

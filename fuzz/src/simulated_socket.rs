@@ -55,8 +55,7 @@ pub struct Kernel {
     pub unread_by_client: usize,
     /// How much the kernel takes to send.
     pub send_queue: usize,
-    /// Where there is room, it takes the whole of a write: it checks_in_wait before it takes more, not at what it
-    /// takes.
+    /// If there is any space, it accepts a whole write.
     pub takes_whole_writes: bool,
     /// How much the client reads at a time. `None` means everything, as it comes.
     pub pace: Option<usize>,

@@ -34,14 +34,14 @@ pub fn check(request: &Request<'_>, allowed_host: Option<&str>) -> Result<(), St
            that --allowed-host gives\n")
 }
 
-/// The host of an origin, `scheme://host:port` (RFC 6454, section 6.2). It is `null` for some pages.
+/// Returns the host of an origin, `scheme://host:port` (RFC 6454, section 6.2). It is `null` for some pages.
 fn host_of_origin(origin: &[u8]) -> Option<&[u8]> {
     let authority = origin.strip_prefix(b"http://");
     let authority = authority.or(origin.strip_prefix(b"https://"))?;
     Some(host_of(authority))
 }
 
-/// The host without the port. Proxies leave out the port, or have another.
+/// Returns the host without the port. Proxies leave out the port, or have another.
 fn host_of(authority: &[u8]) -> &[u8] {
     let end = match authority.first() {
         Some(b'[') => authority.iter().position(|byte| *byte == b']'),
@@ -54,7 +54,7 @@ fn host_of(authority: &[u8]) -> &[u8] {
     }
 }
 
-/// Whether a host always leads here: nobody else decides what it resolves to.
+/// Returns whether a host always leads here: nobody else decides what it resolves to.
 fn is_safe(host: &[u8], allowed_host: Option<&str>) -> bool {
     let Ok(host) = str::from_utf8(host) else {
         return false;

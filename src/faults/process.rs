@@ -126,7 +126,7 @@ struct Asked {
 }
 
 impl Process {
-    /// A process that ends by itself if that is configured, from now on.
+    /// Creates a process that ends by itself if that is configured, from now on.
     pub fn new(config: &Config) -> Self {
         let now = Instant::now();
         Self {
@@ -143,7 +143,7 @@ impl Process {
         }
     }
 
-    /// Whether a change is in force at `now`.
+    /// Returns whether a change is in force at `now`.
     pub fn is_active(&self, now: Instant) -> bool {
         self.exit(now).is_some() || self.held.is_active(now)
     }
@@ -155,7 +155,7 @@ impl Process {
             .filter(|exit| over.is_none_or(|until| exit.at <= until))
     }
 
-    /// How many extra series are exposed at `now`.
+    /// Returns how many extra series are exposed at `now`.
     pub fn extra_series(&self, now: Instant) -> u32 {
         self.held.settings(now).series
     }
@@ -220,7 +220,7 @@ impl Process {
         self.held.take_back(now) || is_change
     }
 
-    /// What is in force at `now`, a line each, as a query has it.
+    /// Returns what is in force at `now`, a line each, as a query has it.
     pub fn write(&self, page: &mut String, now: Instant) {
         let held = self.held.settings(now);
         let memory = write_size(held.memory);

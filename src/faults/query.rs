@@ -57,12 +57,12 @@ pub fn read(
 }
 
 impl Parameter<'_> {
-    /// The line that says what is accepted in its place.
+    /// Returns the line that says what is accepted in its place.
     fn expected(&self, accepted: &str) -> String {
         self.error(&format!("expected {accepted}"))
     }
 
-    /// The line that says what is wrong with it.
+    /// Returns the line that says what is wrong with it.
     fn error(&self, problem: &str) -> String {
         let mut line = String::new();
         push_printable(&mut line, self.written);
