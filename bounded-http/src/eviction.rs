@@ -37,7 +37,7 @@ pub const MAX_CHECKS_OVERDUE: u32 = 10;
 const TURNOVER_INTERVAL: Duration = Duration::from_micros(500);
 /// The maximum number of turnovers granted at a time.
 const MAX_TURNOVERS: usize = 64;
-/// An eviction gives up after so many candidates that still read their last response. Each costs a
+/// An eviction gives up after this many candidates that still read their last response. Each costs a
 /// system call, and all clients may be slow readers.
 pub const MAX_READERS_SKIPPED: usize = 16;
 /// The minimum time between two searches for candidates, and between two checks of the reserve. A

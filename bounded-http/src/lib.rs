@@ -43,9 +43,9 @@
 //! | take long to send a head, or a body | 10 s | 408, close |
 //! | be silent between requests | 75 s | close |
 //! | not read its responses | no more is read while 64 KiB wait unsent; 10 s without progress | close |
-//! | send a body | up to 64 KiB is discarded | beyond: 413, close; the client may go on sending for 30 s |
+//! | send a body | up to 64 KiB is discarded | beyond: 413, close; the client may keep sending for 30 s |
 //! | a `Transfer-Encoding`; `Content-Length` twice or unreadable; `Host` missing, twice or malformed; an invalid target or head | – | 400 (411 for `chunked` alone, 501 for another coding), close |
-//! | `Expect: 100-continue` | – | the final response at once, close unless the body is here |
+//! | `Expect: 100-continue` | – | the final response at once, close unless the whole body has been received |
 //! | an HTTP version other than 1.0 and 1.1 | – | 505, close |
 //! | open connections | [`Limits::connections`] | rule 3 |
 //! | cause a panic in the service | one connection | close; the [outcome](Outcome) says so |

@@ -81,7 +81,7 @@ fn responses_have_exactly_the_expected_bytes() {
         outcome("HEAD /probe HTTP/1.1\r\n\r\n").responses,
         format!(
             "HTTP/1.1 400 Bad Request\r\nDate: {DATE}\r\nConnection: close\r\n\
-             Content-Type: text/plain; charset=utf-8\r\nContent-Length: 40\r\n\r\n"
+             Content-Type: text/plain; charset=utf-8\r\nContent-Length: 33\r\n\r\n"
         ),
         "the response to HEAD has no body, whatever the status"
     );
