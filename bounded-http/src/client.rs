@@ -107,12 +107,12 @@ pub struct Client<S, M> {
     incomplete: Option<Box<IncompleteReply<M>>>,
     /// Whether the connection has a slot.
     admission: Admission,
-    /// The requests that were answered in this turn, or are pending.
-    requests_in_turn: usize,
+    /// The number of responses in this turn.
+    responses_in_turn: usize,
     /// When it was last seen to have sent several requests at once.
     pipelined_at: Option<Instant>,
-    /// The deadline has passed, and all events up to then are known. Set by the event loop, cleared
-    /// when the client has made progress.
+    /// The deadline has passed, and all events up to then are known. Set by a sweep, cleared when the
+    /// client has made progress.
     is_overdue: bool,
     /// The client is queued for a turn. Set and cleared by the event loop.
     pub is_queued: bool,
@@ -245,7 +245,7 @@ impl<S: Stream, M> Client<S, M> {
             unconfirmed: None,
             incomplete: None,
             admission,
-            requests_in_turn: 0,
+            responses_in_turn: 0,
             pipelined_at: None,
             is_overdue: false,
             is_queued: false,
@@ -813,8 +813,8 @@ impl<S: Stream, M> Client<S, M> {
     ) -> Ended<N> {
         let now = (shared.clock)();
         shared.now = now;
-        self.requests_in_turn += 1;
-        if self.requests_in_turn > 1 || self.connection.has_bytes_left() {
+        self.responses_in_turn += 1;
+        if self.responses_in_turn > 1 || self.connection.has_bytes_left() {
             self.pipelined_at = Some(now);
         }
         let is_last = !self.is_pipelining()
