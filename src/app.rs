@@ -1,4 +1,4 @@
-//! The routes: a request in, a reply out, and a record of it afterwards.
+//! The routes: answers requests, and records each exchange when it has ended.
 //!
 //! `ROUTES` is the table of all routes. To add one, add a line there and a function.
 
@@ -12,17 +12,17 @@ use bounded_http::{Ended, Method, Outcome, Reply, Request, Service, Status};
 use prometheus::IntGauge;
 
 use crate::config::{Config, FailWith, FaultInjection, RouteTarget, Target};
-use crate::faults::{Faults, OwnFault, origin};
+use crate::faults::{Faults, RequestFault, origin};
 use crate::log::access::{AccessLog, Entry};
 use crate::log::{diagnostics, line_writer};
 use crate::metrics::{Endpoint, Format, InForce, Metrics};
 use crate::page::{self, Page};
-use crate::probe::{self, Probe};
+use crate::probe::{Draw, Probe};
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 
-/// A route: its path, its methods, the target of /faults that it is, and the function that answers.
-/// HEAD is answered like GET, and OPTIONS from this table.
+/// A route: its path, its methods, its target under /faults, and the function that answers its
+/// requests. HEAD is answered like GET, and OPTIONS from this table.
 struct Route {
     path: &'static str,
     methods: Methods,
@@ -30,8 +30,9 @@ struct Route {
     answer: fn(&mut App, &Request<'_>) -> Reply,
 }
 
-/// The methods that the function of a route answers.
+/// The methods of a route.
 struct Methods {
+    /// Those that the route's function answers.
     answered: &'static [Method],
     /// The same and OPTIONS, as the value of `Allow`.
     allow: &'static str,
@@ -45,7 +46,7 @@ static ROUTES: [Route; 6] = [
     Route { path: METRICS, methods: READ,   target: Some(RouteTarget::Metrics), answer: App::metrics_page },
     Route { path: HEALTHZ, methods: READ,   target: Some(RouteTarget::Healthz), answer: healthz },
     Route { path: READYZ,  methods: READ,   target: Some(RouteTarget::Readyz),  answer: App::readyz },
-    // And the paths below it, one for each target.
+    // Includes the paths below it, one for each target.
     Route { path: FAULTS,  methods: CHANGE, target: None,                       answer: App::faults },
 ];
 
@@ -53,8 +54,8 @@ const READ: Methods = Methods {
     answered: &[Method::Get, Method::Head],
     allow: "GET, HEAD, OPTIONS",
 };
-/// A page in somebody's browser can send neither PUT nor DELETE to another origin without a preflight,
-/// and no response here grants one.
+/// A web page can send PUT or DELETE to another origin only after a preflight, and no response here
+/// grants one.
 const CHANGE: Methods = Methods {
     answered: &[Method::Get, Method::Head, Method::Put, Method::Delete],
     allow: "GET, HEAD, PUT, DELETE, OPTIONS",
@@ -65,29 +66,30 @@ const METRICS: &str = "/metrics";
 const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
 const FAULTS: &str = "/faults";
-/// The routes that are served even when every connection is taken: those with which an operator
-/// sees that this is so, and ends it.
+/// The routes that are served even when every connection is taken. With them, an operator can see this,
+/// and end a fault that causes it.
 const URGENT: [&str; 4] = [HEALTHZ, READYZ, METRICS, FAULTS];
 
-/// What a method that is not allowed on /faults is told.
+/// The body of a 405 on /faults.
 const HOW_TO_CHANGE: &str = "Method not allowed. Allowed here: GET, HEAD, PUT, DELETE, OPTIONS. \
                              PUT /faults?fail-rate=0.2&for=2m changes settings, DELETE /faults takes \
                              every change back.\n";
-/// What a GET with a query is told.
+/// The body of a 400 for GET on /faults with a query.
 const GET_CHANGES_NOTHING: &str = "GET changes nothing: expected PUT, as in curl -X PUT \
                                    'http://HOST/faults?fail-rate=0.2&for=2m', or no query\n";
-/// What a change with a body is told.
+/// The body of a 400 for PUT on /faults with a body.
 const BODY_IS_NOT_READ: &str = "The body is not read: expected the settings in the query, as in PUT \
                                 /faults?fail-rate=0.2&for=2m\n";
-/// What a client is told that asks for a failure of its own without fault injection.
+/// The value of `X-Fault-Injection` for a request that asks for a fault while fault injection is off.
 const QUERY_IS_IGNORED: &str = "off, so the query is ignored; start with --fault-injection";
 
 const HTML: &str = "text/html; charset=utf-8";
 /// The body of a successful /probe.
 const SUCCESS: &str = "I'm ok!";
-/// The body of a failure at the configured rate, and of one that a request asks for itself.
+/// The body of a failure at the configured rate.
 const FAILURE: &str = "Failed, as configured with fail-rate.\n";
-const OWN_FAILURE: &str = "Failed, as this request asked.\n";
+/// The body of a failure that the request asks for itself.
+const REQUESTED_FAILURE: &str = "Failed, as this request asked.\n";
 
 /// The service without its sockets.
 pub struct App {
@@ -95,14 +97,14 @@ pub struct App {
     faults: Faults,
     fault_injection: FaultInjection,
     allowed_host: Option<String>,
-    /// Whether the service has been told to stop.
+    /// The service has been told to stop. Set by a signal handler.
     is_stopping: Arc<AtomicBool>,
     metrics: Metrics,
     access_log: AccessLog,
     page: Page,
 }
 
-/// What is remembered of a request until its exchange has ended: everything that is recorded.
+/// What is remembered about a request until its exchange has ended, to record it then.
 pub struct Exchange {
     method: Method,
     endpoint: Endpoint,
@@ -111,7 +113,7 @@ pub struct Exchange {
     _in_flight: InFlight,
 }
 
-/// Counts a request as received and not yet answered, for as long as it exists.
+/// Counts a request as received and not yet responded to, for as long as this value exists.
 struct InFlight(IntGauge);
 
 impl InFlight {
@@ -141,7 +143,7 @@ impl Service for App {
         Some(self.begin(request, route))
     }
 
-    /// Records a request, by which a later scrape shows it.
+    /// Records the exchange. Later scrapes include it.
     fn ended(&mut self, ended: Ended<Exchange>) {
         let status = match ended.outcome {
             Outcome::Responded | Outcome::Rejected | Outcome::Panicked => ended.status.label(),
@@ -189,7 +191,7 @@ impl Service for App {
 
     fn before_wait(&mut self) -> Option<Duration> {
         let logs = self.flush_logs();
-        // Afterwards the process may be gone, or hang.
+        // The logs are flushed first, because the process may exit or hang here.
         let process = self.faults.act();
         logs.into_iter().chain(process).min()
     }
@@ -200,7 +202,7 @@ impl Service for App {
 }
 
 impl App {
-    /// Creates a service that behaves as configured, with its metrics at zero.
+    /// Creates the service with its metrics at zero.
     pub fn new(config: &Config) -> Self {
         let metrics = Metrics::new(ROUTES.len(), &config.app_version, &config.app_config);
         let page = Page::new(config, &metrics);
@@ -218,7 +220,7 @@ impl App {
         app
     }
 
-    /// Returns the same service, which is not ready from when this is true.
+    /// Makes /readyz respond with 503 once this is true.
     #[must_use]
     pub fn stopping_when(self, is_stopping: Arc<AtomicBool>) -> Self {
         Self {
@@ -227,7 +229,7 @@ impl App {
         }
     }
 
-    /// Exposes the series of every status with which /probe can be told to respond, at 0.
+    /// Exposes at 0 the series of every status that /probe can be told to respond with.
     fn expose_probe(&self, config: &Config) {
         let probe = endpoint(self.route(PROBE));
         let configured = ["200", "500", config.probe.fail_with.recorded_as()];
@@ -238,23 +240,23 @@ impl App {
         }
     }
 
-    /// Returns the metrics, for the gauge of the limit on connections.
+    /// Returns the metrics, so that `main` can set the connection limit.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// Returns the access log, for its last lines. Clones are of one log.
+    /// Returns the access log, so that `main` can write its last lines. Clones refer to the same log.
     pub fn access_log(&self) -> &AccessLog {
         &self.access_log
     }
 
-    /// Writes the lines of both logs. Returns after which time to try again if there was no room
-    /// for all of them.
+    /// Writes the lines of both logs. If a stream is full, returns the time after which to try again.
     pub fn flush_logs(&self) -> Option<Duration> {
         let is_full = self.access_log.flush() | diagnostics::flush();
         is_full.then_some(line_writer::RETRY_INTERVAL)
     }
 
+    /// Starts the record of a request.
     fn begin(&self, request: &Request<'_>, route: Option<usize>) -> Exchange {
         let traceparent = request.field("traceparent");
         let trace = traceparent.and_then(TraceContext::sampled);
@@ -273,9 +275,9 @@ impl App {
         let method = request.method();
         let Some(route) = route.map(|index| &ROUTES[index]) else {
             return match method {
-                // Of the server as a whole (RFC 9110, section 9.3.7).
+                // `OPTIONS *` asks about the server as a whole (RFC 9110, section 9.3.7).
                 Method::Options if request.target() == "*" => Reply::options(READ.allow),
-                // It names a host and no path (RFC 9112, section 3.2.3).
+                // The target of CONNECT is a host and a port, not a path (RFC 9112, section 3.2.3).
                 Method::Connect => Reply::method_not_allowed(READ.allow),
                 _ => self.not_found(request.path()),
             };
@@ -293,41 +295,43 @@ impl App {
         match route.target {
             Some(RouteTarget::Probe)
                 if self.fault_injection == FaultInjection::Off
-                    && Faults::is_own(request.query()) =>
+                    && Faults::asks_for_fault(request.query()) =>
             {
-                self.reply_of(route, RouteTarget::Probe, request)
+                self.reply_with_faults(route, RouteTarget::Probe, request)
                     .field("X-Fault-Injection", QUERY_IS_IGNORED)
             }
-            Some(target) => self.reply_of(route, target, request),
+            Some(target) => self.reply_with_faults(route, target, request),
             None => (route.answer)(self, request),
         }
     }
 
-    /// Returns the reply of a route that can be told to fail or to be slow.
-    fn reply_of(&mut self, route: &Route, target: RouteTarget, request: &Request<'_>) -> Reply {
+    /// Answers a request to a route that can be told to fail or to be slow.
+    fn reply_with_faults(
+        &mut self,
+        route: &Route,
+        target: RouteTarget,
+        request: &Request<'_>,
+    ) -> Reply {
         if target == RouteTarget::Probe && self.fault_injection != FaultInjection::Off {
-            match self.faults.own(request.query()) {
+            match self.faults.request_fault(request.query()) {
                 Ok(None) => {}
-                Ok(Some(own)) => return own_response(own),
+                Ok(Some(fault)) => return requested_response(fault),
                 Err(error) => return Reply::text(Status::BadRequest, error),
             }
         }
         let settings = self.faults.settings(target, request.received_at());
         let (fail_with, work) = (settings.fail_with, settings.work);
         match (self.probe.draw(settings), fail_with) {
-            (probe::Outcome::Succeed(delay), _) => {
-                (route.answer)(self, request).after(delay).work(work)
-            }
-            (probe::Outcome::Fail(delay), FailWith::Status(status)) => {
-                failure(status, FAILURE).after(delay)
-            }
-            (probe::Outcome::Fail(delay), FailWith::Ending(ending)) => {
+            (Draw::Succeed(delay), _) => (route.answer)(self, request).after(delay).work(work),
+            (Draw::Fail(delay), FailWith::Status(status)) => failure(status, FAILURE).after(delay),
+            (Draw::Fail(delay), FailWith::Ending(ending)) => {
                 (route.answer)(self, request).end_with(ending).after(delay)
             }
         }
     }
 
-    /// Returns the index of a path's route. Targets of /faults that clients may not change have none.
+    /// Returns the index of a path's route. Paths below /faults are routes only if clients may change
+    /// their target.
     fn route(&self, path: &str) -> Option<usize> {
         let route_path = match path.strip_prefix(FAULTS) {
             Some(_) => self.target(path).map(|_| FAULTS)?,
@@ -336,7 +340,7 @@ impl App {
         ROUTES.iter().position(|route| route.path == route_path)
     }
 
-    /// Returns the target of /faults or /faults/TARGET, if clients may change it. `/faults` is probe.
+    /// Returns the target that /faults/TARGET names, if clients may change it. `/faults` names probe.
     fn target(&self, path: &str) -> Option<Target> {
         let target = match path.strip_prefix(FAULTS)? {
             "" => Target::Route(RouteTarget::Probe),
@@ -347,20 +351,20 @@ impl App {
 
     fn not_found(&self, path: &str) -> Reply {
         let below = path.strip_prefix(FAULTS);
-        let is_of_faults = below.is_some_and(|name| name.is_empty() || name.starts_with('/'));
+        let is_below_faults = below.is_some_and(|name| name.is_empty() || name.starts_with('/'));
         let text = match self.fault_injection {
-            _ if !is_of_faults => "Not found. Try /probe, /metrics or /healthz.\n",
+            _ if !is_below_faults => "Not found. Try /probe, /metrics or /healthz.\n",
             FaultInjection::Off => {
                 "Not found: fault injection is off. Start tiny-probe with --fault-injection or \
                  FAULT_INJECTION=on.\n"
             }
             FaultInjection::On => {
-                "Not found: only /faults and /faults/probe can be used. Start tiny-probe with \
-                 --fault-injection=all or FAULT_INJECTION=all for the other targets.\n"
+                "Not found: expected /faults or /faults/probe. For other targets, start tiny-probe with \
+                 --fault-injection=all or FAULT_INJECTION=all.\n"
             }
             FaultInjection::All => {
-                "Not found: the targets are /faults/probe, /faults/metrics, /faults/healthz, \
-                 /faults/readyz and /faults/process.\n"
+                "Not found: expected /faults, /faults/probe, /faults/metrics, /faults/healthz, \
+                 /faults/readyz or /faults/process.\n"
             }
         };
         Reply::text(Status::NotFound, text)
@@ -408,7 +412,7 @@ impl App {
                 Ok(is_change) => is_change,
                 Err(error) => return Reply::text(Status::BadRequest, error),
             },
-            Method::Delete => self.faults.take_back(named, now),
+            Method::Delete => self.faults.revert(named, now),
             _ => {
                 let page = match named {
                     Some(target) => self.faults.page(target, now),
@@ -423,7 +427,7 @@ impl App {
         Reply::text(Status::Ok, self.faults.overview(now))
     }
 
-    /// Checks how settings are asked for or changed, apart from the settings themselves.
+    /// Checks a request to /faults, apart from the settings in its query.
     fn check_change(&self, request: &Request<'_>) -> Result<(), (Status, String)> {
         let is_put = request.method() == Method::Put;
         if is_put || request.method() == Method::Delete {
@@ -433,7 +437,7 @@ impl App {
         } else if !request.query().is_empty() {
             return Err((Status::BadRequest, GET_CHANGES_NOTHING.to_owned()));
         }
-        // The event loop refuses chunks itself.
+        // The event loop rejects chunked bodies itself. tiny_http does not.
         let has_body = request.fields().iter().any(|field| {
             field.name.eq_ignore_ascii_case("Transfer-Encoding")
                 || (field.name.eq_ignore_ascii_case("Content-Length")
@@ -445,12 +449,12 @@ impl App {
         Ok(())
     }
 
-    /// Prints a change, and exposes at 0 what it lets the target respond with.
+    /// Prints a change, and exposes at 0 the series that the target can now record.
     fn announce_change(&self, request: &Request<'_>, target: Target, named: Option<Target>) {
         let now = request.received_at();
         if let Target::Route(route) = target {
             let fail_with = self.faults.settings(route, now).fail_with;
-            let index = ROUTES.iter().position(|of| of.target == Some(route));
+            let index = ROUTES.iter().position(|row| row.target == Some(route));
             self.metrics
                 .expose(Method::Get, endpoint(index), [fail_with.recorded_as()]);
         }
@@ -482,23 +486,24 @@ fn healthz(_: &mut App, _: &Request<'_>) -> Reply {
     Reply::text(Status::Ok, "ok\n")
 }
 
-/// Returns the response that a request asks for itself.
-fn own_response(own: OwnFault) -> Reply {
+/// Creates the response that a request asks for itself.
+fn requested_response(fault: RequestFault) -> Reply {
     let success = Reply::text(Status::Ok, SUCCESS);
-    let reply = match own.fail_with {
+    let reply = match fault.fail_with {
         None => success,
-        Some(FailWith::Status(status)) => failure(status, OWN_FAILURE),
+        Some(FailWith::Status(status)) => failure(status, REQUESTED_FAILURE),
         Some(FailWith::Ending(ending)) => success.end_with(ending),
     };
-    reply.after(own.delay)
+    reply.after(fault.delay)
 }
 
-/// Returns a failure that is a response.
+/// Creates the response of a failure with a status.
 fn failure(status: Status, text: &'static str) -> Reply {
     let reply = Reply::text(status, text);
     match status {
         Status::TooManyRequests | Status::ServiceUnavailable => reply.field("Retry-After", "1"),
-        // It must be there (RFC 9110, section 15.5.2). Browsers ask for a password when it is Basic.
+        // A 401 must have this field (RFC 9110, section 15.5.2). With Basic, browsers ask for a
+        // password.
         Status::Unauthorized => reply.field("WWW-Authenticate", "Bearer"),
         _ => reply,
     }
@@ -515,7 +520,7 @@ mod tests {
 
     const TEXT: &str = "text/plain; charset=utf-8";
 
-    /// A reply, and what is remembered with it, in a form that tests can compare.
+    /// What the app responds, and what it remembers, in a form that tests can compare.
     struct Asked {
         status: Status,
         method: Method,
@@ -552,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn every_route_answers_get_and_head_alike() {
+    fn every_route_responds_to_head_like_to_get() {
         for (target, endpoint, content_type, body) in [
             ("/probe", "/probe", TEXT, "I'm ok!"),
             ("/healthz", "/healthz", TEXT, "ok\n"),
@@ -594,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn options_says_what_is_allowed_of_a_route_and_of_the_server() {
+    fn options_lists_the_methods_of_a_route_and_of_the_server() {
         for (target, endpoint) in [
             ("/", "/"),
             ("/probe?x", "/probe"),
@@ -616,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn connect_is_not_allowed_wherever_it_leads() {
+    fn connect_is_not_allowed_for_any_host() {
         let reply = ask(&mut app(), "CONNECT", "a:443");
         assert_eq!(reply.status, Status::MethodNotAllowed);
         assert_eq!(reply.allow, Some("GET, HEAD, OPTIONS".to_owned()));
@@ -625,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn another_path_is_not_found_whatever_the_method() {
+    fn an_unknown_path_is_not_found_for_any_method() {
         for target in [
             "/nope",
             "/probe/",
@@ -652,7 +657,7 @@ mod tests {
     }
 
     #[test]
-    fn the_query_and_the_authority_do_not_matter() {
+    fn the_query_and_the_authority_do_not_change_the_route() {
         for target in [
             "/probe?",
             "/probe?x=1&y=/metrics",
@@ -668,7 +673,7 @@ mod tests {
     }
 
     #[test]
-    fn only_probe_fails_is_delayed_and_works() {
+    fn only_probe_fails_is_delayed_and_takes_work() {
         let work = Duration::from_millis(20);
         let mut app = App::new(&Config {
             probe: ProbeSettings {
@@ -703,7 +708,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scrape_shows_the_requests_before_itself() {
+    fn a_scrape_includes_the_requests_completed_before_it() {
         let mut app = app();
         for count in 0..3 {
             let page = app.answer(&Request::new("GET", "/metrics"));
@@ -717,7 +722,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_page_is_written_into_the_memory_of_the_last() {
+    fn a_page_reuses_the_memory_of_the_last_one() {
         let mut app = app();
         let last = app.answer(&Request::new("GET", "/metrics"));
         let memory = Vec::with_capacity(100_000);
@@ -737,7 +742,7 @@ mod tests {
     }
 
     #[test]
-    fn the_landing_page_escapes_what_the_command_line_says() {
+    fn the_web_page_escapes_values_from_the_command_line() {
         let mut app = App::new(&Config {
             app_version: "<script>&\"".into(),
             ..Config::default()
@@ -748,7 +753,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_shows_the_settings_in_force() {
+    fn the_web_page_shows_the_settings_in_force() {
         let mut app = app_with_faults();
         assert!(ask(&mut app, "GET", "/").body.contains("\nslow-rate=0\n"));
         ask(&mut app, "PUT", "/faults?slow-rate=0.5");
@@ -766,7 +771,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_shown_changed_and_taken_back() {
+    fn settings_can_be_read_changed_and_reverted() {
         let mut app = app_with_faults();
         let at_start = ask(&mut app, "GET", "/faults").body;
         assert!(at_start.starts_with("fail-rate=0\nfail-with=500\n"));
@@ -789,7 +794,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_is_wrong_is_told_and_no_change() {
+    fn an_invalid_change_gets_a_400_and_changes_nothing() {
         let mut app = app_with_faults();
         let before = ask(&mut app, "GET", "/faults").body;
         let reply = ask(&mut app, "PUT", "/faults?latency=1s&fail-rate=2");
@@ -811,7 +816,7 @@ mod tests {
     }
 
     #[test]
-    fn without_fault_injection_there_are_none() {
+    fn without_fault_injection_faults_is_not_found_and_queries_are_ignored() {
         let mut app = app();
         for method in ["GET", "PUT", "DELETE", "POST"] {
             let reply = ask(&mut app, method, "/faults?fail-rate=1");
@@ -825,13 +830,13 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_its_own_answer_and_no_draw() {
-        let draws = |own: Option<&str>| -> Vec<Duration> {
+    fn a_request_for_its_own_response_draws_no_random_numbers() {
+        let draws = |own_target: Option<&str>| -> Vec<Duration> {
             let mut app = app_with_faults();
             ask(&mut app, "PUT", "/faults?latency=1s&work=1s");
             let draw = |_| {
-                if let Some(own) = own {
-                    let reply = ask(&mut app, "GET", own);
+                if let Some(own_target) = own_target {
+                    let reply = ask(&mut app, "GET", own_target);
                     assert_eq!(reply.status, Status::ServiceUnavailable);
                     assert_eq!(reply.delay, Duration::from_millis(250));
                     assert_eq!(reply.work, Duration::ZERO);
@@ -858,7 +863,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scrape_shows_what_is_configured_at_that_moment() {
+    fn a_scrape_shows_the_settings_in_force() {
         let mut app = app_with_faults();
         let now = Instant::now();
         let mut ask = |method, target, seconds| {
@@ -880,7 +885,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_told_how_to_change_settings() {
+    fn wrong_ways_to_change_settings_get_a_hint() {
         let mut app = app_with_all_faults();
         let before = ask(&mut app, "GET", "/faults").body;
         for (method, target, status, text) in [
@@ -927,7 +932,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_another_host_may_change_nothing() {
+    fn a_page_of_another_host_cannot_change_settings() {
         let mut app = App::new(&Config {
             fault_injection: FaultInjection::On,
             allowed_host: Some("probe.test".into()),
@@ -947,7 +952,7 @@ mod tests {
             for (method, target) in [("PUT", "/faults?fail-rate=1"), ("DELETE", "/faults")] {
                 let request = Request::new(method, target).with_fields(&fields);
                 assert_eq!(app.answer(&request).status(), status, "{method} {origin}");
-                // It reads what it likes.
+                // Reading is always allowed.
                 let request = Request::new("GET", "/faults").with_fields(&fields);
                 assert_eq!(app.answer(&request).status(), Status::Ok);
             }
@@ -962,7 +967,7 @@ mod tests {
             let field = fields.find(|(name, _)| *name == "X-Fault-Injection");
             field.is_some()
         };
-        for (target, is_told) in [
+        for (target, is_expected) in [
             ("/probe?status=503", true),
             ("/probe?x&fail-with=reset", true),
             ("/probe?delay", true),
@@ -970,7 +975,7 @@ mod tests {
             ("/probe", false),
             ("/healthz?status=503", false),
         ] {
-            assert_eq!(field(&mut app(), target), is_told, "{target}");
+            assert_eq!(field(&mut app(), target), is_expected, "{target}");
             assert!(!field(&mut app_with_faults(), target), "{target}");
         }
     }
@@ -988,7 +993,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_without_a_response_is_the_ordinary_one_that_does_not_arrive() {
+    fn a_failure_that_is_an_ending_has_the_ordinary_status_and_body() {
         let mut app = app_with_all_faults();
         for (target, body) in [("probe", "I'm ok!"), ("readyz", "ready\n")] {
             let change = format!("/faults/{target}?fail-rate=1&fail-with=cut&for=1m");
@@ -1024,7 +1029,7 @@ mod tests {
             Outcome::Responded
         };
         app.ended(Ended::of(reply, outcome));
-        // A client can disconnect before.
+        // A client can disconnect before its delayed response.
         if may_be_delayed {
             let reply = app.answer(request);
             app.ended(Ended::of(reply, Outcome::Disconnected));
@@ -1036,7 +1041,7 @@ mod tests {
         }
     }
 
-    /// Every kind of request that can be recorded, and so every series.
+    /// Records every kind of request, so that every series exists.
     #[test]
     fn the_readme_says_how_many_series_there_can_be() {
         let mut app = app_with_all_faults();

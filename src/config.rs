@@ -1,7 +1,7 @@
-//! Flags and environment: what the service is asked to be.
+//! The configuration, from flags and environment variables.
 //!
-//! Every setting is one row of [`FLAGS`]: a flag, else its environment variable, else the default.
-//! `--help`, the error messages and /faults are made from the same rows.
+//! Every setting is a row of [`FLAGS`]. A flag overrides its environment variable, which overrides the
+//! default. `--help`, the error messages and /faults use the same rows.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,14 +13,15 @@ use std::time::Duration;
 use bounded_http::{Ending, Status};
 use lexopt::{Arg, Parser};
 
-/// Latencies longer than this are taken for a mistake.
-const LONGEST_LATENCY: Duration = Duration::from_secs(3600);
-/// More work than this is taken for a mistake: it is how long a scrape may have to wait.
-const MOST_WORK: Duration = Duration::from_secs(1);
+/// Longer latencies are refused, because they are probably a mistake.
+const MAX_LATENCY: Duration = Duration::from_secs(3600);
+/// More work is refused, because a scrape may have to wait for as long.
+const MAX_WORK: Duration = Duration::from_secs(1);
 
-/// When a process that ends by itself may end.
-pub const EXIT_TIMES: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 3600);
-/// The exit codes that there are, to complete "expected …".
+/// The accepted values of `exit-after`.
+pub const EXIT_AFTER_RANGE: RangeInclusive<Duration> =
+    Duration::ZERO..=Duration::from_secs(24 * 3600);
+/// The accepted exit codes, to complete "expected …".
 pub const ACCEPTED_EXIT_CODE: &str = "a whole number from 0 to 255";
 
 /// The settings of one service.
@@ -36,23 +37,23 @@ pub struct Config {
     pub fault_injection: FaultInjection,
     /// How long the service waits before it listens.
     pub start_delay: Duration,
-    /// How long the service goes on serving after it has been told to stop.
+    /// How long the service keeps serving after it has been told to stop.
     pub shutdown_delay: Duration,
-    /// After how long the process ends by itself, as if it had crashed.
+    /// The time after which the process exits by itself, as if it had crashed.
     pub exit_after: Option<Duration>,
-    /// The exit code of that end.
+    /// The exit code for `exit_after`.
     pub exit_code: u8,
-    /// What failures and latencies are drawn from; from the system if `None`.
+    /// The seed for failures and latencies. `None` means a random one.
     pub random_seed: Option<u64>,
     /// The `version` label of `app_version_info`.
     pub app_version: String,
     /// The `config` label of `app_version_info`.
     pub app_config: String,
-    /// How many connections are open at most.
+    /// The maximum number of open connections.
     pub max_connections: usize,
-    /// The name under which browsers may change settings, besides addresses and localhost.
+    /// The host name under which browsers may change settings, besides IP addresses and localhost.
     pub allowed_host: Option<String>,
-    /// How to print a line per request on standard output.
+    /// The format of the access log.
     pub access_log: AccessLogFormat,
 }
 
@@ -92,7 +93,7 @@ pub struct ProbeSettings {
     pub latency: Duration,
     /// The mean latency of a slow request.
     pub slow_latency: Duration,
-    /// The CPU time that a successful request takes, at most a second.
+    /// The CPU time that a successful request takes.
     pub work: Duration,
 }
 
@@ -121,18 +122,18 @@ pub enum FaultInjection {
     All,
 }
 
-/// How the access log is written.
+/// The format of the access log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessLogFormat {
-    /// Not at all.
+    /// No access log.
     Off,
-    /// Seven fields with spaces between them.
+    /// Lines of seven fields, separated by spaces.
     Text,
-    /// The same as a JSON object, with names, and the trace of the request.
+    /// Lines of JSON objects with the same fields, and the trace of the request.
     Json,
 }
 
-/// What can be told to fail.
+/// What clients can change through /faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// The requests to a route.
@@ -152,15 +153,15 @@ pub enum RouteTarget {
 }
 
 impl RouteTarget {
-    /// All of them.
+    /// All route targets.
     pub const ALL: [Self; 4] = [Self::Probe, Self::Metrics, Self::Healthz, Self::Readyz];
 }
 
 impl Target {
-    /// How many there are.
+    /// The number of targets.
     pub const COUNT: usize = RouteTarget::ALL.len() + 1;
 
-    /// Returns all of them, probe first.
+    /// Returns all targets, probe first.
     pub fn all() -> impl Iterator<Item = Self> {
         let routes = RouteTarget::ALL.into_iter().map(Self::Route);
         routes.chain([Self::Process])
@@ -171,7 +172,7 @@ impl Target {
         Self::all().find(|target| target.name() == name)
     }
 
-    /// Returns the name, in the path after /faults/ and as the label of a metric.
+    /// Returns the name, which is used in the path after /faults/ and as the label of a metric.
     pub fn name(self) -> &'static str {
         match self {
             Self::Route(RouteTarget::Probe) => "probe",
@@ -186,14 +187,14 @@ impl Target {
 /// How a failure is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailWith {
-    /// As a response with this status. With 200, only the text says that it is a failure.
+    /// As a response with this status. With 200, only the body says that it is a failure.
     Status(Status),
-    /// As the ordinary response, which does not arrive, or not as a whole.
+    /// As the ordinary response, of which only a part or nothing is sent.
     Ending(Ending),
 }
 
 impl FailWith {
-    /// What a failure without a response is recorded with; nginx logs this for the same.
+    /// The status that a failure without a response is recorded with. nginx logs the same.
     pub const DROPPED: &str = "444";
     /// The statuses that a failure can have.
     pub const STATUSES: [Status; 11] = [
@@ -219,15 +220,15 @@ impl FailWith {
     /// What [`parse`](Self::parse) accepts, to complete "expected …".
     pub const ACCEPTED: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, 500, 502, 503 \
                                         or 504), reset, close, cut, stall or hang";
-    /// What is accepted of it where responses cannot be sent in another way than HTTP has it.
+    /// What [`parse_status`](Self::parse_status) accepts, to complete "expected …".
     pub const ACCEPTED_STATUS: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, 500, \
                                                502, 503 or 504)";
-    /// The same, with the reason.
+    /// The same, with the reason why an ending is not accepted.
     pub const ACCEPTED_BY_TINY_HTTP: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, \
                                                      500, 502, 503 or 504), since --server \
                                                      tiny-http can send nothing else";
 
-    /// Reads a status or the name of an ending.
+    /// Parses a status or the name of an ending.
     pub fn parse(name: &str) -> Option<Self> {
         let status = || Self::parse_status(name).map(Self::Status);
         let mut endings = Self::ENDINGS.iter();
@@ -237,13 +238,13 @@ impl FailWith {
             .or_else(status)
     }
 
-    /// Reads a status alone.
+    /// Parses a status.
     pub fn parse_status(label: &str) -> Option<Status> {
         let mut statuses = Self::STATUSES.into_iter();
         statuses.find(|status| status.label() == label)
     }
 
-    /// Returns the name, as [`parse`](Self::parse) reads it.
+    /// Returns the name that [`parse`](Self::parse) accepts.
     pub fn name(self) -> &'static str {
         match self {
             Self::Status(status) => status.label(),
@@ -264,18 +265,18 @@ impl FailWith {
         }
     }
 
-    /// Returns whether every server can send it: whether it is a response as HTTP has it.
+    /// Returns whether the failure is a complete response, which every server can send.
     pub fn is_status(self) -> bool {
         matches!(self, Self::Status(_))
     }
 }
 
-/// Where to listen. Port 0 lets the system choose one.
+/// Where to listen. With port 0, the system chooses the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// On this port of every address, IPv6 and IPv4. It is written `:8080`.
+    /// On this port of every address, IPv6 and IPv4. The syntax is `:8080`.
     EveryAddress(u16),
-    /// On this address.
+    /// On this address and port.
     Address(SocketAddr),
 }
 
@@ -305,15 +306,15 @@ impl fmt::Display for Listen {
 /// Which request loop serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
-    /// The one that no client holds up.
+    /// The event loop of `bounded_http`.
     EventLoop,
-    /// The plain one, on `tiny_http`.
+    /// The plain loop, on `tiny_http`.
     #[cfg(feature = "tiny-http")]
     TinyHttp,
 }
 
 impl Server {
-    /// Returns whether it can reset a connection, or send a part of a response.
+    /// Returns whether it can reset a connection, or send only a part of a response.
     pub fn can_misbehave(self) -> bool {
         self == Self::EventLoop
     }
@@ -335,7 +336,7 @@ impl fmt::Display for Server {
 pub enum Command {
     /// Serve.
     Serve(Config),
-    /// Ask the service that listens there whether it is well.
+    /// Request /healthz from the service that listens there.
     Healthcheck(Listen),
     /// Print [`help`].
     Help,
@@ -343,7 +344,8 @@ pub enum Command {
     Version,
 }
 
-/// One line that names the flag, the value and what is accepted.
+/// What is wrong with the command line or the environment: one line that names the flag, the value and
+/// what is accepted.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError(String);
 
@@ -359,38 +361,39 @@ impl std::error::Error for ConfigError {}
 pub struct Flag {
     /// The flag without its dashes.
     pub name: &'static str,
-    /// Its environment variable.
+    /// The environment variable.
     pub variable: &'static str,
-    /// What stands for the value in the help; empty for a switch.
+    /// The placeholder of the value in the help text. It is empty for a switch.
     pub value: &'static str,
-    /// The default, as it would be written.
+    /// The default, in the syntax of the flag.
     pub default: &'static str,
-    /// What it does.
+    /// What the setting does, for the help text.
     pub meaning: &'static str,
-    /// What it takes, to complete "expected …".
+    /// The accepted values, to complete "expected …".
     pub accepted: &'static str,
-    /// What it sets.
+    /// What the flag sets.
     pub sets: Sets,
 }
 
-/// What a flag sets, and how it reads its value. `None` means that the value is not accepted.
+/// What a flag sets, with a function that parses the value. It returns `None` if the value is not
+/// accepted.
 pub enum Sets {
-    /// A setting of the service, which stays as it is while the service runs.
+    /// A setting of the service, which does not change while the service runs.
     Service(fn(&mut Config, &str) -> Option<()>),
     /// A setting of /probe, which /faults shows and changes.
     Probe(ProbeSetting),
 }
 
-/// How a setting of /probe is read and written.
+/// How a setting of /probe is parsed and written.
 #[derive(Clone, Copy)]
 pub struct ProbeSetting {
     /// Changes the setting to this value, if it is accepted.
     pub set: fn(&mut ProbeSettings, &str) -> Option<()>,
-    /// Writes the value as `set` reads it.
+    /// Writes the value in the syntax that `set` accepts.
     pub write: fn(&ProbeSettings) -> String,
 }
 
-/// Every setting, in the order of the help.
+/// All settings, in the order of the help text.
 pub static FLAGS: [Flag; 20] = [
     Flag {
         name: "listen",
@@ -507,7 +510,7 @@ pub static FLAGS: [Flag; 20] = [
         accepted: "a duration of at most 1s with its unit, such as 20ms",
         sets: Sets::Probe(ProbeSetting {
             set: |settings, value| {
-                duration(value, Duration::ZERO..=MOST_WORK).map(|value| settings.work = value)
+                duration(value, Duration::ZERO..=MAX_WORK).map(|value| settings.work = value)
             },
             write: |settings| write_duration(settings.work),
         }),
@@ -559,7 +562,7 @@ pub static FLAGS: [Flag; 20] = [
         sets: Sets::Service(|config, value| {
             config.exit_after = match value {
                 "never" => None,
-                value => Some(duration(value, EXIT_TIMES)?),
+                value => Some(duration(value, EXIT_AFTER_RANGE)?),
             };
             Some(())
         }),
@@ -623,8 +626,8 @@ pub static FLAGS: [Flag; 20] = [
         meaning: "host name under which browsers may change settings",
         accepted: "none, or a host name without a port, such as probe.example.com",
         sets: Sets::Service(|config, value| {
-            let is_of_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-            let is_name = !value.is_empty() && value.bytes().all(is_of_a_name);
+            let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+            let is_name = !value.is_empty() && value.bytes().all(is_name_byte);
             config.allowed_host = (value != "none").then(|| value.to_owned());
             is_name.then_some(())
         }),
@@ -648,7 +651,7 @@ pub static FLAGS: [Flag; 20] = [
     },
 ];
 
-/// The subcommand.
+/// The name of the subcommand.
 const HEALTHCHECK: &str = "healthcheck";
 
 const ACCEPTED_FRACTION: &str = "a number from 0 to 1, such as 0.01";
@@ -660,17 +663,17 @@ fn parse<T: FromStr>(value: &str) -> Option<T> {
 
 fn fraction(value: &str) -> Option<f64> {
     let fraction = parse(value).filter(|fraction| (0.0..=1.0).contains(fraction));
-    // -0 is within the bounds, and would be shown as such.
+    // -0 is accepted, but must be shown as 0.
     fraction.map(f64::abs)
 }
 
 fn latency(value: &str) -> Option<Duration> {
-    duration(value, Duration::ZERO..=LONGEST_LATENCY)
+    duration(value, Duration::ZERO..=MAX_LATENCY)
 }
 
-/// Reads a duration with its unit, within these bounds.
+/// Parses a duration with its unit, within these bounds.
 pub fn duration(value: &str, accepted: RangeInclusive<Duration>) -> Option<Duration> {
-    // The parser makes an exception for zero. The messages ask for a unit without exception.
+    // The parser accepts 0 without a unit. The messages always ask for a unit.
     if value == "0" {
         return None;
     }
@@ -678,10 +681,10 @@ pub fn duration(value: &str, accepted: RangeInclusive<Duration>) -> Option<Durat
     accepted.contains(&duration).then_some(duration)
 }
 
-/// Writes a duration as [`duration`] reads it, in the largest unit of which it is a whole number:
-/// `90s`, `300ms`.
+/// Writes a duration as a whole number of the largest possible unit, such as `90s` or `300ms`.
+/// [`duration`] parses it.
 pub fn write_duration(duration: Duration) -> String {
-    // 24 hours is the longest that is accepted anywhere, and 584 years is what there is room for.
+    // No duration is longer than 24 hours, and the type has room for 584 years.
     let nanoseconds = duration.as_nanos() as u64;
     let units = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)];
     let largest = units
@@ -700,21 +703,21 @@ fn switch(value: &str) -> Option<bool> {
 }
 
 impl Command {
-    /// Reads a command line, without the program's name, and the environment. An environment
-    /// variable that is set to nothing counts as not set.
+    /// Parses the command line, given without the program's name, and the environment. An empty
+    /// environment variable counts as not set.
     pub fn parse(
         arguments: impl IntoIterator<Item = OsString>,
         environment: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, ConfigError> {
         let mut given: [Option<OsString>; FLAGS.len()] = Default::default();
         let mut healthcheck = false;
-        // The switch that the word before this one is.
+        // The position of the preceding argument if it is a switch without a value.
         let mut switch = None;
         let mut parser = Parser::from_args(arguments);
         while let Some(argument) = parser.next().map_err(|error| see_help(&error))? {
             match argument {
-                // `--fault-injection all` is the same as `--fault-injection=all`.
-                // What is not accepted is refused below, by a message that names the flag.
+                // `--fault-injection all` means `--fault-injection=all`. If the value is not accepted,
+                // the message below names the flag.
                 Arg::Value(value) if switch.is_some() && value != HEALTHCHECK => {
                     if let Some(position) = switch.take() {
                         given[position] = Some(value);
@@ -751,7 +754,7 @@ impl Command {
     }
 }
 
-/// Returns a flag goes before its variable, a variable before the default.
+/// Applies the flags, and the environment variables of flags that are not given, to the defaults.
 fn configure(
     given: [Option<OsString>; FLAGS.len()],
     environment: impl Fn(&str) -> Option<OsString>,
@@ -771,7 +774,7 @@ fn configure(
 }
 
 impl Flag {
-    /// Gives the setting a value, if it is one that is accepted.
+    /// Sets the value, if it is accepted.
     fn set(&self, config: &mut Config, value: &str) -> Option<()> {
         match self.sets {
             Sets::Service(set) => set(config, value),
@@ -779,19 +782,20 @@ impl Flag {
         }
     }
 
+    /// Sets the value, or returns the error. `describe` formats the flag or variable with the value.
     fn apply(
         &self,
         config: &mut Config,
         value: &OsString,
-        written: impl Fn(&str) -> String,
+        describe: impl Fn(&str) -> String,
     ) -> Result<(), ConfigError> {
         let refused = |accepted| {
             let value = one_line(&value.to_string_lossy());
-            ConfigError(format!("{}: expected {accepted}", written(&value)))
+            ConfigError(format!("{}: expected {accepted}", describe(&value)))
         };
         let set = value.to_str().and_then(|value| self.set(config, value));
         set.ok_or_else(|| refused(self.accepted))?;
-        // The row of the server comes first, so that it is known here.
+        // The row of --server precedes the row of --fail-with, so it has been applied here.
         if config.server.can_misbehave() || config.probe.fail_with.is_status() {
             Ok(())
         } else {
@@ -821,19 +825,19 @@ Flags, each with its environment variable and its default:
 ",
     );
     for flag in &FLAGS {
-        let written = match flag.value {
+        let syntax = match flag.value {
             "" => format!("--{}[=VALUE]", flag.name),
             value => format!("--{} {value}", flag.name),
         };
         let setting = format!("[{}: {}]", flag.variable, flag.default);
-        for (left, right) in [(&*written, flag.meaning), ("", &setting)] {
+        for (left, right) in [(&*syntax, flag.meaning), ("", &setting)] {
             help.extend(["  ", left, &" ".repeat(29 - left.len()), right, "\n"]);
         }
     }
     help += "  -h, --help                   print this\n  -V, --version                print the version\n";
     if cfg!(feature = "tiny-http") {
         help += "
-With --server tiny-http a /probe that is delayed or works holds up every other request.
+With --server tiny-http, a /probe that is delayed or works delays every other request.
 ";
     }
     help
@@ -843,7 +847,7 @@ With --server tiny-http a /probe that is delayed or works holds up every other r
 mod tests {
     use super::*;
 
-    /// Not the default one, where there is another.
+    /// A server other than the default, if the build has one.
     #[cfg(feature = "tiny-http")]
     const OTHER_SERVER: Server = Server::TinyHttp;
     #[cfg(not(feature = "tiny-http"))]
@@ -869,30 +873,30 @@ mod tests {
     }
 
     #[test]
-    fn nothing_said_is_the_default() {
+    fn without_flags_and_variables_every_setting_has_its_default() {
         assert_eq!(config("", &[]), Config::default());
     }
 
     #[test]
     fn a_port_alone_means_every_address() {
-        for (written, listen) in [
+        for (text, listen) in [
             (":8080", Listen::EveryAddress(8080)),
             (":0", Listen::EveryAddress(0)),
             ("0.0.0.0:80", Listen::Address(([0, 0, 0, 0], 80).into())),
             ("[::]:80", Listen::Address(([0; 8], 80).into())),
         ] {
-            assert_eq!(config("", &[("LISTEN", written)]).listen, listen);
-            assert_eq!(listen.to_string(), written);
+            assert_eq!(config("", &[("LISTEN", text)]).listen, listen);
+            assert_eq!(listen.to_string(), text);
         }
-        for written in [
+        for text in [
             ":", "8080", ":+80", ":-1", ":65536", "::", "::1:80", "[]:80", "*:80",
         ] {
-            assert!(written.parse::<Listen>().is_err(), "{written}");
+            assert!(text.parse::<Listen>().is_err(), "{text}");
         }
     }
 
     #[test]
-    fn the_written_defaults_are_the_real_ones() {
+    fn the_documented_defaults_are_the_real_ones() {
         for flag in FLAGS.iter().filter(|flag| flag.name != "random-seed") {
             let mut changed = Config {
                 listen: "[::1]:1".parse().unwrap(),
@@ -932,7 +936,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_goes_before_its_variable() {
+    fn a_flag_overrides_its_variable() {
         let environment = [("FAIL_RATE", "0.5"), ("LATENCY", "1s"), ("SLOW_RATE", "")];
         let config = config("--fail-rate=0.25 --access-log", &environment);
         assert!((config.probe.fail_rate - 0.25).abs() < f64::EPSILON);
@@ -1054,7 +1058,7 @@ mod tests {
 
     #[cfg(feature = "tiny-http")]
     #[test]
-    fn tiny_http_sends_responses_and_nothing_else() {
+    fn tiny_http_accepts_only_statuses_for_fail_with() {
         for (arguments, environment) in [
             ("--fail-with cut --server tiny-http", &[][..]),
             ("--fail-with cut", &[("SERVER", "tiny-http")]),
@@ -1074,7 +1078,7 @@ mod tests {
     }
 
     #[test]
-    fn subcommand_help_and_version() {
+    fn the_subcommand_help_and_version_are_recognized() {
         let listen = "127.0.0.1:9".parse().unwrap();
         for command_line in [
             "healthcheck --listen 127.0.0.1:9",
@@ -1092,7 +1096,7 @@ mod tests {
 
     #[cfg(feature = "tiny-http")]
     #[test]
-    fn the_readme_has_the_same_table() {
+    fn the_readme_lists_every_setting() {
         let readme = include_str!("../README.md");
         for flag in &FLAGS {
             let default = match flag.default {

@@ -1,7 +1,8 @@
-//! Faults on demand: what /faults changes for all requests, and the query of /probe for one.
+//! Faults on demand: /faults changes the settings for all requests, and the query of a /probe request
+//! asks for a fault for this request only.
 //!
-//! Time comes in as an argument. The settings in force are a function of it: nothing has to happen
-//! when a change is over.
+//! The settings in force are a function of the time, which is passed as an argument. So nothing has to
+//! happen when a change ends.
 
 use std::fmt::Write;
 use std::ops::RangeInclusive;
@@ -19,13 +20,13 @@ pub mod origin;
 mod process;
 mod query;
 
-/// How long a change may be asked for.
-const CHANGE_DURATIONS: RangeInclusive<Duration> =
+/// The accepted values of `for`.
+const CHANGE_DURATION_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 const ACCEPTED_CHANGE_DURATION: &str = "a duration from 1s to 24h with its unit, such as 2m";
 
-/// The longest delay that a request may ask for itself: it holds its connection meanwhile.
-const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// The maximum delay that a request can ask for itself. It occupies its connection for that time.
+const MAX_DELAY: Duration = Duration::from_secs(60);
 const ACCEPTED_DELAY: &str = "a duration of at most 60s with its unit, such as 250ms";
 
 const FAIL_WITH: &str = "fail-with";
@@ -33,22 +34,24 @@ const STATUS: &str = "status";
 const DELAY: &str = "delay";
 const FOR: &str = "for";
 
-/// What the targets are told to do, and until when.
+/// The settings of all targets.
 pub struct Faults {
-    /// What clients may change.
+    /// Which targets clients may change.
     scope: FaultInjection,
-    /// Whether the server can send a failure in another way than HTTP has it.
+    /// The server can send endings, and not only statuses.
     can_misbehave: bool,
-    /// In the order of [`RouteTarget`].
+    /// Indexed by [`RouteTarget`].
     routes: [Change<ProbeSettings>; RouteTarget::ALL.len()],
     process: Process,
 }
 
-/// The settings of a target, and the change to them.
+/// The settings of a target, with the last change.
 struct Change<S> {
+    /// The settings that the service started with.
     at_start: S,
+    /// The settings after the last change.
     changed: S,
-    /// When the change is taken back; `None` if nobody has said.
+    /// When the change ends. `None` if it lasts until it is reverted.
     until: Option<Instant>,
 }
 
@@ -69,7 +72,7 @@ impl<S: Clone + PartialEq> Change<S> {
         }
     }
 
-    /// Returns when the change ends that is in force at `now`.
+    /// Returns when the change ends, if one is in force at `now` and has an end.
     fn end(&self, now: Instant) -> Option<Instant> {
         self.until.filter(|until| *until > now)
     }
@@ -79,7 +82,7 @@ impl<S: Clone + PartialEq> Change<S> {
         *self.settings(now) != self.at_start
     }
 
-    /// Puts settings in force. Returns whether they or their end differ from before.
+    /// Replaces the settings in force. Returns whether they or their end differ from before.
     fn put(&mut self, settings: S, until: Option<Instant>, now: Instant) -> bool {
         let is_change = (self.settings(now), self.end(now)) != (&settings, until);
         self.changed = settings;
@@ -88,18 +91,18 @@ impl<S: Clone + PartialEq> Change<S> {
     }
 
     /// Ends the change now. Returns whether there was one.
-    fn take_back(&mut self, now: Instant) -> bool {
+    fn revert(&mut self, now: Instant) -> bool {
         let is_change = self.is_active(now) || self.end(now).is_some();
         self.until = Some(now);
         is_change
     }
 
-    /// Returns the last line of a page: after how long the change ends, in whole seconds.
+    /// Writes the last line of a page: the time until the change ends, in whole seconds.
     fn write_end(&self, page: &mut String, now: Instant) {
         if let Some(until) = self.end(now) {
             let seconds = (until - now + Duration::from_nanos(999_999_999)).as_secs();
             let left = config::write_duration(Duration::from_secs(seconds));
-            // A String takes every write, here and below.
+            // Writing to a String cannot fail, here and below.
             let _ = writeln!(page, "for={left}");
         }
     }
@@ -142,12 +145,12 @@ impl Faults {
         }
     }
 
-    /// Changes what a query names and nothing else; if any of it is invalid, nothing changes. `for`
-    /// is how long until everything is taken back. Without it, that stays as it is for probe; the
-    /// other targets need it. Returns whether the settings or their end differ from before.
+    /// Changes the settings that a query names. If any of them is invalid, nothing changes. `for` is
+    /// the time until everything is reverted. Without it, the end of probe's change stays as it is;
+    /// other targets require it. Returns whether the settings or their end differ from before.
     ///
     /// # Errors
-    /// The line that tells the client what is accepted.
+    /// A line that tells the client what is accepted.
     pub fn change(&mut self, target: Target, query: &str, now: Instant) -> Result<bool, String> {
         match target {
             Target::Route(target) => self.change_route(target, query, now),
@@ -164,7 +167,7 @@ impl Faults {
         let change = &self.routes[target as usize];
         let mut until = change.end(now);
         let mut changed = change.settings(now).clone();
-        let setting = |name: &str| settings_of_probe().find(|(flag, _)| flag.name == name);
+        let setting = |name: &str| probe_settings().find(|(flag, _)| flag.name == name);
         let accepted = |name: &str| match setting(name) {
             Some((flag, _)) if flag.name == FAIL_WITH => {
                 Some((FAIL_WITH, self.accepted_fail_with()))
@@ -186,13 +189,13 @@ impl Faults {
         Ok(self.routes[target as usize].put(changed, until, now))
     }
 
-    /// Reads what a request to /probe asks for itself: `status` or `fail-with`, and `delay`. `None` if
-    /// the query names none of them. All other names are ignored.
+    /// Parses the fault that a request to /probe asks for itself with `status` or `fail-with`, and
+    /// `delay`. Returns `None` if the query names none of them. All other names are ignored.
     ///
     /// # Errors
-    /// The line that tells the client what is accepted.
-    pub fn own(&self, query: &str) -> Result<Option<OwnFault>, String> {
-        let mut own = OwnFault {
+    /// A line that tells the client what is accepted.
+    pub fn request_fault(&self, query: &str) -> Result<Option<RequestFault>, String> {
+        let mut fault = RequestFault {
             fail_with: None,
             delay: Duration::ZERO,
         };
@@ -204,11 +207,11 @@ impl Faults {
         };
         let set = &mut |name: &'static str, value: &str| {
             match name {
-                DELAY => own.delay = read_delay(value)?,
-                STATUS => own.fail_with = failure_with(FailWith::parse_status(value)?),
+                DELAY => fault.delay = read_delay(value)?,
+                STATUS => fault.fail_with = failure_with(FailWith::parse_status(value)?),
                 _ => {
                     let fail_with = FailWith::parse(value);
-                    own.fail_with = Some(fail_with.filter(|how| self.can_send(*how))?);
+                    fault.fail_with = Some(fail_with.filter(|how| self.can_send(*how))?);
                 }
             }
             Some(())
@@ -217,11 +220,11 @@ impl Faults {
         if named.contains(&STATUS) && named.contains(&FAIL_WITH) {
             return Err("status and fail-with: expected one of them\n".to_owned());
         }
-        Ok((!named.is_empty()).then_some(own))
+        Ok((!named.is_empty()).then_some(fault))
     }
 
-    /// Returns whether a query names anything that [`own`](Self::own) would read.
-    pub fn is_own(query: &str) -> bool {
+    /// Returns whether a query names anything that [`request_fault`](Self::request_fault) parses.
+    pub fn asks_for_fault(query: &str) -> bool {
         let names = [STATUS, DELAY, FAIL_WITH];
         // Most requests have no query.
         !query.is_empty()
@@ -243,29 +246,29 @@ impl Faults {
         }
     }
 
-    /// Every status with which a request can be told to fail, as it is recorded.
+    /// Returns every status that a request can ask for, as it is recorded.
     pub fn recorded_statuses(&self) -> impl Iterator<Item = &'static str> {
         let statuses = FailWith::STATUSES.map(Status::label);
         let dropped = self.can_misbehave.then_some(FailWith::DROPPED);
         statuses.into_iter().chain(dropped)
     }
 
-    /// Goes back to the settings that a target started with, or every target: the change ends now.
-    /// Returns whether there was one.
-    pub fn take_back(&mut self, target: Option<Target>, now: Instant) -> bool {
+    /// Reverts a target, or every target, to the settings it started with. Returns whether there was a
+    /// change to revert.
+    pub fn revert(&mut self, target: Option<Target>, now: Instant) -> bool {
         let mut is_change = false;
         for route in RouteTarget::ALL {
             if target.is_none_or(|target| target == Target::Route(route)) {
-                is_change |= self.routes[route as usize].take_back(now);
+                is_change |= self.routes[route as usize].revert(now);
             }
         }
         if target.is_none_or(|target| target == Target::Process) {
-            is_change |= self.process.take_back(now);
+            is_change |= self.process.revert(now);
         }
         is_change
     }
 
-    /// Does what the process is told to do. Returns after which time to call it again.
+    /// Carries out the faults of the process. Returns the time after which to call it again.
     pub fn act(&mut self) -> Option<Duration> {
         self.process.act()
     }
@@ -275,8 +278,8 @@ impl Faults {
         self.process.extra_series(now)
     }
 
-    /// Returns the settings of probe that are in force at `now`, a line each, and then a line for each other
-    /// target that has a change in force.
+    /// Returns the settings of probe that are in force at `now`, one per line, followed by a line for
+    /// each other target that has a change in force.
     pub fn overview(&self, now: Instant) -> String {
         let mut overview = self.page(Target::Route(RouteTarget::Probe), now);
         for target in Target::all().skip(1) {
@@ -289,14 +292,15 @@ impl Faults {
         overview
     }
 
-    /// Returns the settings of a target that are in force at `now`, a line each, as a query has them.
+    /// Returns the settings of a target that are in force at `now`, one per line, in the syntax of a
+    /// query.
     pub fn page(&self, target: Target, now: Instant) -> String {
         let mut page = String::new();
         match target {
             Target::Route(target) => {
                 let change = &self.routes[target as usize];
                 let settings = change.settings(now);
-                for (flag, setting) in settings_of_probe() {
+                for (flag, setting) in probe_settings() {
                     let _ = writeln!(page, "{}={}", flag.name, (setting.write)(settings));
                 }
                 change.write_end(&mut page, now);
@@ -307,17 +311,17 @@ impl Faults {
     }
 }
 
-/// Said when a change that must end by itself has no end.
+/// The error for a change without `for` to a target that requires it.
 const MISSING_END: &str = "for is missing: expected for=TIME, a duration from 1s to 24h with its unit, \
                            such as for=2m; only changes to probe, freeze and exit-after \
                            need no for\n";
 
 fn read_end(value: &str, now: Instant) -> Option<Instant> {
-    config::duration(value, CHANGE_DURATIONS).map(|time| now + time)
+    config::duration(value, CHANGE_DURATION_RANGE).map(|time| now + time)
 }
 
-/// Returns the settings of a route, each with the flag that sets it for /probe.
-fn settings_of_probe() -> impl Iterator<Item = (&'static Flag, ProbeSetting)> {
+/// Returns the settings of a route, each with its flag.
+fn probe_settings() -> impl Iterator<Item = (&'static Flag, ProbeSetting)> {
     FLAGS.iter().filter_map(|flag| match flag.sets {
         Sets::Probe(setting) => Some((flag, setting)),
         Sets::Service(_) => None,
@@ -326,29 +330,29 @@ fn settings_of_probe() -> impl Iterator<Item = (&'static Flag, ProbeSetting)> {
 
 fn accepted_names() -> String {
     let mut names = String::new();
-    for (flag, _) in settings_of_probe() {
+    for (flag, _) in probe_settings() {
         names += flag.name;
         names += ", ";
     }
     names + "or for"
 }
 
-/// What a request to /probe asks for itself.
+/// The fault that a request to /probe asks for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OwnFault {
-    /// How it fails; `None` if it succeeds.
+pub struct RequestFault {
+    /// How the request fails. `None` if it succeeds.
     pub fail_with: Option<FailWith>,
-    /// How long its response waits.
+    /// How long the response is delayed.
     pub delay: Duration,
 }
 
-/// Returns the failure with a status, unless it is that of a success.
+/// Returns the failure with a status, or `None` for 200.
 fn failure_with(status: Status) -> Option<FailWith> {
     (status != Status::Ok).then_some(FailWith::Status(status))
 }
 
 fn read_delay(value: &str) -> Option<Duration> {
-    config::duration(value, Duration::ZERO..=LONGEST_DELAY)
+    config::duration(value, Duration::ZERO..=MAX_DELAY)
 }
 
 #[cfg(test)]
@@ -371,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_changes_what_it_names_and_nothing_else() {
+    fn a_change_affects_only_the_settings_it_names() {
         let (mut faults, now) = faults();
         assert_eq!(faults.overview(now), AT_START);
         faults
@@ -389,12 +393,12 @@ mod tests {
         faults.change(PROBE, "work=1s", now + seconds(1)).unwrap();
         let expected = expected.replace("work=0s", "work=1s");
         assert_eq!(faults.overview(now + seconds(1_000_000)), expected);
-        faults.take_back(None, now);
+        faults.revert(None, now);
         assert_eq!(faults.overview(now), AT_START);
     }
 
     #[test]
-    fn a_change_is_taken_back_when_its_time_is_over() {
+    fn a_change_is_reverted_when_its_time_is_over() {
         let (mut faults, now) = faults();
         let changed = AT_START.replace("0.01", "0.2");
         faults.change(PROBE, "fail-rate=0.2&for=2m", now).unwrap();
@@ -421,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_is_over_for_the_next_change_too() {
+    fn a_later_change_does_not_bring_back_one_that_has_ended() {
         let (mut faults, now) = faults();
         faults.change(PROBE, "fail-rate=0.2&for=2m", now).unwrap();
         let later = now + seconds(120);
@@ -432,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_change_keeps_the_time_or_names_another() {
+    fn a_later_change_keeps_the_end_unless_it_sets_another() {
         let (mut faults, now) = faults();
         faults.change(PROBE, "fail-rate=0.2&for=2m", now).unwrap();
         let later = now + seconds(60);
@@ -449,28 +453,28 @@ mod tests {
                 .contains("fail-rate=0.2\nfail-with=500\nfail-latency=0s\nslow-rate=0.5\n")
         );
         assert_eq!(faults.overview(later + seconds(5)), AT_START);
-        faults.take_back(None, later);
+        faults.revert(None, later);
         assert_eq!(faults.overview(later), AT_START, "without a for");
     }
 
     #[test]
-    fn another_end_is_a_change_and_repeating_a_change_is_none() {
+    fn another_end_counts_as_a_change_and_a_repetition_does_not() {
         let (mut faults, now) = faults();
         let later = now + Duration::from_millis(1);
         assert_eq!(faults.change(PROBE, "fail-rate=0.01", now), Ok(false));
-        assert!(!faults.take_back(None, now));
+        assert!(!faults.revert(None, now));
         assert_eq!(faults.change(PROBE, "fail-rate=0.2", now), Ok(true));
         assert_eq!(faults.change(PROBE, "fail-rate=0.2", later), Ok(false));
         assert_eq!(faults.change(PROBE, "for=2m", now), Ok(true));
         let page = faults.overview(now);
         assert_eq!(faults.change(PROBE, "for=2m", later), Ok(true));
         assert_eq!(faults.overview(later), page, "in whole seconds");
-        assert!(faults.take_back(None, later));
-        assert!(!faults.take_back(None, later));
+        assert!(faults.revert(None, later));
+        assert!(!faults.revert(None, later));
     }
 
     #[test]
-    fn what_is_shown_can_be_asked_for() {
+    fn a_page_is_accepted_as_a_query() {
         let now = Instant::now();
         let query = "fail-rate=0.125&fail-with=stall&fail-latency=2s&slow-rate=1&latency=1m30s5ms&slow-latency=59m59s999ms&work=1us&for=24h";
         let mut faults = Faults::new(&Config::default());
@@ -486,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_query_is_told_and_changes_nothing() {
+    fn an_invalid_query_is_an_error_and_changes_nothing() {
         let fraction = "expected a number from 0 to 1, such as 0.01";
         let latency = "expected a duration of at most 1h with its unit, such as 300ms or 9s";
         let work = "expected a duration of at most 1s with its unit, such as 20ms";
@@ -568,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn no_change_is_told_as_well() {
+    fn a_query_without_settings_is_an_error() {
         let (mut faults, now) = faults();
         for query in ["", "&&"] {
             let error = faults.change(PROBE, query, now).unwrap_err();
@@ -580,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn an_escape_is_what_it_stands_for() {
+    fn percent_escapes_are_decoded() {
         let (mut faults, now) = faults();
         let query = "%66ail%2Drate=%30%2e5&latency=1m%2030s&&slow-rate=%2B1&";
         faults.change(PROBE, query, now).unwrap();
@@ -621,13 +625,13 @@ mod tests {
             let later = now + seconds(60);
             assert!(!faults.is_active(Target::Route(target), later));
             assert_eq!(faults.overview(later), AT_START);
-            assert!(!faults.take_back(Some(PROBE), now));
-            assert!(faults.take_back(Some(Target::Route(target)), now));
+            assert!(!faults.revert(Some(PROBE), now));
+            assert!(faults.revert(Some(Target::Route(target)), now));
         }
     }
 
     #[test]
-    fn a_change_to_another_target_than_probe_must_have_an_end() {
+    fn a_change_to_a_target_other_than_probe_must_have_an_end() {
         let (mut faults, now) = faults();
         let metrics = Target::Route(RouteTarget::Metrics);
         let refused = Err(MISSING_END.to_owned());
@@ -641,7 +645,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_may_change_nothing_or_probe_or_everything() {
+    fn fault_injection_decides_which_targets_clients_may_change() {
         for (fault_injection, allowed) in [
             (FaultInjection::Off, 0),
             (FaultInjection::On, 1),
@@ -658,11 +662,11 @@ mod tests {
     }
 
     #[test]
-    fn a_request_asks_for_its_own_response() {
+    fn a_request_can_ask_for_its_own_response() {
         let (faults, _) = faults();
         let own = |fail_with, millis| {
             let delay = Duration::from_millis(millis);
-            Ok(Some(OwnFault { fail_with, delay }))
+            Ok(Some(RequestFault { fail_with, delay }))
         };
         let failure = |status| Some(FailWith::Status(status));
         for (query, expected) in [
@@ -682,18 +686,18 @@ mod tests {
                 own(Some(FailWith::Ending(Ending::Reset)), 1000),
             ),
         ] {
-            assert_eq!(faults.own(query), expected, "{query}");
+            assert_eq!(faults.request_fault(query), expected, "{query}");
         }
         for status in FailWith::STATUSES {
             let query = format!("status={}", status.label());
-            assert_eq!(faults.own(&query), own(failure_with(status), 0));
+            assert_eq!(faults.request_fault(&query), own(failure_with(status), 0));
             let query = format!("fail-with={}", status.label());
-            assert_eq!(faults.own(&query), own(failure(status), 0));
+            assert_eq!(faults.request_fault(&query), own(failure(status), 0));
         }
     }
 
     #[test]
-    fn a_request_that_cannot_be_understood_is_told() {
+    fn an_invalid_request_for_a_fault_is_an_error() {
         let (faults, _) = faults();
         let status = &format!("expected {}", FailWith::ACCEPTED_STATUS);
         let how = &format!("expected {}", FailWith::ACCEPTED);
@@ -722,14 +726,14 @@ mod tests {
             ),
             ("status=503\r\nX: 1", "status=503\\r\\nX:\\x201", status),
         ] {
-            let error = faults.own(query).unwrap_err();
+            let error = faults.request_fault(query).unwrap_err();
             assert_eq!(error, format!("{shown}: {problem}\n"));
         }
     }
 
     #[cfg(feature = "tiny-http")]
     #[test]
-    fn tiny_http_cannot_be_told_to_send_anything_but_responses() {
+    fn with_tiny_http_only_statuses_are_accepted() {
         let config = Config {
             server: config::Server::TinyHttp,
             ..Config::default()
@@ -738,7 +742,7 @@ mod tests {
         for how in ["reset", "close", "cut", "stall", "hang"] {
             let query = format!("fail-with={how}");
             let expected = format!("{query}: expected {}\n", FailWith::ACCEPTED_BY_TINY_HTTP);
-            assert_eq!(faults.own(&query), Err(expected.clone()));
+            assert_eq!(faults.request_fault(&query), Err(expected.clone()));
             assert_eq!(faults.change(PROBE, &query, now), Err(expected));
         }
         assert_eq!(faults.change(PROBE, "fail-with=503", now), Ok(true));

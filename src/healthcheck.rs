@@ -10,7 +10,7 @@ use crate::config::Listen;
 /// The timeout for connecting, for sending, and for each read.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// No more than this is read of a response, in bytes. Every status line of this server is shorter.
-const MAX_STATUS_LINE: u64 = 64;
+const MAX_STATUS_LINE_BYTES: u64 = 64;
 
 /// Checks that the server responds to /healthz with status 200. The error is a message for the user.
 pub fn check(listen: Listen) -> Result<(), String> {
@@ -50,7 +50,7 @@ fn request_status(address: SocketAddr) -> io::Result<String> {
     let request = format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut status_line = Vec::new();
-    let mut response = BufReader::new(stream).take(MAX_STATUS_LINE);
+    let mut response = BufReader::new(stream).take(MAX_STATUS_LINE_BYTES);
     response.read_until(b'\n', &mut status_line)?;
     Ok(String::from_utf8_lossy(status_line.trim_ascii_end()).into_owned())
 }

@@ -1,8 +1,8 @@
 //! tiny-probe: a very small HTTP service, instrumented for Prometheus.
 //!
-//! Data flows one way. A server reads a request from a socket, takes an [`Instant`], asks the
-//! [app](app::App) for the reply, sends it, and tells the app that the exchange has ended, for it to be
-//! recorded in the histogram and the counter:
+//! Data flows one way. A server reads a request from a socket, reads the clock ([`Instant`]), gets the
+//! reply from the [app](app::App), and sends it. Then it tells the app that the exchange has ended, and
+//! the app records it in the histogram and the counter:
 //!
 //! ```text
 //! socket -> server -> app -> probe      succeed, fail, wait, work
@@ -13,9 +13,9 @@
 //!             +-----> app -> metrics    the request, recorded
 //! ```
 //!
-//! What to respond is decided in [`app`], [`probe`], [`faults`] and [`metrics`], which know no socket.
-//! How to read, schedule and write is decided in the crate [`bounded_http`], which knows no route and
-//! no metric. The plain loop on the `tiny_http` crate serves the same app.
+//! [`app`], [`probe`], [`faults`] and [`metrics`] decide what to respond, and use no socket. The crate
+//! [`bounded_http`] decides how to read, schedule and write, and knows no route and no metric. The
+//! plain loop on the `tiny_http` crate serves the same app.
 //!
 //! ```
 //! use bounded_http::{Request, Service};

@@ -1,5 +1,5 @@
-//! Flags, then a listener, then a server, then an exit code: 0 after an orderly end, 1 when it
-//! cannot listen or serve, 2 when a flag is wrong.
+//! Parses the flags, listens, and serves. The exit code is 0 after an orderly shutdown, 1 if it cannot
+//! listen or serve, and 2 if a flag or an environment variable is invalid.
 
 #![warn(clippy::unwrap_used)]
 
@@ -73,8 +73,8 @@ fn serve(config: &Config) -> Result<(), String> {
             let limit = server.connection_limit();
             if limit < config.max_connections {
                 diagnostics::report(format_args!(
-                    "the descriptor limit, {descriptors}, leaves room for {limit} connections; raise \
-                     it (ulimit -n) or lower --max-connections"
+                    "the descriptor limit, {descriptors}, allows only {limit} connections; raise it \
+                     (ulimit -n) or lower --max-connections"
                 ));
             }
             app.metrics().set_connections_max(limit);
@@ -87,7 +87,7 @@ fn serve(config: &Config) -> Result<(), String> {
         }
     };
     shutdown::write_last_lines(&access_log);
-    result.map_err(|error| format!("cannot go on serving: {error}"))
+    result.map_err(|error| format!("cannot continue serving: {error}"))
 }
 
 fn print_start(config: &Config, address: SocketAddr) {
@@ -98,7 +98,7 @@ fn print_start(config: &Config, address: SocketAddr) {
     ));
 }
 
-/// Returns the URL for the start line, one that a browser on this machine can open.
+/// Returns the URL for the start line. A browser on this machine can open it.
 fn url(listen: Listen, address: SocketAddr) -> String {
     let port = address.port();
     match listen {
@@ -106,7 +106,7 @@ fn url(listen: Listen, address: SocketAddr) -> String {
         Listen::EveryAddress(_) if address.is_ipv6() => {
             format!("http://localhost:{port} (every address)")
         }
-        // A user who misses IPv6 sees here that the system has none.
+        // The system has no IPv6.
         Listen::EveryAddress(_) => format!("http://localhost:{port} (every IPv4 address)"),
     }
 }

@@ -1,4 +1,4 @@
-//! What /probe does: succeed, fail, take its time, work, as often and as much as it is told to.
+//! Decides for each request to /probe whether it fails and how long it takes, at random, as configured.
 
 use std::time::Duration;
 
@@ -6,56 +6,58 @@ use fastrand::Rng;
 
 use crate::config::ProbeSettings;
 
-/// The shape of an ordinary latency, and of a failure's: a wide hump with a tail.
+/// The shape of the distribution of ordinary latencies and those of failures: a wide hump with a tail.
 const ORDINARY_SHAPE: u32 = 3;
-/// The shape of a slow one: a narrow hump around the mean.
+/// The shape of the distribution of slow latencies: a narrow hump around the mean.
 const SLOW_SHAPE: u32 = 30;
 
-/// Draws what happens to each request, from the rates and latencies in force.
+/// Draws what happens to each request.
 pub struct Probe {
     random: Rng,
 }
 
-/// What happens to one request to /probe.
+/// The result of a draw: what happens to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It fails, after this delay.
+pub enum Draw {
+    /// The request fails after this delay.
     Fail(Duration),
-    /// It succeeds, after this delay.
+    /// The request succeeds after this delay.
     Succeed(Duration),
 }
 
 impl Probe {
-    /// Creates the same seed gives, with the same settings, the same outcomes in the same order.
+    /// Creates a probe. With the same seed and the same settings, its draws are always the same.
+    /// Without a seed, they differ in each run.
     pub fn new(random_seed: Option<u64>) -> Self {
         Self {
             random: random_seed.map_or_else(Rng::new, Rng::with_seed),
         }
     }
 
-    /// Returns the outcome of the next request, with these settings in force.
-    pub fn draw(&mut self, settings: &ProbeSettings) -> Outcome {
+    /// Draws what happens to the next request, with these settings in force.
+    pub fn draw(&mut self, settings: &ProbeSettings) -> Draw {
         if self.happens(settings.fail_rate) {
-            Outcome::Fail(self.gamma(ORDINARY_SHAPE, settings.fail_latency))
+            Draw::Fail(self.gamma(ORDINARY_SHAPE, settings.fail_latency))
         } else if self.happens(settings.slow_rate) {
-            Outcome::Succeed(self.gamma(SLOW_SHAPE, settings.slow_latency))
+            Draw::Succeed(self.gamma(SLOW_SHAPE, settings.slow_latency))
         } else {
-            Outcome::Succeed(self.gamma(ORDINARY_SHAPE, settings.latency))
+            Draw::Succeed(self.gamma(ORDINARY_SHAPE, settings.latency))
         }
     }
 
-    /// Returns whether something happens that happens at this rate. A rate of 0 draws nothing: it is the
-    /// default, and the default is fast.
+    /// Returns true with this probability. For 0, the default, it draws no random number, which saves
+    /// time.
     fn happens(&mut self, rate: f64) -> bool {
         rate > 0.0 && self.random.f64() < rate
     }
 
-    /// Draws from a gamma distribution of whole-number shape: the sum of that many exponentials.
+    /// Draws from a gamma distribution whose shape is a whole number: the sum of that many
+    /// exponentials.
     fn gamma(&mut self, shape: u32, mean: Duration) -> Duration {
         if mean.is_zero() {
             return Duration::ZERO;
         }
-        // `f64` is at least 0 and less than 1, so that the logarithm is of more than 0.
+        // `f64` is at least 0 and less than 1, so the argument of the logarithm is more than 0.
         let exponentials: f64 = (0..shape).map(|_| -(1.0 - self.random.f64()).ln()).sum();
         mean.mul_f64(exponentials / f64::from(shape))
     }
@@ -67,11 +69,11 @@ mod tests {
 
     const DRAWS: u32 = 100_000;
 
-    /// A probe, and the settings that are in force.
+    /// A probe, and the settings in force.
     struct Driven(Probe, ProbeSettings);
 
     impl Driven {
-        fn draw(&mut self) -> Outcome {
+        fn draw(&mut self) -> Draw {
             self.0.draw(&self.1)
         }
     }
@@ -86,13 +88,13 @@ mod tests {
         Driven(Probe::new(Some(random_seed)), settings)
     }
 
-    /// Checks mean and variance of many draws: mean and mean²/shape are the gamma's. A sample's
-    /// mean strays by its standard error, its variance by about √((2 + 6/shape)/n) of itself; five
-    /// of each are allowed.
+    /// Checks the mean and the variance of many draws. Those of the distribution are `mean` and
+    /// mean²/shape. The standard error of the sample's mean is √(variance/n), and the relative standard
+    /// error of its variance is about √((2 + 6/shape)/n). Five standard errors are allowed.
     fn check_gamma(probe: &mut Driven, mean: f64, shape: f64) {
         let draws: Vec<f64> = (0..DRAWS)
             .map(|_| match probe.draw() {
-                Outcome::Succeed(latency) | Outcome::Fail(latency) => latency.as_secs_f64(),
+                Draw::Succeed(latency) | Draw::Fail(latency) => latency.as_secs_f64(),
             })
             .collect();
         let n = f64::from(DRAWS);
@@ -134,12 +136,12 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_the_ones_of_the_course() {
+    fn the_median_and_the_90th_percentile_are_those_of_the_course() {
         let mut probe = probe(|settings| settings.latency = Duration::from_millis(300));
         let mut draws: Vec<Duration> = (0..DRAWS)
             .map(|_| match probe.draw() {
-                Outcome::Succeed(latency) => latency,
-                Outcome::Fail(_) => panic!("the fail rate is 0"),
+                Draw::Succeed(latency) => latency,
+                Draw::Fail(_) => panic!("the fail rate is 0"),
             })
             .collect();
         draws.sort();
@@ -148,15 +150,18 @@ mod tests {
         assert!((quantile(90) - 0.532).abs() < 0.010, "{}", quantile(90));
     }
 
-    /// Checks that a share of the draws strays from its rate by less than five standard errors.
-    fn check_rate(share: u32, of: u32, rate: f64) {
-        let (share, of) = (f64::from(share), f64::from(of));
-        let allowed = 5.0 * (rate * (1.0 - rate) / of).sqrt();
-        assert!((share / of - rate).abs() <= allowed, "{share} of {of}");
+    /// Checks that a fraction differs from its rate by at most five standard errors.
+    fn check_rate(count: u32, total: u32, rate: f64) {
+        let (count, total) = (f64::from(count), f64::from(total));
+        let allowed = 5.0 * (rate * (1.0 - rate) / total).sqrt();
+        assert!(
+            (count / total - rate).abs() <= allowed,
+            "{count} of {total}"
+        );
     }
 
     #[test]
-    fn failures_and_slow_answers_come_at_their_rates() {
+    fn failures_and_slow_responses_occur_at_their_rates() {
         let mut probe = probe(|settings| {
             settings.fail_rate = 0.2;
             settings.slow_rate = 0.3;
@@ -164,9 +169,9 @@ mod tests {
         let (mut failed, mut slow) = (0, 0);
         for _ in 0..DRAWS {
             match probe.draw() {
-                Outcome::Fail(_) => failed += 1,
-                Outcome::Succeed(latency) if latency.is_zero() => {}
-                Outcome::Succeed(_) => slow += 1,
+                Draw::Fail(_) => failed += 1,
+                Draw::Succeed(latency) if latency.is_zero() => {}
+                Draw::Succeed(_) => slow += 1,
             }
         }
         check_rate(failed, DRAWS, 0.2);
@@ -174,17 +179,17 @@ mod tests {
     }
 
     #[test]
-    fn rates_of_0_and_1_are_never_and_always() {
+    fn a_rate_of_0_means_never_and_a_rate_of_1_means_always() {
         let mut never = probe(|_| {});
         let mut always = probe(|settings| settings.fail_rate = 1.0);
         for _ in 0..1000 {
-            assert_eq!(never.draw(), Outcome::Succeed(Duration::ZERO));
-            assert_eq!(always.draw(), Outcome::Fail(Duration::ZERO));
+            assert_eq!(never.draw(), Draw::Succeed(Duration::ZERO));
+            assert_eq!(always.draw(), Draw::Fail(Duration::ZERO));
         }
     }
 
     #[test]
-    fn what_happens_at_a_rate_of_0_or_takes_no_time_draws_nothing() {
+    fn a_rate_of_0_or_a_latency_of_0_draws_no_random_number() {
         let failures = |rate| {
             let mut probe = Probe::new(Some(1));
             let settings = ProbeSettings {
@@ -192,7 +197,7 @@ mod tests {
                 ..ProbeSettings::default()
             };
             (0..100)
-                .map(|_| probe.draw(&settings) == Outcome::Fail(Duration::ZERO))
+                .map(|_| probe.draw(&settings) == Draw::Fail(Duration::ZERO))
                 .collect::<Vec<_>>()
         };
         let mut random = Rng::with_seed(1);
@@ -208,8 +213,8 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_outcomes_and_another_seed_others() {
-        let outcomes = |seed| -> Vec<Outcome> {
+    fn the_same_seed_gives_the_same_draws_and_another_seed_gives_others() {
+        let draws = |seed| -> Vec<Draw> {
             let mut probe = seeded(seed, |settings| {
                 settings.fail_rate = 0.1;
                 settings.slow_rate = 0.1;
@@ -217,7 +222,7 @@ mod tests {
             });
             (0..100).map(|_| probe.draw()).collect()
         };
-        assert_eq!(outcomes(1), outcomes(1));
-        assert_ne!(outcomes(1), outcomes(2));
+        assert_eq!(draws(1), draws(1));
+        assert_ne!(draws(1), draws(2));
     }
 }

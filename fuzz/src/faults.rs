@@ -25,14 +25,14 @@ pub fn check(input: &[u8]) {
                 }
             }
         }
-        match faults.own(query) {
+        match faults.request_fault(query) {
             Ok(None) => {}
-            Ok(Some(own)) => assert!(own.delay <= Duration::from_secs(60)),
+            Ok(Some(fault)) => assert!(fault.delay <= Duration::from_secs(60)),
             Err(message) => check_message(&message),
         }
         now += Duration::from_secs(1);
     }
-    faults.take_back(None, now);
+    faults.revert(None, now);
     assert_eq!(faults.overview(now), new().overview(now));
 }
 

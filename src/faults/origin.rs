@@ -1,8 +1,9 @@
-//! Which web pages may change settings: those that this service itself has sent.
+//! Which web pages may change settings: only those of this service.
 //!
 //! A page of another origin can send neither PUT nor DELETE without a preflight, which is never
-//! granted. But a page can have its own name resolve to this machine (DNS rebinding): then it is of the
-//! same origin, and its browser asks nobody. So the host must be one that cannot be rebound.
+//! granted. But the owner of a page's host name can make it resolve to this machine (DNS rebinding).
+//! Then the page has the same origin, and the browser sends no preflight. So the host must be one that
+//! cannot be rebound.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,20 +11,20 @@ use bounded_http::Request;
 
 use crate::log::access::push_printable;
 
-/// Checks where a change comes from. Clients other than browsers send no `Origin`.
+/// Checks the `Origin` of a change. Clients other than browsers send none.
 ///
 /// # Errors
-/// The line that says why it is refused.
+/// A line that tells the client what is accepted.
 pub fn check(request: &Request<'_>, allowed_host: Option<&str>) -> Result<(), String> {
     let mut origins = request.fields().iter();
     let is_origin = |name: &str| name.eq_ignore_ascii_case("Origin");
     let Some(origin) = origins.find(|field| is_origin(field.name)) else {
         return Ok(());
     };
-    // One that was sent twice has no value here.
-    let asked = request.field("Origin").and_then(host_of_origin);
+    // `field` returns `None` for a repeated field.
+    let origin_host = request.field("Origin").and_then(host_of_origin);
     let host = request.field("Host").map(host_of);
-    let is_same = asked.is_some() && asked == host;
+    let is_same = origin_host.is_some() && origin_host == host;
     if is_same && host.is_some_and(|host| is_safe(host, allowed_host)) {
         return Ok(());
     }
@@ -34,14 +35,14 @@ pub fn check(request: &Request<'_>, allowed_host: Option<&str>) -> Result<(), St
            that --allowed-host gives\n")
 }
 
-/// Returns the host of an origin, `scheme://host:port` (RFC 6454, section 6.2). It is `null` for some pages.
+/// Returns the host of an origin, `scheme://host:port` (RFC 6454, section 6.2). Some pages send `null`.
 fn host_of_origin(origin: &[u8]) -> Option<&[u8]> {
     let authority = origin.strip_prefix(b"http://");
     let authority = authority.or(origin.strip_prefix(b"https://"))?;
     Some(host_of(authority))
 }
 
-/// Returns the host without the port. Proxies leave out the port, or have another.
+/// Returns the host without the port, because proxies omit or change the port.
 fn host_of(authority: &[u8]) -> &[u8] {
     let end = match authority.first() {
         Some(b'[') => authority.iter().position(|byte| *byte == b']'),
@@ -54,7 +55,7 @@ fn host_of(authority: &[u8]) -> &[u8] {
     }
 }
 
-/// Returns whether a host always leads here: nobody else decides what it resolves to.
+/// Returns whether a host cannot be rebound.
 fn is_safe(host: &[u8], allowed_host: Option<&str>) -> bool {
     let Ok(host) = str::from_utf8(host) else {
         return false;
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_are_no_browsers_may_change_settings() {
+    fn clients_other_than_browsers_may_change_settings() {
         assert!(is_allowed(&[("Host", "whatever.example")]));
         assert!(is_allowed(&[]));
     }
@@ -123,9 +124,9 @@ mod tests {
     }
 
     #[test]
-    fn other_pages_may_not() {
+    fn other_pages_may_not_change_settings() {
         for (origin, host) in [
-            // A name that the page may have rebound.
+            // A name that may have been rebound.
             ("http://evil.example:8080", "evil.example:8080"),
             ("http://evil.example", "localhost"),
             ("http://localhost.evil.example", "localhost.evil.example"),

@@ -1,7 +1,7 @@
-//! The target `process`: it hangs, ends, or holds memory, series and descriptors.
+//! The target `process`: makes the process hang, exit, or hold memory, series and descriptors.
 //!
-//! Nothing here can be undone by the service's own limits: that is what it is for. The bounds are such
-//! that a machine survives it, and `/faults` can be asked to end it, except while the process hangs.
+//! The maximum values are such that the machine is not harmed. While the process does not hang, /faults
+//! can revert all of this.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -13,32 +13,36 @@ use std::{process, thread};
 use rustix::process::{Resource, getrlimit};
 
 use super::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, query, read_end};
-use crate::config::{ACCEPTED_EXIT_CODE, Config, EXIT_TIMES, duration, write_duration};
+use crate::config::{ACCEPTED_EXIT_CODE, Config, EXIT_AFTER_RANGE, duration, write_duration};
 use crate::log::diagnostics;
 
-/// The longest that the process hangs at one request.
-const FREEZE_TIMES: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
-/// The most memory that is held: what a machine of a developer can spare.
-const MAX_MEMORY: usize = 1024 * MIB;
-/// The most extra series: a page of 2.5 MB.
+/// The accepted values of `freeze`.
+const FREEZE_RANGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
+/// The maximum of `memory`, which a developer's machine can spare.
+const MAX_MEMORY_BYTES: usize = 1024 * MIB;
+/// The maximum of `series`. The page then has 2.5 MB.
 const MAX_SERIES: u32 = 100_000;
-/// The most descriptors that are opened, if the limit allows it.
+/// The maximum of `open-files`. The descriptor limit is usually lower.
 const MAX_OPEN_FILES: usize = 1_000_000;
-/// How many descriptors stay free for connections and for what the service opens.
+/// The number of descriptors that stay free for connections and for files that the service opens.
 const FREE_DESCRIPTORS: usize = 64;
 
 const MIB: usize = 1024 * 1024;
-/// The least that is reserved. Once blocks have been freed, glibc takes blocks of up to 32 MiB from its
-/// heap, and what is freed there can stay with the process. What is reserved and not touched is not used.
-const MIN_RESERVED: usize = 33 * MIB;
-/// How much is done in one wake-up, of about a millisecond: clients are served in between.
-const MEMORY_PER_WAKE_UP: usize = 4 * MIB;
+/// The minimum size of an allocation. After blocks have been freed, glibc allocates blocks of up to 32
+/// MiB on its heap, and does not always return them to the system. Memory that is allocated and not
+/// touched is not used.
+const MIN_RESERVED_BYTES: usize = 33 * MIB;
+/// How much memory is touched, and how many files are opened, in one wake-up. This takes about a
+/// millisecond, and clients are served in between.
+const MEMORY_BYTES_PER_WAKE_UP: usize = 4 * MIB;
 const FILES_PER_WAKE_UP: usize = 1000;
 
-/// A name that a query can have, and how its value is read. `None` means that it is not accepted.
+/// A setting that a query can name.
 struct Setting {
     name: &'static str,
+    /// The accepted values, to complete "expected …".
     accepted: &'static str,
+    /// Sets the value, or returns `None` if it is not accepted.
     set: fn(&mut Asked, &str) -> Option<()>,
 }
 
@@ -46,12 +50,14 @@ static SETTINGS: [Setting; 6] = [
     Setting {
         name: "freeze",
         accepted: "a duration of at most 10m with its unit, such as 30s",
-        set: |asked, value| duration(value, FREEZE_TIMES).map(|time| asked.freeze = Some(time)),
+        set: |asked, value| duration(value, FREEZE_RANGE).map(|time| asked.freeze = Some(time)),
     },
     Setting {
         name: EXIT_AFTER,
         accepted: "a duration of at most 24h with its unit, such as 20s",
-        set: |asked, value| duration(value, EXIT_TIMES).map(|time| asked.exit_after = Some(time)),
+        set: |asked, value| {
+            duration(value, EXIT_AFTER_RANGE).map(|time| asked.exit_after = Some(time))
+        },
     },
     Setting {
         name: EXIT_CODE,
@@ -82,33 +88,34 @@ static SETTINGS: [Setting; 6] = [
 ];
 const EXIT_AFTER: &str = "exit-after";
 const EXIT_CODE: &str = "exit-code";
-/// The names that need no end, since they end by themselves.
+/// The names that do not require `for`, because they end by themselves.
 const MOMENTARY: [&str; 4] = ["freeze", EXIT_AFTER, EXIT_CODE, FOR];
 const ACCEPTED_NAMES: &str = "freeze, exit-after, exit-code, memory, series, open-files, or for";
 
-/// What the process is told to do, and what it holds.
+/// The faults of the process, and what it holds.
 pub struct Process {
-    /// Whether the server asks it what to do often enough.
+    /// The server calls [`act`](Self::act) often enough.
     is_supported: bool,
+    /// The exit that the flags ask for.
     exit_at_start: Option<Exit>,
-    /// What a client has asked for in its place.
+    /// The exit that a client has asked for, which replaces the one above.
     exit: Option<Exit>,
-    /// How long to hang once the response to the request for it is sent.
+    /// How long to hang after the response to the request for it. Set by a change, cleared by `act`.
     freeze: Option<Duration>,
     held: Change<Held>,
-    /// Its capacity is reserved for all that is to be held, and its length is what is touched.
+    /// Its capacity is everything that should be held. Its length is the part touched so far.
     memory: Vec<u8>,
     files: Vec<File>,
 }
 
-/// An end of the process.
+/// When and how the process exits by itself.
 #[derive(Clone, Copy)]
 struct Exit {
     at: Instant,
     code: u8,
 }
 
-/// What the process is told to hold.
+/// What the process should hold.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Held {
     memory: usize,
@@ -126,7 +133,7 @@ struct Asked {
 }
 
 impl Process {
-    /// Creates a process that ends by itself if that is configured, from now on.
+    /// Creates the state at the start. The time until a configured exit counts from now.
     pub fn new(config: &Config) -> Self {
         let now = Instant::now();
         Self {
@@ -148,11 +155,11 @@ impl Process {
         self.exit(now).is_some() || self.held.is_active(now)
     }
 
-    /// Returns the end that a client asked for, unless the change was over by `now` and before it.
+    /// Returns the exit that a client asked for, unless its change ended by `now` and before the exit.
     fn exit(&self, now: Instant) -> Option<Exit> {
-        let over = self.held.until.filter(|until| *until <= now);
+        let ended_at = self.held.until.filter(|until| *until <= now);
         self.exit
-            .filter(|exit| over.is_none_or(|until| exit.at <= until))
+            .filter(|exit| ended_at.is_none_or(|ended_at| exit.at <= ended_at))
     }
 
     /// Returns how many extra series are exposed at `now`.
@@ -160,11 +167,11 @@ impl Process {
         self.held.settings(now).series
     }
 
-    /// Changes what a query names and nothing else; if any of it is invalid, nothing changes. Returns
+    /// Changes the settings that a query names. If any of them is invalid, nothing changes. Returns
     /// whether anything has changed.
     ///
     /// # Errors
-    /// The line that tells the client what is accepted.
+    /// A line that tells the client what is accepted.
     pub fn change(&mut self, query: &str, now: Instant) -> Result<bool, String> {
         if !self.is_supported {
             return Err(
@@ -200,7 +207,7 @@ impl Process {
         }
 
         self.freeze = asked.freeze.or(self.freeze);
-        // One that is over must not come back with the new `for`.
+        // An exit whose change has ended must not come back with the new `for`.
         self.exit = self.exit(now);
         if let Some(after) = asked.exit_after {
             self.exit = Some(Exit {
@@ -212,19 +219,19 @@ impl Process {
         Ok(is_other || asked.freeze.is_some() || asked.exit_after.is_some())
     }
 
-    /// Takes everything back that has not happened yet. Returns whether there was anything.
-    pub fn take_back(&mut self, now: Instant) -> bool {
+    /// Reverts everything that has not happened yet. Returns whether there was anything.
+    pub fn revert(&mut self, now: Instant) -> bool {
         let is_change = self.is_active(now) || self.freeze.is_some();
         self.freeze = None;
         self.exit = None;
-        self.held.take_back(now) || is_change
+        self.held.revert(now) || is_change
     }
 
-    /// Returns what is in force at `now`, a line each, as a query has it.
+    /// Writes what is in force at `now`, one setting per line, in the syntax of a query.
     pub fn write(&self, page: &mut String, now: Instant) {
         let held = self.held.settings(now);
         let memory = write_size(held.memory);
-        // A String takes every write, here and below.
+        // Writing to a String cannot fail, here and below.
         let _ = writeln!(page, "memory={memory}");
         let _ = writeln!(page, "series={}", held.series);
         let _ = writeln!(page, "open-files={}", held.open_files);
@@ -240,7 +247,7 @@ impl Process {
         self.held.write_end(page, now);
     }
 
-    /// Does what is due. Returns after which time to call it again.
+    /// Carries out what is due. Returns the time after which to call it again.
     pub fn act(&mut self) -> Option<Duration> {
         let is_idle = self.exit.is_none()
             && self.exit_at_start.is_none()
@@ -261,7 +268,7 @@ impl Process {
         }
         let end = self.held.end(now);
         if end.is_none() {
-            // It is over, and everything is released.
+            // The change has ended, and everything is released.
             self.exit = self.exit(now);
             self.held.until = None;
             self.held.changed = self.held.at_start;
@@ -283,13 +290,13 @@ impl Process {
         }
     }
 
-    /// Comes nearer to what is to be held. Returns whether it has come there.
+    /// Allocates or releases what should be held, or a part of it. Returns whether that is complete.
     fn hold(&mut self, now: Instant) -> bool {
         let held = *self.held.settings(now);
         if held.memory == 0 {
             self.memory = Vec::new();
         } else {
-            let length = self.memory.len().saturating_add(MEMORY_PER_WAKE_UP);
+            let length = self.memory.len().saturating_add(MEMORY_BYTES_PER_WAKE_UP);
             self.memory.resize(length.min(held.memory), 1);
         }
         self.files.truncate(held.open_files);
@@ -298,7 +305,7 @@ impl Process {
         self.memory.len() == held.memory && has_opened
     }
 
-    /// Opens descriptors, up to so many in all. Returns whether no more are to be opened.
+    /// Opens files until `count` are open, or a part of them. Returns whether that is complete.
     fn open_files(&mut self, count: usize) -> bool {
         let limit = getrlimit(Resource::Nofile).current;
         let limit = limit.map_or(usize::MAX, |limit| limit as usize);
@@ -310,18 +317,17 @@ impl Process {
                 Some(file) => file.try_clone(),
                 None => File::open("/dev/null"),
             };
-            // The kernel gives out the lowest free number, so all above it are free.
+            // The kernel chooses the lowest free number, so all higher numbers are free.
             let file = file.ok().filter(|file| {
                 let number = usize::try_from(file.as_raw_fd()).unwrap_or_default();
                 number + FREE_DESCRIPTORS < limit
             });
             let Some(file) = file else {
                 diagnostics::report(format_args!(
-                    "{} of {count} extra descriptors are open: the limit, {limit}, leaves no room \
-                     for more",
+                    "{} of {count} extra descriptors are open: the limit, {limit}, allows no more",
                     self.files.len()
                 ));
-                // It would be tried again in every wake-up.
+                // Otherwise every wake-up would try again.
                 self.held.changed.open_files = self.files.len();
                 return true;
             };
@@ -331,16 +337,16 @@ impl Process {
     }
 }
 
-/// Reserves memory, which is not touched yet.
+/// Allocates memory without touching it.
 fn reserve(size: usize) -> Result<Vec<u8>, String> {
     let mut memory = Vec::new();
     if size == 0 {
         return Ok(memory);
     }
-    let reserved = memory.try_reserve_exact(size.max(MIN_RESERVED));
+    let reserved = memory.try_reserve_exact(size.max(MIN_RESERVED_BYTES));
     reserved.map_err(|_| {
         let size = write_size(size);
-        format!("memory={size}: expected less, since the system refuses so much\n")
+        format!("memory={size}: expected less, because the system cannot allocate that much\n")
     })?;
     Ok(memory)
 }
@@ -348,7 +354,7 @@ fn reserve(size: usize) -> Result<Vec<u8>, String> {
 /// The units of sizes.
 static UNITS: [(&str, usize); 4] = [("GiB", 1024 * MIB), ("MiB", MIB), ("KiB", 1024), ("B", 1)];
 
-/// Reads a size with its unit.
+/// Parses a size with its unit.
 fn read_size(value: &str) -> Option<usize> {
     let (number, unit) = UNITS
         .iter()
@@ -356,10 +362,10 @@ fn read_size(value: &str) -> Option<usize> {
     let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
     let number = number.parse::<usize>().ok().filter(|_| is_number)?;
     let size = number.checked_mul(*unit)?;
-    (size <= MAX_MEMORY).then_some(size)
+    (size <= MAX_MEMORY_BYTES).then_some(size)
 }
 
-/// Writes a size as [`read_size`] reads it, in the largest unit of which it is a whole number.
+/// Writes a size as a whole number of the largest possible unit. [`read_size`] parses it.
 fn write_size(size: usize) -> String {
     let mut units = UNITS.iter();
     let largest = units.find(|(_, unit)| size >= *unit && size.is_multiple_of(*unit));
@@ -376,8 +382,8 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_as_they_are_written() {
-        for (written, size) in [
+    fn sizes_are_parsed_as_they_are_written() {
+        for (text, size) in [
             ("0B", 0),
             ("1B", 1),
             ("1000B", 1000),
@@ -386,11 +392,11 @@ mod tests {
             ("1025MiB", 1025 * MIB),
             ("1GiB", 1024 * MIB),
         ] {
-            assert_eq!(write_size(size), written);
-            let accepted = (size <= MAX_MEMORY).then_some(size);
-            assert_eq!(read_size(written), accepted, "{written}");
+            assert_eq!(write_size(size), text);
+            let accepted = (size <= MAX_MEMORY_BYTES).then_some(size);
+            assert_eq!(read_size(text), accepted, "{text}");
         }
-        assert_eq!(read_size("1024MiB"), Some(MAX_MEMORY));
+        assert_eq!(read_size("1024MiB"), Some(MAX_MEMORY_BYTES));
         for refused in [
             "",
             "B",
@@ -410,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_held_a_part_at_a_time_and_released_at_the_end() {
+    fn memory_is_touched_in_parts_and_released_at_the_end() {
         let (mut process, now) = process();
         assert_eq!(process.act(), None);
         assert_eq!(process.change("memory=9MiB&for=1h", now), Ok(true));
@@ -427,8 +433,8 @@ mod tests {
             "it is touched"
         );
         assert!(process.is_active(now));
-        assert!(process.take_back(now));
-        assert!(!process.take_back(now));
+        assert!(process.revert(now));
+        assert!(!process.revert(now));
         assert_eq!(process.act(), None);
         assert_eq!(process.memory.capacity(), 0);
     }
@@ -441,7 +447,7 @@ mod tests {
         process.change("memory=1MiB&for=1m", now).unwrap();
         while process.act() == Some(Duration::ZERO) {}
         assert_eq!(process.memory.len(), MIB);
-        // What concerns something else leaves it as it is.
+        // A change that does not name memory keeps it.
         process.change("series=3&for=1m", now).unwrap();
         assert_eq!(process.memory.len(), MIB);
         assert_eq!(process.extra_series(now), 3);
@@ -457,13 +463,13 @@ mod tests {
         process.change("open-files=10&for=1m", now).unwrap();
         process.act();
         assert_eq!(process.files.len(), 10);
-        process.take_back(now);
+        process.revert(now);
         process.act();
         assert_eq!(process.files.len(), 0);
     }
 
     #[test]
-    fn an_end_in_place_of_the_configured_one_can_be_taken_back() {
+    fn an_exit_that_replaces_the_configured_one_can_be_reverted() {
         let config = Config {
             exit_after: Some(Duration::from_secs(3600)),
             exit_code: 7,
@@ -482,12 +488,12 @@ mod tests {
         assert_eq!(process.change("exit-after=20s", now), Ok(true));
         assert!(page(&process).ends_with("exit-after=20s\nexit-code=1\n"));
         assert!(process.is_active(now));
-        assert!(process.take_back(now));
+        assert!(process.revert(now));
         assert_eq!(page(&process), at_start);
     }
 
     #[test]
-    fn the_end_of_a_change_takes_a_later_exit_back() {
+    fn the_end_of_a_change_cancels_a_later_exit() {
         let (mut process, now) = process();
         let after = |seconds| now + Duration::from_secs(seconds);
         process.change("exit-after=20s&for=20s", now).unwrap();
@@ -503,16 +509,16 @@ mod tests {
     }
 
     #[test]
-    fn a_freeze_that_has_not_begun_can_be_taken_back() {
+    fn a_freeze_that_has_not_begun_can_be_reverted() {
         let (mut process, now) = process();
         process.change("freeze=10m", now).unwrap();
-        assert!(process.take_back(now));
-        assert!(!process.take_back(now));
+        assert!(process.revert(now));
+        assert!(!process.revert(now));
         assert_eq!(process.act(), None);
     }
 
     #[test]
-    fn it_hangs_once_when_it_is_asked_what_to_do() {
+    fn the_process_hangs_once_for_the_given_time() {
         let (mut process, now) = process();
         assert_eq!(process.change("freeze=20ms", now), Ok(true));
         let started = Instant::now();

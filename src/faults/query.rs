@@ -1,25 +1,28 @@
-//! Queries: `name=value`, with `&` between. In both of them a percent-escape is decoded (RFC 3986,
-//! section 2.1), and a plus is a plus. What is wrong with one is told in one line, in visible ASCII
-//! whatever the client sent.
+//! Parses queries: parameters `name=value`, separated by `&`. Percent-escapes are decoded (RFC 3986,
+//! section 2.1), and a plus is not a space. An error is one line, in visible ASCII whatever the client
+//! sent.
 
 use crate::log::access::push_printable;
 
-/// One `name=value` of a query.
+/// A parameter of a query.
 struct Parameter<'a> {
-    /// As the client wrote it.
-    written: &'a str,
-    /// Decoded; `None` if an escape is broken.
+    /// The parameter as the client sent it.
+    raw: &'a str,
+    /// The decoded name. `None` if an escape is invalid.
     name: Option<String>,
+    /// The decoded value. `None` if an escape is invalid.
     value: Option<String>,
 }
 
-/// Reads a query. `accepted` says what a name is called and which values it takes, to complete
-/// "expected …"; `set` takes a value, or returns `None` if it is not accepted. `names` are the names
-/// that can be given, of which one must be; without it, others are ignored. Returns those that were
-/// given.
+/// Parses a query, and returns the names of its settings.
+///
+/// `accepted` returns the canonical name of a setting and its accepted values, to complete "expected …",
+/// or `None` for an unknown name. `set` sets a value, or returns `None` if it is not accepted. `names`
+/// lists the known names, to complete "expected …" if a name is unknown or if there is none. Without
+/// `names`, unknown names are ignored.
 ///
 /// # Errors
-/// The line that tells the client what is accepted.
+/// A line that tells the client what is accepted.
 pub fn read(
     query: &str,
     names: Option<&str>,
@@ -27,10 +30,10 @@ pub fn read(
     set: &mut dyn FnMut(&'static str, &str) -> Option<()>,
 ) -> Result<Vec<&'static str>, String> {
     let mut given = Vec::new();
-    for written in query.split('&').filter(|written| !written.is_empty()) {
-        let (name, value) = written.split_once('=').unwrap_or((written, ""));
+    for raw in query.split('&').filter(|raw| !raw.is_empty()) {
+        let (name, value) = raw.split_once('=').unwrap_or((raw, ""));
         let parameter = Parameter {
-            written,
+            raw,
             name: decode(name),
             value: decode(value),
         };
@@ -57,26 +60,26 @@ pub fn read(
 }
 
 impl Parameter<'_> {
-    /// Returns the line that says what is accepted in its place.
+    /// Returns the line that says what is accepted instead.
     fn expected(&self, accepted: &str) -> String {
         self.error(&format!("expected {accepted}"))
     }
 
-    /// Returns the line that says what is wrong with it.
+    /// Returns the line that says what is wrong.
     fn error(&self, problem: &str) -> String {
         let mut line = String::new();
-        push_printable(&mut line, self.written);
+        push_printable(&mut line, self.raw);
         line + ": " + problem + "\n"
     }
 }
 
-/// Decodes percent-escapes. `None` if one is broken, or if what they say is no text.
+/// Decodes percent-escapes. Returns `None` if one is invalid, or if the result is not UTF-8.
 fn decode(text: &str) -> Option<String> {
     let mut parts = text.split('%');
     let mut decoded = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
         let (escape, rest) = part.split_at_checked(2)?;
-        // What reads numbers takes a sign, too.
+        // `from_str_radix` would also accept a sign.
         if !escape.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return None;
         }

@@ -19,10 +19,10 @@ use rustix::io::Errno;
 use rustix::pipe::PIPE_BUF;
 
 /// The size of the buffer in bytes, about 3500 lines. A pipe holds another 64 KiB.
-const MAX_UNWRITTEN: usize = 256 * 1024;
+const MAX_UNWRITTEN_BYTES: usize = 256 * 1024;
 /// After every so many bytes, [`LineWriter::push`] writes the buffer. Otherwise a burst of lines could fill it
 /// before the next flush.
-const CHUNK: usize = 16 * 1024;
+const CHUNK_BYTES: usize = 16 * 1024;
 /// How long to wait before writing again to a stream that was full.
 pub const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -91,10 +91,10 @@ impl<S: AsFd> LineWriter<S> {
         let before = self.unwritten.len();
         // Writing to a Vec cannot fail, here and below.
         let _ = writeln!(self.unwritten, "{line}");
-        if MAX_UNWRITTEN < self.unwritten.len() {
+        if MAX_UNWRITTEN_BYTES < self.unwritten.len() {
             self.unwritten.truncate(before);
             self.dropped = 1;
-        } else if self.unwritten.len() / CHUNK != before / CHUNK {
+        } else if self.unwritten.len() / CHUNK_BYTES != before / CHUNK_BYTES {
             self.flush();
         }
     }
@@ -126,7 +126,7 @@ impl<S: AsFd> LineWriter<S> {
         self.unwritten.drain(..written_bytes);
         if self.unwritten.is_empty() {
             // Twice the chunk, because the line that completes a chunk can exceed it.
-            self.unwritten.shrink_to(2 * CHUNK);
+            self.unwritten.shrink_to(2 * CHUNK_BYTES);
         }
         is_full
     }
@@ -214,7 +214,7 @@ mod tests {
             .enumerate()
             .filter(|(number, text)| *text == line(*number));
         assert_eq!(intact.count() + dropped, LINES);
-        let max_kept = (MAX_UNWRITTEN + 1024 * 1024) / 75;
+        let max_kept = (MAX_UNWRITTEN_BYTES + 1024 * 1024) / 75;
         assert!(LINES - dropped < max_kept, "only {dropped} are dropped");
     }
 
@@ -329,7 +329,7 @@ mod tests {
                 writer.push(line(number));
             }
             assert!(!writer.flush());
-            assert!(writer.unwritten.len() <= MAX_UNWRITTEN);
+            assert!(writer.unwritten.len() <= MAX_UNWRITTEN_BYTES);
             let started = Instant::now();
             writer.flush_until(started + Duration::from_secs(600));
             assert!(started.elapsed() < Duration::from_secs(60));

@@ -254,7 +254,7 @@ fn when_every_connection_waits_the_service_does_not_spin() {
 
 #[test]
 fn a_descriptor_limit_below_max_connections_is_reported_at_start() {
-    let message = "tiny-probe: the descriptor limit, 64, leaves room for 32 connections; raise it \
+    let message = "tiny-probe: the descriptor limit, 64, allows only 32 connections; raise it \
                 (ulimit -n) or lower --max-connections\n";
     for (max_connections, expected) in [("32", ""), ("33", message)] {
         let flags = ["--max-connections", max_connections];

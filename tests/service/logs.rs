@@ -150,7 +150,7 @@ fn without_diagnostics(log: &str, server: &str) -> String {
     let start_line = format!(" ({server}) on http://127.0.0.1:");
     assert!(diagnostics[0].contains(&start_line), "{diagnostics:?}");
     if server == "event-loop" {
-        let expected = "tiny-probe: the descriptor limit, 64, leaves room for 32 connections";
+        let expected = "tiny-probe: the descriptor limit, 64, allows only 32 connections";
         assert!(diagnostics[1].starts_with(expected), "{diagnostics:?}");
     }
     let expected = if server == "event-loop" { 2 } else { 1 };
