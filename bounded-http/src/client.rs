@@ -109,7 +109,7 @@ pub struct Client<S, M> {
     admission: Admission,
     /// The number of responses in this turn.
     responses_in_turn: usize,
-    /// When it was last seen to have sent several requests at once.
+    /// When the client was last seen to have sent several requests at once.
     pipelined_at: Option<Instant>,
     /// The deadline has passed, and all events up to then are known. Set by a sweep, cleared when the
     /// client has made progress.
@@ -796,15 +796,16 @@ impl<S: Stream, M> Client<S, M> {
         self.responses_in_turn > 1 || self.socket.is_readable() || self.connection.has_bytes_left()
     }
 
-    /// Whether the client has pipelined within the time for which it may be silent while the service
-    /// stops. The kernel holds little of a connection, so more may be on its way although nothing can be
-    /// read.
+    /// Returns whether the client has pipelined within the time for which it may be silent during a
+    /// shutdown. The kernel's receive buffer is small, so more requests may be on their way even if nothing
+    /// can be read now.
     fn has_just_pipelined(&self, now: Instant) -> bool {
         self.pipelined_at
             .is_some_and(|at| now < at + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING)
     }
 
-    /// Has a response sent, or what is to happen in its place. Returns how the exchange has ended.
+    /// Passes a response to the connection, which sends it or does what its ending says. Returns how the
+    /// exchange ended.
     fn send<V, N>(
         &mut self,
         reply: Reply<N>,

@@ -4,7 +4,7 @@
 use tiny_probe::app::App;
 use tiny_probe::config::Config;
 
-use super::answers::{Answer, is_page, read};
+use super::responses::{Response, is_page, read};
 use crate::drive::{Outcome, drive};
 
 /// The number of input bytes that define how the rest is split. Each is the length of a piece, used in
@@ -58,7 +58,7 @@ fn pieces<'a>(lengths: &[u8], mut rest: &'a [u8]) -> Vec<&'a [u8]> {
 }
 
 /// Parses the responses. Leaves out the `process_*` metrics, which differ from page to page.
-fn responses(outcome: &Outcome) -> Vec<Answer> {
+fn responses(outcome: &Outcome) -> Vec<Response> {
     let mut rest = &*outcome.responses;
     let mut responses = Vec::new();
     for (method, target, status) in &outcome.requests {

@@ -6,7 +6,7 @@ mod drive;
 #[path = "../../tests/support/request_heads.rs"]
 mod request_heads;
 
-mod answers;
+mod responses;
 pub mod connection;
 pub mod faults;
 pub mod fields;

@@ -26,7 +26,7 @@ use tiny_probe::config::{Config, FaultInjection, ProbeSettings};
 use tiny_probe::metrics::{Format, InForce};
 use tiny_probe::shutdown::GRACE;
 
-use super::answers::read;
+use super::responses::read;
 use super::simulated_socket::{Kernel, SimulatedSocket};
 use crate::drive::{Outcome, drive};
 use crate::request_heads::REQUEST_HEADS;

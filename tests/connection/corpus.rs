@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-#[path = "../../fuzz/src/answers.rs"]
-mod answers;
 #[path = "../../fuzz/src/connection.rs"]
 mod connection;
 #[path = "../../fuzz/src/faults.rs"]
@@ -13,6 +11,8 @@ mod faults;
 mod fields;
 #[path = "../../fuzz/src/flags.rs"]
 mod flags;
+#[path = "../../fuzz/src/responses.rs"]
+mod responses;
 #[path = "../../fuzz/src/schedule.rs"]
 mod schedule;
 #[path = "../../fuzz/src/simulated_socket.rs"]

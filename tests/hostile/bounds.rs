@@ -28,9 +28,9 @@ fn every_malformed_head_gets_its_status_and_a_close_and_is_counted() {
         let mut client = service.connect();
         client.send(head);
         let response = if head.starts_with("HEAD ") {
-            client.answer_to_head()
+            client.read_response_to_head()
         } else {
-            client.answer()
+            client.read_response()
         };
         assert_eq!(response.status, *status, "{what}");
         if REJECTED.contains(status) {
@@ -62,7 +62,7 @@ fn a_head_of_400_mb_is_rejected_without_being_read_completely() {
             let mut sender = Client::from(sender);
             flood(&mut sender, &[b'x'; 16 * 1024], 25_600);
         });
-        assert_eq!(client.answer().status, status);
+        assert_eq!(client.read_response().status, status);
         others_are_served(&service);
         drop(client);
         sender.join().unwrap();
@@ -75,7 +75,7 @@ fn a_body_of_ten_petabytes_is_rejected_at_once() {
     let service = Service::start(SERVER, &[]);
     let mut client = service.connect();
     client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000000000000\r\n\r\n");
-    assert_eq!(client.answer().status, 413);
+    assert_eq!(client.read_response().status, 413);
     others_are_served(&service);
     client.expect_close();
 }
@@ -88,7 +88,7 @@ fn a_client_that_is_still_sending_its_body_gets_the_response_and_no_reset() {
         client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000\r\n\r\n");
         // Send all of it, as clients do that read the response only afterward.
         client.send(vec![b'x'; 4_000_000]);
-        assert_eq!(client.answer().status, 413);
+        assert_eq!(client.read_response().status, 413);
         client.expect_close();
     }
 }
@@ -100,7 +100,7 @@ fn a_body_that_is_announced_and_never_sent_delays_no_other_client() {
         .map(|_| {
             let mut client = service.connect();
             client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n");
-            assert_eq!(client.answer().status, 405);
+            assert_eq!(client.read_response().status, 405);
             client
         })
         .collect();
@@ -116,7 +116,7 @@ fn a_body_within_the_limit_is_discarded_and_the_connection_stays_open() {
         client.send(format!(
             "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
         ));
-        assert_eq!(client.answer().status, 405);
+        assert_eq!(client.read_response().status, 405);
         client.send(vec![b'x'; length]);
         assert_eq!(client.ask("GET", "/probe").body, "I'm ok!");
     }
@@ -131,7 +131,7 @@ fn a_client_that_expects_a_100_gets_the_final_response_at_once_and_a_close() {
     for body in ["", "abc"] {
         let mut client = service.connect();
         client.send(expecting);
-        let response = client.answer();
+        let response = client.read_response();
         assert_eq!(response.status, 405);
         assert_eq!(response.field("Connection"), Some("close"));
         client.send(body);
@@ -139,7 +139,7 @@ fn a_client_that_expects_a_100_gets_the_final_response_at_once_and_a_close() {
     }
     let mut client = service.connect();
     client.send(format!("{expecting}abc"));
-    let response = client.answer();
+    let response = client.read_response();
     assert_eq!((response.status, response.field("Connection")), (405, None));
     assert_eq!(client.ask("GET", "/probe").status, 200);
 }
@@ -157,8 +157,8 @@ fn ten_thousand_pipelined_requests_get_their_responses_in_order() {
         }
     });
     for _ in 0..5_000 {
-        assert_eq!(client.answer().status, 200);
-        assert_eq!(client.answer().status, 404);
+        assert_eq!(client.read_response().status, 200);
+        assert_eq!(client.read_response().status, 404);
     }
     sender.join().unwrap();
 }
@@ -175,7 +175,7 @@ fn a_client_that_pipelines_the_most_expensive_request_delays_no_other_client() {
     });
     others_are_served(&service);
     for _ in 0..5_000 {
-        assert_eq!(client.answer_to_head().status, 200);
+        assert_eq!(client.read_response_to_head().status, 200);
     }
     sender.join().unwrap();
 }
@@ -218,7 +218,7 @@ fn a_client_that_was_just_accepted_is_served_before_it_is_closed_for_another() {
     }
     service.signal("CONT");
     for client in &mut clients {
-        assert_eq!(client.answer().status, 200);
+        assert_eq!(client.read_response().status, 200);
     }
 }
 
@@ -235,7 +235,7 @@ fn when_every_connection_waits_a_new_client_is_served_after_the_next_response() 
         .collect();
     assert_eq!(service.get("/healthz").status, 200);
     for client in &mut waiting {
-        assert_eq!(client.answer().body, "I'm ok!");
+        assert_eq!(client.read_response().body, "I'm ok!");
     }
 }
 
@@ -365,7 +365,7 @@ fn accepting_pauses_while_there_are_no_descriptors() {
     let (mut clients, restore_limit) = run_out_of_descriptors(&service);
     service.waits();
     restore_limit();
-    assert_eq!(clients[9].answer().status, 200);
+    assert_eq!(clients[9].read_response().status, 200);
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
     let diagnostics = service.stderr();
@@ -383,7 +383,7 @@ fn a_signal_ends_the_pause_and_waiting_clients_are_served() {
     restore_limit();
     service.signal("TERM");
     service.signal("CONT");
-    assert_eq!(clients[9].answer().status, 200);
+    assert_eq!(clients[9].read_response().status, 200);
     assert_eq!(service.wait(), Some(0));
 }
 
@@ -402,7 +402,7 @@ fn clients_that_the_kernel_accepted_before_a_signal_are_served() {
     service.signal("TERM");
     service.signal("CONT");
     for client in &mut clients {
-        assert_eq!(client.answer().body, "I'm ok!");
+        assert_eq!(client.read_response().body, "I'm ok!");
     }
     assert_eq!(service.wait(), Some(0));
 }

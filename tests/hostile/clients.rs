@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::{Answer, Client, Service, TIMEOUT, wait_until};
+use crate::support::{Client, Response, Service, TIMEOUT, wait_until};
 
 /// Raises this process's soft limit on descriptors to the hard limit, and returns that.
 pub fn raise_descriptor_limit() -> usize {
@@ -105,7 +105,7 @@ impl Client {
     }
 
     /// Waits for a response to a request with a body, or for the connection to end without it.
-    pub fn response_or_ending(&mut self) -> Result<Answer, Ending> {
+    pub fn response_or_ending(&mut self) -> Result<Response, Ending> {
         loop {
             if let Some((response, rest)) = split_response(&self.received) {
                 self.received = rest.to_vec();
@@ -125,7 +125,7 @@ impl Client {
     }
 
     /// Reads to the end of the connection: the responses to requests that have a body, and how it ended.
-    pub fn read_to_the_end(&mut self) -> (Vec<Answer>, Ending) {
+    pub fn read_to_the_end(&mut self) -> (Vec<Response>, Ending) {
         let mut responses = Vec::new();
         loop {
             match self.response_or_ending() {
@@ -160,11 +160,11 @@ impl Client {
 }
 
 /// Splits the first response, which has a body, from what was received, if all of it is there.
-fn split_response(received: &[u8]) -> Option<(Answer, &[u8])> {
+fn split_response(received: &[u8]) -> Option<(Response, &[u8])> {
     let end = received.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
     let (head, rest) = received.split_at(end + 4);
     let head = String::from_utf8(head.to_vec()).unwrap();
-    let mut response = Answer {
+    let mut response = Response {
         status: head[9..12].parse().expect("a status line"),
         head: head.trim_end().to_owned(),
         body: String::new(),

@@ -270,6 +270,6 @@ fn uploads_are_not_cut_off_at_the_connection_limit() {
         }
         is_over.store(true, Ordering::Relaxed);
         result.expect("the whole body is sent");
-        assert_eq!(client.answer().status, 405);
+        assert_eq!(client.read_response().status, 405);
     });
 }

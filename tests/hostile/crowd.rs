@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 
-use crate::support::{Answer, Client, Service, TIMEOUT, request};
+use crate::support::{Client, Response, Service, TIMEOUT, request};
 
 /// The service closes no connection that has been silent for less than this.
 pub const SHORT_SILENCE: Duration = Duration::from_millis(100);
@@ -24,7 +24,7 @@ pub struct ReusingClient {
 
 /// What became of a request.
 pub enum Outcome {
-    Response(Answer),
+    Response(Response),
     /// The service did not accept the connection.
     Refused,
     /// The connection ended before the first byte of the response.
@@ -74,7 +74,7 @@ impl ReusingClient {
                 sent_at,
             });
         }
-        let response = client.answer();
+        let response = client.read_response();
         if response.field("Connection") != Some("close") {
             self.connection = Some(client);
         }

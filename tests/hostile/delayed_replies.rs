@@ -21,7 +21,7 @@ fn a_thousand_delayed_responses_delay_no_other_client() {
     // All connections are still open, even if the first responses were already sent on a slow machine.
     assert!(page.count("app_connections_open") >= 1000);
     for client in &mut delayed {
-        assert_eq!(client.answer().body, "I'm ok!");
+        assert_eq!(client.read_response().body, "I'm ok!");
     }
     let count = r#"app_request_latency_seconds_count{method="GET",endpoint="/probe"}"#;
     assert_eq!(service.scrape().count(count), 1000);
@@ -45,9 +45,9 @@ fn responses_on_one_connection_stay_in_order_whatever_their_delays() {
         client.send_request("GET", "/nope");
     }
     for _ in 0..50 {
-        assert!(matches!(client.answer().status, 200 | 500));
-        assert_eq!(client.answer().body, "ok\n");
-        assert_eq!(client.answer().status, 404);
+        assert!(matches!(client.read_response().status, 200 | 500));
+        assert_eq!(client.read_response().body, "ok\n");
+        assert_eq!(client.read_response().status, 404);
     }
 }
 
@@ -80,7 +80,7 @@ fn clients_that_disconnect_before_their_response_are_recorded_and_use_no_memory(
             == 2000
     });
     assert_eq!(service.scrape().count("app_connections_open"), 2);
-    assert_eq!(waiting.answer().status, 503);
+    assert_eq!(waiting.read_response().status, 503);
     if let (Some(before), Some(after)) = (before, resident()) {
         let grown = after.saturating_sub(before);
         assert!(grown < 2048, "{grown} KiB for disconnected clients");

@@ -158,7 +158,7 @@ fn a_client_that_is_closed_to_make_room_after_its_fin_is_recorded_as_499() {
     assert!(took < Duration::from_secs(2), "{took:?}");
     let closed = probes(&service.scrape(), "499");
     assert!(closed > 0, "no 499 recorded");
-    assert_eq!(staying.answer().status, 200);
+    assert_eq!(staying.read_response().status, 200);
     let logged = logged(service, gone);
     let (closed, rest): (Vec<_>, Vec<_>) =
         logged.into_iter().partition(|(status, ..)| status == "499");
@@ -188,7 +188,7 @@ fn requests_in_flight_are_those_received_and_not_yet_answered() {
     clients.remove(0).disconnect_with_fin();
     clients[0].finish_sending();
     for client in &mut clients {
-        assert_eq!(client.answer().body, "I'm ok!");
+        assert_eq!(client.read_response().body, "I'm ok!");
     }
     wait_until("no request is left", || in_flight() == none);
 }

@@ -129,7 +129,7 @@ fn an_ending_comes_after_the_responses_before_it_and_nothing_comes_after_it() {
         let first = client.ask("GET", "/healthz").body;
         client.send([other, other, &own("GET", ending), other, other].concat());
         for _ in 0..2 {
-            assert_eq!(client.answer().body, first);
+            assert_eq!(client.read_response().body, first);
         }
         check(ending, "GET", &see(&service, &mut client, "GET", ending));
         let healthz =
@@ -252,7 +252,7 @@ fn at_a_rate_they_hit_some_requests_and_are_counted() {
         let mut client = service.connect();
         client.send_request("GET", "/probe");
         if client.receive() {
-            assert_eq!(client.answer().body, "I'm ok!");
+            assert_eq!(client.read_response().body, "I'm ok!");
         } else {
             closed += 1;
         }

@@ -29,7 +29,7 @@ fn an_upload_of_10_mb_that_takes_five_seconds_sees_its_413() {
         let due = started + number * Duration::from_millis(100);
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
-    let response = client.answer();
+    let response = client.read_response();
     assert_eq!(response.status, 413);
     assert_eq!(response.field("Connection"), Some("close"));
     client.expect_close();
@@ -46,7 +46,7 @@ fn at_the_connection_limit_a_lingering_connection_makes_room_first() {
     }
     let mut uploading = service.connect();
     uploading.send(UPLOAD_HEAD);
-    assert_eq!(uploading.answer().status, 413);
+    assert_eq!(uploading.read_response().status, 413);
     thread::scope(|scope| {
         let upload = scope.spawn(|| {
             let started = Instant::now();

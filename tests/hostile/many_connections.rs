@@ -60,7 +60,7 @@ fn a_thousand_simultaneous_clients_get_every_response_and_all_are_counted() {
                         client.send_request("GET", "/probe");
                     }
                     for client in &mut clients {
-                        let response = client.answer();
+                        let response = client.read_response();
                         assert_eq!((response.status, &*response.body), (200, "I'm ok!"));
                     }
                 }

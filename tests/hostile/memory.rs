@@ -229,5 +229,5 @@ fn a_client_that_makes_progress_is_not_reset_when_others_hold_too_much() {
         thread::sleep(Duration::from_millis(20));
     }
     active.send("\r\n");
-    assert_eq!(active.answer().status, 200);
+    assert_eq!(active.read_response().status, 200);
 }

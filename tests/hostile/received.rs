@@ -77,7 +77,7 @@ fn what_happens_in_time_while_the_process_is_stopped_is_in_time() {
     head.send("GET /probe HTTP/1.1\r\nHo");
     let mut body = service.connect();
     body.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nhalf");
-    assert_eq!(body.answer().status, 405);
+    assert_eq!(body.read_response().status, 405);
     let mut slow = service.connect_with_receive_buffer(4 * 1024);
     slow.send(request("GET", "/metrics").repeat(PAGES));
     wait_until("the server has begun to respond", || {
@@ -101,7 +101,7 @@ fn what_happens_in_time_while_the_process_is_stopped_is_in_time() {
         assert_eq!(client.ask("GET", "/healthz").status, 200);
     }
     for _ in 0..PAGES {
-        assert_eq!(slow.answer().status, 200);
+        assert_eq!(slow.read_response().status, 200);
     }
 }
 
@@ -184,7 +184,7 @@ fn a_head_with_urgent_data_is_read_at_once() {
         })
         .collect();
     for (urgent, mut client) in clients.into_iter().enumerate() {
-        let response = client.answer();
+        let response = client.read_response();
         assert_eq!(
             response.status, 200,
             "with byte {urgent} urgent: {response:?}"

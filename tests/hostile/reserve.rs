@@ -29,9 +29,9 @@ fn requests_pipelined_on_the_reserve_are_all_answered() {
     let mut client = service.connect();
     client.send(request("GET", "/metrics").repeat(40) + &request("GET", "/probe"));
     for _ in 0..40 {
-        assert_eq!(client.answer().status, 200);
+        assert_eq!(client.read_response().status, 200);
     }
-    assert_eq!(client.answer().status, 503);
+    assert_eq!(client.read_response().status, 503);
     client.expect_close();
 }
 
@@ -51,7 +51,7 @@ fn requests_that_arrive_on_the_reserve_while_the_process_is_stopped_are_answered
         thread::sleep(Duration::from_millis(2100));
         service.resume();
         for client in &mut clients {
-            assert_eq!(client.answer().status, status);
+            assert_eq!(client.read_response().status, status);
             client.expect_close();
         }
     }
@@ -107,7 +107,7 @@ fn connections_in_the_backlog_are_answered_when_the_service_stops_at_the_limit()
     service.signal("TERM");
     service.resume();
     for client in &mut clients {
-        assert_eq!(client.answer().status, 503);
+        assert_eq!(client.read_response().status, 503);
         client.expect_close();
     }
     drop(clients);

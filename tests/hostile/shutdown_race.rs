@@ -157,12 +157,12 @@ fn a_request_that_outlasts_the_grace_period_gets_503_and_its_line() {
     soon.send_delayed("/probe?delay=2s");
     let told = Instant::now();
     terminate(&service);
-    let response = soon.answer();
+    let response = soon.read_response();
     assert_eq!(response.body, "I'm ok!");
     assert_eq!(response.field("Connection"), Some("close"));
     soon.expect_close();
     for client in &mut delayed {
-        let response = client.answer();
+        let response = client.read_response();
         assert_eq!(response.status, 503, "{response:?}");
         assert_eq!(response.field("Connection"), Some("close"));
         client.expect_close();
@@ -184,7 +184,7 @@ fn requests_behind_one_that_outlasts_the_grace_period_get_their_responses() {
     client.send_request("GET", "/healthz");
     terminate(&service);
     for status in [503, 503, 200] {
-        assert_eq!(client.answer().status, status);
+        assert_eq!(client.read_response().status, status);
     }
     client.expect_close();
     assert_eq!(service.wait(), Some(0));
@@ -201,7 +201,7 @@ fn work_that_outlasts_the_grace_period_gets_503_and_its_line() {
     terminate(&service);
     let mut statuses = Vec::new();
     for client in &mut clients {
-        let response = client.answer();
+        let response = client.read_response();
         assert_eq!(response.field("Connection"), Some("close"));
         client.expect_close();
         statuses.push(response.status.to_string());

@@ -45,7 +45,7 @@ fn a_slow_head_gets_408(service: &Service) {
         assert!(started.elapsed() < Duration::from_secs(40), "no 408");
     }
     assert_took(started, 10);
-    let response = client.answer();
+    let response = client.read_response();
     assert_eq!(response.status, 408);
     assert_eq!(response.field("Connection"), Some("close"));
 }
@@ -110,7 +110,7 @@ fn a_body_that_never_arrives_closes_the_connection(service: &Service) {
     let mut client: Client = service.connect();
     let started = Instant::now();
     client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n");
-    assert_eq!(client.answer().status, 405);
+    assert_eq!(client.read_response().status, 405);
     client.expect_close();
     assert_took(started, 10);
 }

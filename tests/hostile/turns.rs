@@ -399,9 +399,9 @@ fn a_client_that_has_finished_sending_gets_its_response_after_the_others() {
     service.resume();
     let (last, others) = clients.split_last_mut().unwrap();
     for client in others {
-        assert_eq!(client.answer().body, "I'm ok!");
+        assert_eq!(client.read_response().body, "I'm ok!");
         assert!(finished.has_nothing_to_read(), "it comes after the others");
     }
-    assert_eq!(last.answer().body, "I'm ok!");
+    assert_eq!(last.read_response().body, "I'm ok!");
     finished.expect_responses_and_orderly_close(1);
 }

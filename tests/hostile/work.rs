@@ -44,7 +44,7 @@ fn scrapes_and_health_checks_wait_for_at_most_one_unit_of_work() {
         counted = service.scrape().count(PROBES);
     }
     for client in &mut clients {
-        assert_eq!(client.answer().body, "I'm ok!");
+        assert_eq!(client.read_response().body, "I'm ok!");
     }
     // On a busy machine, a unit takes longer than its CPU time.
     let unit = started.elapsed() / 64;
@@ -79,9 +79,9 @@ fn responses_on_one_connection_stay_in_order_whatever_their_work() {
     let requests = ["/probe", "/healthz", "/nope"].map(|path| request("GET", path));
     client.send(requests.concat().repeat(50));
     for _ in 0..50 {
-        assert!(matches!(client.answer().status, 200 | 500));
-        assert_eq!(client.answer().body, "ok\n");
-        assert_eq!(client.answer().status, 404);
+        assert!(matches!(client.read_response().status, 200 | 500));
+        assert_eq!(client.read_response().body, "ok\n");
+        assert_eq!(client.read_response().status, 404);
     }
 }
 
@@ -117,7 +117,7 @@ fn queued_work_is_done_before_the_service_ends() {
     let mut clients = send_work(&service, 10);
     service.signal("TERM");
     for client in &mut clients {
-        assert_eq!(client.answer().body, "I'm ok!");
+        assert_eq!(client.read_response().body, "I'm ok!");
     }
     assert_eq!(service.wait(), Some(0));
 }
@@ -140,6 +140,6 @@ fn a_client_that_disconnects_before_its_work_does_not_affect_others() {
     rustix::net::sockopt::set_socket_linger(&leaving.stream, linger).unwrap();
     drop(leaving);
     for client in &mut clients {
-        assert_eq!(client.answer().body, "I'm ok!");
+        assert_eq!(client.read_response().body, "I'm ok!");
     }
 }

@@ -399,7 +399,7 @@ fn a_sampled_trace_becomes_an_exemplar(server: &str) {
     ] {
         let values: Vec<&str> = values.iter().map(String::as_str).collect();
         client.send(traced(path, &values));
-        client.answer();
+        client.read_response();
     }
     // A request is recorded at the latest before the next request on its connection is handled, which may
     // be after its response was sent.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Answer, Client, Service, request, wait_until};
+use crate::support::{Client, Response, Service, request, wait_until};
 
 on_every_server!(
     a_change_lasts_until_it_is_reverted,
@@ -26,7 +26,7 @@ const FAULTS: &[&str] = &["--fault-injection", "--fail-rate", "0"];
 const AT_START: &str = "fail-rate=0\nfail-with=500\nfail-latency=0s\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n";
 
 /// Removes the `Date` field.
-fn undated(mut response: Answer) -> Answer {
+fn undated(mut response: Response) -> Response {
     let lines = response
         .head
         .lines()
@@ -66,7 +66,7 @@ fn a_change_lasts_until_it_is_reverted(server: &str) {
     );
     // A body is not read.
     client.send("PUT /faults HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\nfail-rate=1");
-    assert_eq!(client.answer().status, 400);
+    assert_eq!(client.read_response().status, 400);
     assert_eq!(client.ask("GET", "/faults").body, AT_START);
 }
 
@@ -107,7 +107,7 @@ fn a_change_in_a_pipeline_applies_to_the_requests_after_it(server: &str) {
     client.send(requests.concat().repeat(20));
     for _ in 0..20 {
         for (method, path, status) in exchanges {
-            assert_eq!(client.answer().status, status, "{method} {path}");
+            assert_eq!(client.read_response().status, status, "{method} {path}");
         }
     }
 }
@@ -261,7 +261,7 @@ fn responses_say_how_to_change_settings(server: &str) {
         client.send(format!(
             "PUT {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\nfail-rate=1"
         ));
-        let response = client.answer();
+        let response = client.read_response();
         assert_eq!(response.status, 400);
         assert!(response.body.contains("in the query"), "{response:?}");
     }
@@ -271,10 +271,10 @@ fn responses_say_how_to_change_settings(server: &str) {
     other.send(format!(
         "PUT /faults?slow-rate=1 HTTP/1.1\r\nHost: a\r\n{chunked}"
     ));
-    assert!([400, 411].contains(&other.answer().status));
+    assert!([400, 411].contains(&other.read_response().status));
     // curl -X PUT -d '' sends this.
     client.send("PUT /faults?slow-rate=0 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
-    assert_eq!(client.answer().status, 200);
+    assert_eq!(client.read_response().status, 200);
     assert_eq!(client.ask("GET", "/faults").body, AT_START);
 
     let service = Service::start(server, &[]);
@@ -305,7 +305,7 @@ fn pages_of_other_hosts_cannot_change_settings(server: &str) {
         ] {
             let fields = format!("Host: {host}\r\nOrigin: {origin}\r\n");
             client.send(format!("{request} HTTP/1.1\r\n{fields}\r\n"));
-            let response = client.answer();
+            let response = client.read_response();
             assert_eq!(response.status, status, "{request} {origin}: {response:?}");
             assert_eq!(response.body.contains("--allowed-host"), status == 403);
             for field in [
@@ -479,7 +479,7 @@ fn the_delay_comes_before_the_work(server: &str) {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(client.answer().body, "I'm ok!");
+    assert_eq!(client.read_response().body, "I'm ok!");
     // The CPU time is the sum of two values that are rounded down to 10 ms.
     assert!(service.cpu_time() >= Duration::from_millis(280));
     assert!(sent.elapsed() > Duration::from_millis(300 + 2000 / 3));

@@ -16,10 +16,10 @@ macro_rules! on_every_server {
     };
 }
 
-mod answers;
 mod command_line;
 mod exposition;
 mod faults;
+mod responses;
 // These tests need /proc and /dev/full.
 #[cfg(target_os = "linux")]
 mod logs;

@@ -11,9 +11,9 @@ fn service() -> Service {
 }
 
 fn put(client: &mut Client, query: &str) -> String {
-    let answer = client.ask("PUT", &format!("/faults/process?{query}"));
-    assert_eq!(answer.status, 200, "{answer:?}");
-    answer.body
+    let response = client.ask("PUT", &format!("/faults/process?{query}"));
+    assert_eq!(response.status, 200, "{response:?}");
+    response.body
 }
 
 const MIB: u64 = 1024;
@@ -250,8 +250,8 @@ fn a_bad_change_is_one_line_and_changes_nothing() {
             "freeze=1s: given more than once".into(),
         ),
     ] {
-        let answer = client.ask("PUT", &format!("/faults/process?{query}"));
-        assert_eq!((answer.status, answer.body), (400, problem + "\n"));
+        let response = client.ask("PUT", &format!("/faults/process?{query}"));
+        assert_eq!((response.status, response.body), (400, problem + "\n"));
     }
     let shown = client.ask("GET", "/faults/process").body;
     assert_eq!(shown, "memory=0B\nseries=0\nopen-files=0\n");
@@ -261,10 +261,10 @@ fn a_bad_change_is_one_line_and_changes_nothing() {
 #[test]
 fn tiny_http_refuses_it() {
     let service = Service::start("tiny-http", &["--fault-injection=all"]);
-    let answer = service.connect().ask("PUT", "/faults/process?freeze=1s");
-    assert_eq!(answer.status, 400);
+    let response = service.connect().ask("PUT", "/faults/process?freeze=1s");
+    assert_eq!(response.status, 400);
     assert!(
-        answer.body.ends_with("expected --server event-loop\n"),
-        "{answer:?}"
+        response.body.ends_with("expected --server event-loop\n"),
+        "{response:?}"
     );
 }

@@ -56,7 +56,7 @@ fn send_delayed(service: &Service, server: &str) -> Client {
             if other.stream.peek(&mut [0]).is_err() {
                 break;
             }
-            other.answer();
+            other.read_response();
         }
     } else {
         delayed.send_delayed("/probe");
@@ -69,7 +69,7 @@ fn a_delayed_response_is_sent_after_the_signal(server: &str) {
     let mut service = Service::start(server, &slow);
     let mut delayed = send_delayed(&service, server);
     service.signal("TERM");
-    assert_eq!(delayed.answer().body, "I'm ok!");
+    assert_eq!(delayed.read_response().body, "I'm ok!");
     assert_eq!(service.wait(), Some(0));
 }
 
@@ -106,7 +106,7 @@ fn the_service_is_ready_until_the_signal(server: &str) {
     let delayed = send_delayed(&service, server);
     service.signal("TERM");
     client.send_request("GET", "/readyz");
-    let not_ready = client.answer();
+    let not_ready = client.read_response();
     assert_eq!((not_ready.status, &*not_ready.body), (503, "not ready\n"));
     drop(delayed);
 }

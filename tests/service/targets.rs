@@ -37,11 +37,11 @@ fn each_target_fails_as_told_and_no_other_does(server: &str) {
         assert!(own.starts_with("fail-rate=1\nfail-with=503\n"), "{own}");
         for other in TARGETS {
             for method in ["GET", "HEAD"] {
-                let answer = client.ask(method, &format!("/{other}"));
+                let response = client.ask(method, &format!("/{other}"));
                 let expected = if other == target { 503 } else { 200 };
-                assert_eq!(answer.status, expected, "{method} {other}");
+                assert_eq!(response.status, expected, "{method} {other}");
                 let retry_after = (other == target).then_some("1");
-                assert_eq!(answer.field("Retry-After"), retry_after);
+                assert_eq!(response.field("Retry-After"), retry_after);
             }
         }
         if target != "metrics" {
@@ -116,9 +116,9 @@ fn the_faults_themselves_are_never_affected(server: &str) {
     assert_eq!(client.ask("GET", "/nope").status, 404);
     assert_eq!(client.ask("POST", "/healthz").status, 405);
     for target in ["nope", "", "faults", "probe/", "probe/x", "Probe"] {
-        let answer = client.ask("PUT", &format!("/faults/{target}?fail-rate=0&for=1h"));
-        assert_eq!(answer.status, 404, "{target}");
-        assert!(answer.body.contains("/faults/readyz"), "{answer:?}");
+        let response = client.ask("PUT", &format!("/faults/{target}?fail-rate=0&for=1h"));
+        assert_eq!(response.status, 404, "{target}");
+        assert!(response.body.contains("/faults/readyz"), "{response:?}");
     }
     assert_eq!(client.ask("GET", "/probe").status, 500);
     assert_eq!(client.ask("DELETE", "/faults").status, 200);
@@ -132,9 +132,12 @@ fn only_probe_can_be_changed_unless_all_may_be(server: &str) {
     let mut client = service.connect();
     for target in ["metrics", "healthz", "readyz", "process"] {
         for method in ["GET", "PUT", "DELETE"] {
-            let answer = client.ask(method, &format!("/faults/{target}?fail-rate=1&for=1m"));
-            assert_eq!(answer.status, 404, "{method} {target}");
-            assert!(answer.body.contains("--fault-injection=all"), "{answer:?}");
+            let response = client.ask(method, &format!("/faults/{target}?fail-rate=1&for=1m"));
+            assert_eq!(response.status, 404, "{method} {target}");
+            assert!(
+                response.body.contains("--fault-injection=all"),
+                "{response:?}"
+            );
         }
     }
     let changed = client.ask("PUT", "/faults/probe?fail-rate=1&for=1m");
@@ -149,11 +152,11 @@ fn a_target_can_be_slow_and_work(server: &str) {
     let change = "slow-rate=1&slow-latency=200ms&work=20ms&for=1m";
     client.ask("PUT", &format!("/faults/metrics?{change}"));
     let asked = Instant::now();
-    let answer = client.ask("GET", "/metrics");
-    assert!(answer.body.contains("app_version_info"), "{answer:?}");
+    let response = client.ask("GET", "/metrics");
+    assert!(response.body.contains("app_version_info"), "{response:?}");
     // A gamma of shape 30 is practically never below a third of its mean.
     assert!(asked.elapsed() > Duration::from_millis(200 / 3 + 20));
-    let configured = Page::parse(&answer.body).value("app_configured_work_seconds");
+    let configured = Page::parse(&response.body).value("app_configured_work_seconds");
     assert_eq!(configured.to_bits(), 0, "these are probe's");
     let mut other = service.connect();
     assert_eq!(other.ask("GET", "/healthz").status, 200);

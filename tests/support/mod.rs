@@ -121,7 +121,7 @@ impl Service {
     }
 
     /// Sends a GET request on a new connection.
-    pub fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> Response {
         self.connect().ask("GET", path)
     }
 
@@ -312,13 +312,13 @@ pub struct Client {
 
 /// A response as it was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub head: String,
     pub body: String,
 }
 
-impl Answer {
+impl Response {
     /// Returns the value of a field, or `None` if the field is missing. Panics if it is repeated.
     pub fn field(&self, name: &str) -> Option<&str> {
         let mut values = self.head.lines().skip(1).filter_map(|line| {
@@ -362,30 +362,30 @@ impl Client {
     /// know this, it sends another request in the same packet and waits for the response to that one.
     pub fn send_delayed(&mut self, path: &str) {
         self.send(request("GET", "/healthz") + &request("GET", path));
-        assert_eq!(self.answer().body, "ok\n");
+        assert_eq!(self.read_response().body, "ok\n");
     }
 
     /// Sends a request and waits for its response. The connection stays open.
-    pub fn ask(&mut self, method: &str, path: &str) -> Answer {
+    pub fn ask(&mut self, method: &str, path: &str) -> Response {
         self.send_request(method, path);
         if method == "HEAD" {
-            self.answer_to_head()
+            self.read_response_to_head()
         } else {
-            self.answer()
+            self.read_response()
         }
     }
 
     /// Sends a scrape with additional header fields.
-    pub fn scrape(&mut self, fields: &str) -> Answer {
+    pub fn scrape(&mut self, fields: &str) -> Response {
         self.send(format!(
             "GET /metrics HTTP/1.1\r\nHost: test\r\n{fields}\r\n"
         ));
-        self.answer()
+        self.read_response()
     }
 
     /// Waits for a response.
-    pub fn answer(&mut self) -> Answer {
-        let mut response = self.answer_to_head();
+    pub fn read_response(&mut self) -> Response {
+        let mut response = self.read_response_to_head();
         if response.status == 204 {
             return response;
         }
@@ -402,7 +402,7 @@ impl Client {
     }
 
     /// Waits for the response to a HEAD request, which has no body although it has a length.
-    pub fn answer_to_head(&mut self) -> Answer {
+    pub fn read_response_to_head(&mut self) -> Response {
         let end = loop {
             let end = self.received.windows(4).position(|w| w == b"\r\n\r\n");
             if let Some(end) = end {
@@ -412,7 +412,7 @@ impl Client {
         };
         let head = String::from_utf8(self.received.drain(..end + 4).collect()).unwrap();
         assert!(head.starts_with("HTTP/1."), "no status line: {head}");
-        Answer {
+        Response {
             status: head[9..12].parse().unwrap(),
             head: head.trim_end().to_owned(),
             body: String::new(),

@@ -195,7 +195,7 @@ fn http_1_0_and_connection_close_close_the_connection(server: &str) {
     ] {
         let mut client = service.connect();
         client.send(request);
-        assert_eq!(client.answer().body, "I'm ok!");
+        assert_eq!(client.read_response().body, "I'm ok!");
         client.expect_close();
     }
 }
@@ -205,7 +205,7 @@ fn a_half_closed_client_gets_its_response(server: &str) {
     let mut client = service.connect();
     client.send_request("GET", "/probe");
     client.stream.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(client.answer().body, "I'm ok!");
+    assert_eq!(client.read_response().body, "I'm ok!");
     client.expect_close();
 }
 
@@ -244,7 +244,7 @@ fn the_access_log_in_json_has_the_same_fields_and_the_trace(server: &str) {
     client.send(format!(
         "GET /healthz HTTP/1.1\r\nHost: a\r\ntraceparent: {trace}\r\n\r\n"
     ));
-    client.answer();
+    client.read_response();
     let peer = client.stream.local_addr().unwrap();
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));

@@ -7,7 +7,7 @@ use crate::drive::DATE;
 
 /// A response, without the parts that all responses have in common.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub allow: Option<String>,
     pub content_type: Option<String>,
@@ -24,7 +24,7 @@ pub fn is_page(content_type: Option<&str>) -> bool {
 
 /// Parses the response to a request of this method and removes it from the front of `bytes`. Returns `None`
 /// if it is incomplete. Panics if it is malformed.
-pub fn read(bytes: &mut &str, method: &str) -> Option<Answer> {
+pub fn read(bytes: &mut &str, method: &str) -> Option<Response> {
     let (head, rest) = bytes.split_once("\r\n\r\n")?;
     let mut lines = head.split("\r\n");
     let status_line = lines.next().unwrap_or_default();
@@ -67,7 +67,7 @@ pub fn read(bytes: &mut &str, method: &str) -> Option<Answer> {
     let length = content_length.filter(|_| method != "HEAD").unwrap_or(0);
     let (body, after) = rest.split_at_checked(length)?;
     *bytes = after;
-    Some(Answer {
+    Some(Response {
         status,
         allow: allow.map(str::to_owned),
         content_type: content_type.map(str::to_owned),
