@@ -1,4 +1,4 @@
-//! What the crate promises to a service: how it is started and stopped, and what it is told.
+//! What the crate promises to a service: how it is started and stopped, and how exchanges are reported.
 
 mod client;
 
@@ -19,12 +19,12 @@ use client::{Client, TIMEOUT, get, wait_until};
 const DELAY: Duration = Duration::from_millis(300);
 const BODY: &str = "0123456789";
 
-/// What a service is told about an exchange: its path, how it ended, its status, the length of its body.
-type Told = (Option<String>, Outcome, u16, usize);
+/// What is reported about an exchange: its path, its outcome, its status, and the length of its body.
+type Report = (Option<String>, Outcome, u16, usize);
 
-/// Answers as the path asks, and passes on what it is told.
+/// A service that responds as the path asks, and passes on what the server reports.
 struct Recorder {
-    ended: Sender<Told>,
+    ended: Sender<Report>,
     durations: Sender<Duration>,
     open: Sender<usize>,
 }
@@ -51,11 +51,11 @@ impl Service for Recorder {
 
     fn ended(&mut self, ended: Ended<String>) {
         let (status, length) = (ended.status.code(), ended.body_length);
-        let told = (ended.memo, ended.outcome, status, length);
-        let is_panic = told.0.as_deref() == Some("/panic-later");
-        // Tests that do not look at these have dropped the other ends.
+        let report = (ended.memo, ended.outcome, status, length);
+        let is_panic = report.0.as_deref() == Some("/panic-later");
+        // Ignore send errors: a test that does not use the reports has dropped the receivers.
         let _ = self.durations.send(ended.duration);
-        let _ = self.ended.send(told);
+        let _ = self.ended.send(report);
         assert!(!is_panic, "as the path asks");
     }
 
@@ -72,10 +72,10 @@ impl Service for Recorder {
     }
 }
 
-/// A running recorder, and what it was told.
+/// A running recorder, and the reports that it passes on.
 struct Running {
     handle: Handle,
-    ended: Receiver<Told>,
+    ended: Receiver<Report>,
     durations: Receiver<Duration>,
     open: Receiver<usize>,
 }
@@ -103,32 +103,32 @@ impl Running {
         Client::connect(self.handle.address())
     }
 
-    /// Waits until an exchange has ended.
-    fn next_told(&self) -> Told {
-        let told = self.ended.recv_timeout(TIMEOUT);
-        told.expect("an exchange that ends")
+    /// Waits until an exchange is reported.
+    fn next_report(&self) -> Report {
+        let report = self.ended.recv_timeout(TIMEOUT);
+        report.expect("an exchange is reported")
     }
 
-    /// Stops the server. Returns what it was told and nobody has looked at.
-    fn stop(self) -> Vec<Told> {
+    /// Stops the server. Returns the reports that no test has received.
+    fn stop(self) -> Vec<Report> {
         self.handle.stop().unwrap();
         assert_eq!(self.open.iter().last().unwrap_or(0), 0, "connections");
         self.ended.iter().collect()
     }
 }
 
-fn told(path: &str, outcome: Outcome, status: u16, length: usize) -> Told {
+fn report(path: &str, outcome: Outcome, status: u16, length: usize) -> Report {
     let memo = (!path.is_empty()).then(|| path.to_owned());
     (memo, outcome, status, length)
 }
 
-/// Sends one request, has the client do something, and asserts that the service is told of it once.
-fn assert_told_once(request: &str, act: impl FnOnce(&mut Client), expected: &Told) {
+/// Sends one request, calls `act` with its client, and asserts that the exchange is reported once.
+fn assert_reported_once(request: &str, act: impl FnOnce(&mut Client), expected: &Report) {
     let running = Running::start(Limits::default());
     let mut client = running.connect();
     client.send(request);
     act(&mut client);
-    assert_eq!(&running.next_told(), expected, "{request}");
+    assert_eq!(&running.next_report(), expected, "{request}");
     drop(client);
     assert_eq!(running.stop(), [], "{request}");
 }
@@ -139,13 +139,13 @@ fn expect_body(client: &mut Client) {
 
 #[test]
 fn a_response_is_reported_once() {
-    let responded = |path, length| told(path, Outcome::Responded, 200, length);
-    assert_told_once(&get("/"), expect_body, &responded("/", 10));
-    assert_told_once(&get("/delayed"), expect_body, &responded("/delayed", 10));
-    assert_told_once(&get("/work"), expect_body, &responded("/work", 10));
+    let responded = |path, length| report(path, Outcome::Responded, 200, length);
+    assert_reported_once(&get("/"), expect_body, &responded("/", 10));
+    assert_reported_once(&get("/delayed"), expect_body, &responded("/delayed", 10));
+    assert_reported_once(&get("/work"), expect_body, &responded("/work", 10));
     let head = "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
     let expect_head = |client: &mut Client| assert_eq!(client.head().status, 200);
-    assert_told_once(head, expect_head, &responded("/", 0));
+    assert_reported_once(head, expect_head, &responded("/", 0));
 }
 
 #[test]
@@ -155,46 +155,52 @@ fn a_rejected_request_is_reported_once() {
         assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
     };
     let length = "Expected exactly one Host field.\n".len();
-    let rejected = told("", Outcome::Rejected, 400, length);
-    assert_told_once("GET / HTTP/1.1\r\n\r\n", expect_400, &rejected);
+    let rejected = report("", Outcome::Rejected, 400, length);
+    assert_reported_once("GET / HTTP/1.1\r\n\r\n", expect_400, &rejected);
 }
 
 #[test]
 fn a_client_that_disconnects_first_is_reported_once() {
     let running = Running::start(Limits::default());
     let mut client = running.connect();
-    // In one piece, so that the second request is known when the first is answered.
+    // Both requests arrive in one read.
     client.send(&(get("/") + &get("/never")));
     assert_eq!(client.response().body, BODY);
-    assert_eq!(running.next_told(), told("/", Outcome::Responded, 200, 10));
+    assert_eq!(
+        running.next_report(),
+        report("/", Outcome::Responded, 200, 10)
+    );
     set_socket_linger(&client.stream, Some(Duration::ZERO)).unwrap();
     drop(client);
-    let disconnected = told("/never", Outcome::Disconnected, 200, 0);
-    assert_eq!(running.next_told(), disconnected);
+    let disconnected = report("/never", Outcome::Disconnected, 200, 0);
+    assert_eq!(running.next_report(), disconnected);
     assert_eq!(running.stop(), []);
 }
 
 #[test]
 fn a_response_that_is_dropped_on_purpose_is_reported_once() {
-    let dropped = |path| told(path, Outcome::Dropped, 200, 0);
+    let dropped = |path| report(path, Outcome::Dropped, 200, 0);
     let expect_reset = |client: &mut Client| {
         let result = client.read_to_the_end();
         assert_eq!(result, Err(ErrorKind::ConnectionReset));
     };
-    assert_told_once(&get("/reset"), expect_reset, &dropped("/reset"));
+    assert_reported_once(&get("/reset"), expect_reset, &dropped("/reset"));
     let expect_close =
         |client: &mut Client| assert_eq!(client.read_to_the_end(), Ok(String::new()));
-    assert_told_once(&get("/close"), expect_close, &dropped("/close"));
+    assert_reported_once(&get("/close"), expect_close, &dropped("/close"));
 
     let running = Running::start(Limits::default());
     let mut client = running.connect();
     client.send(&get("/hang"));
-    // Connections have their turns one after the other: this one is answered after the other's request.
+    // When this request gets its response, the earlier one has had its turn.
     running.connect().get("/");
-    assert_eq!(running.next_told(), told("/", Outcome::Responded, 200, 10));
+    assert_eq!(
+        running.next_report(),
+        report("/", Outcome::Responded, 200, 10)
+    );
     assert!(client.is_silent(), "open, and not a byte");
     drop(client);
-    assert_eq!(running.next_told(), dropped("/hang"));
+    assert_eq!(running.next_report(), dropped("/hang"));
     assert_eq!(running.stop(), []);
 }
 
@@ -205,16 +211,16 @@ fn a_response_that_is_incomplete_on_purpose_is_reported_once() {
         assert!(response.contains("Content-Length: 10\r\n"), "{response}");
         assert!(response.ends_with("\r\n\r\n01234"), "{response}");
     };
-    let cut = told("/cut", Outcome::Responded, 200, 5);
-    assert_told_once(&get("/cut"), expect_half, &cut);
+    let cut = report("/cut", Outcome::Responded, 200, 5);
+    assert_reported_once(&get("/cut"), expect_half, &cut);
 
     let running = Running::start(Limits::default());
     let mut client = running.connect();
     client.send(&get("/stall"));
     assert!(client.head().head.contains("Content-Length: 10\r\n"));
     drop(client);
-    let stalled = told("/stall", Outcome::Responded, 200, 5);
-    assert_eq!(running.next_told(), stalled);
+    let stalled = report("/stall", Outcome::Responded, 200, 5);
+    assert_eq!(running.next_report(), stalled);
     assert_eq!(running.stop(), []);
 }
 
@@ -226,25 +232,28 @@ fn a_panic_in_the_service_is_reported_once_and_affects_no_other_client() {
         let mut client = running.connect();
         client.send(&(get("/panic") + &get("/")));
         assert_eq!(client.read_to_the_end(), Ok(String::new()));
-        assert_eq!(running.next_told(), told("", Outcome::Panicked, 500, 0));
+        assert_eq!(running.next_report(), report("", Outcome::Panicked, 500, 0));
 
-        // In `ended`.
+        // This one panics in `ended`.
         let mut client = running.connect();
         client.send(&get("/panic-later"));
-        let responded = told("/panic-later", Outcome::Responded, 200, 10);
-        assert_eq!(running.next_told(), responded);
+        let responded = report("/panic-later", Outcome::Responded, 200, 10);
+        assert_eq!(running.next_report(), responded);
         let end = client.read_to_the_end();
         assert_ne!(end, Err(ErrorKind::WouldBlock), "still open");
 
         assert_eq!(other.get("/").body, BODY);
-        assert_eq!(running.next_told(), told("/", Outcome::Responded, 200, 10));
+        assert_eq!(
+            running.next_report(),
+            report("/", Outcome::Responded, 200, 10)
+        );
     }
     drop(other);
     assert_eq!(running.stop(), []);
 }
 
 #[test]
-fn a_delayed_response_holds_up_later_requests_of_its_client_only() {
+fn a_delayed_response_delays_only_later_requests_on_its_connection() {
     let running = Running::start(Limits::default());
     let mut delayed = running.connect();
     let mut other = running.connect();
@@ -259,8 +268,8 @@ fn a_delayed_response_holds_up_later_requests_of_its_client_only() {
     let durations: Vec<Duration> = running.durations.try_iter().collect();
     assert_eq!(durations.iter().filter(|time| **time >= DELAY).count(), 1);
 
-    let told = running.stop().into_iter().filter_map(|told| told.0);
-    let order: Vec<String> = told.filter(|path| path != "/other").collect();
+    let paths = running.stop().into_iter().filter_map(|report| report.0);
+    let order: Vec<String> = paths.filter(|path| path != "/other").collect();
     assert_eq!(order, ["/delayed", "/next"]);
 }
 
@@ -274,11 +283,14 @@ fn urgent_requests_are_served_at_the_connection_limit_and_others_refused() {
     for holder in &mut holders {
         holder.send(&(get("/") + &get("/never")));
         assert_eq!(holder.response().body, BODY);
-        assert_eq!(running.next_told(), told("/", Outcome::Responded, 200, 10));
+        assert_eq!(
+            running.next_report(),
+            report("/", Outcome::Responded, 200, 10)
+        );
     }
     assert_eq!(running.connect().get("/urgent").body, BODY);
-    let urgent = told("/urgent", Outcome::Responded, 200, 10);
-    assert_eq!(running.next_told(), urgent);
+    let urgent = report("/urgent", Outcome::Responded, 200, 10);
+    assert_eq!(running.next_report(), urgent);
 
     let response = running.connect().get("/");
     assert_eq!(response.status, 503);
@@ -286,23 +298,23 @@ fn urgent_requests_are_served_at_the_connection_limit_and_others_refused() {
         response.head.contains("\r\nRetry-After: 1\r\n"),
         "{response:?}"
     );
-    let refused = told("refused /", Outcome::Responded, 503, response.body.len());
-    assert_eq!(running.next_told(), refused);
+    let refused = report("refused /", Outcome::Responded, 503, response.body.len());
+    assert_eq!(running.next_report(), refused);
 
-    // When the server stops, it waits for delayed responses for as long as the grace.
-    let told = running.stop();
-    assert_eq!(told.len(), 2);
-    for (holder, told) in holders.iter_mut().zip(told) {
+    // A server that stops waits for delayed responses during the grace period.
+    let reports = running.stop();
+    assert_eq!(reports.len(), 2);
+    for (holder, report) in holders.iter_mut().zip(reports) {
         let response = holder.response();
         assert_eq!(response.status, 503);
         let length = response.body.len();
         let memo = Some("/never".to_owned());
-        assert_eq!(told, (memo, Outcome::Responded, 503, length));
+        assert_eq!(report, (memo, Outcome::Responded, 503, length));
     }
 }
 
 #[test]
-fn stopping_answers_what_was_received() {
+fn a_server_that_stops_answers_the_requests_it_has_received() {
     let server = Server::bind("127.0.0.1:0").unwrap();
     let handle = server.spawn(|_: &Request<'_>| Reply::text(Status::Ok, BODY).after(DELAY));
     let handle = handle.unwrap();
@@ -358,7 +370,7 @@ fn a_stop_signal_ends_run() {
 }
 
 #[test]
-fn a_server_on_every_address_is_reached_by_ipv4() {
+fn a_server_on_every_address_accepts_ipv4_clients() {
     let server = Server::bind_every_address(0).unwrap();
     let address = ([127, 0, 0, 1], server.address().port()).into();
     let handle = server.spawn(|request: &Request<'_>| {

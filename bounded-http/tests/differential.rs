@@ -1,9 +1,9 @@
-//! Compares what this server makes of bytes with what another strict implementation makes of them: the
-//! core of `http-net`, which shares no code with this one. Two servers that disagree about where a request
-//! ends, or about what it asks for, are what request smuggling needs.
+//! Compares how this server parses bytes with another strict implementation: the core of `http-net`,
+//! which shares no code with this one. Request smuggling is possible where two servers disagree about
+//! where a request ends or what it asks for.
 //!
 //! The bytes are the request heads of the tests, the inputs that fuzzing has collected, and variations
-//! of both. Each difference is either a fault, or explained in [`explanation`].
+//! of both. Each difference is a fault unless [`explanation`] explains it.
 //!
 //! Needs the feature `internals`.
 
@@ -23,7 +23,7 @@ mod request_heads;
 
 use request_heads::REQUEST_HEADS;
 
-/// A request as a server understands it.
+/// A request as a server has parsed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Understood {
     method: String,
@@ -33,7 +33,8 @@ struct Understood {
     keep_alive: bool,
 }
 
-/// What this server makes of some bytes: requests, and the status with which it rejects what follows.
+/// What this server parses from some bytes: requests, and the status with which it rejects the next
+/// one.
 fn ours(bytes: &[u8]) -> (Vec<Understood>, Option<u16>) {
     let now = Instant::now();
     let mut connection = Connection::new(now);
@@ -68,7 +69,7 @@ struct Beyond {
     chunked: bool,
 }
 
-/// What the other implementation makes of them.
+/// What the other implementation parses from them.
 struct Theirs {
     requests: Vec<(Understood, Beyond)>,
     error: Option<HttpError>,
@@ -136,7 +137,7 @@ fn theirs(mut bytes: &[u8]) -> Theirs {
 
 const BARE_LF: &str = "RFC 9112, 2.2: a recipient MAY recognize a single LF as a line terminator";
 
-/// Why this server accepts what the other rejects: the section that allows it.
+/// Returns the section that allows this server to accept what the other one rejects.
 fn why_accepted(request: &Understood, error: HttpError) -> Option<&'static str> {
     match error {
         HttpError::BareLf => Some(BARE_LF),
@@ -150,7 +151,7 @@ fn why_accepted(request: &Understood, error: HttpError) -> Option<&'static str> 
     }
 }
 
-/// Why this server rejects what the other accepts: the section that allows it.
+/// Returns the section that allows this server to reject what the other one accepts.
 fn why_rejected(status: u16, request: &Understood, beyond: Beyond) -> Option<&'static str> {
     let scheme = request.target.split_once("://").map(|(scheme, _)| scheme);
     let is_http = |scheme: &str| ["http", "https"].contains(&&*scheme.to_ascii_lowercase());
@@ -171,7 +172,7 @@ fn why_rejected(status: u16, request: &Understood, beyond: Beyond) -> Option<&'s
     }
 }
 
-/// Explains how the two differ. `Ok(None)` if they do not.
+/// Explains how the two differ. Returns `Ok(None)` if they do not.
 fn explanation(bytes: &[u8]) -> Result<Option<&'static str>, String> {
     let (ours, status) = ours(bytes);
     let theirs = theirs(bytes);
@@ -198,17 +199,19 @@ fn explanation(bytes: &[u8]) -> Result<Option<&'static str>, String> {
             let why = status.and_then(|status| why_rejected(status, other, *beyond));
             why.map(Some).ok_or_else(describe)
         }
-        // An empty line, a line of a head that is not complete, or what follows a body that ends in CR.
+        // The difference is in an empty line, a line of an incomplete head, or after a body that ends
+        // in CR.
         (None, None) if status.is_none() && theirs.error == Some(HttpError::BareLf) => {
             Ok(Some(BARE_LF))
         }
-        // Which of several faults is reported is up to a server.
+        // A server may report any of several faults.
         _ if status.is_some() == theirs.error.is_some() => Ok(None),
         _ => Err(describe()),
     }
 }
 
-/// Whether path and query of a target hold nothing but what a URI may hold (RFC 3986, appendix A).
+/// Returns whether the path and query of a target contain only what a URI may contain (RFC 3986,
+/// appendix A).
 fn is_uri(target: &str) -> bool {
     let path = match target.split_once("://") {
         Some((_, rest)) if !target.starts_with('/') => {
@@ -225,8 +228,8 @@ fn is_uri(target: &str) -> bool {
     path.chars().all(is_allowed) && path.split('%').skip(1).all(is_escape)
 }
 
-/// Whether `Host` or the target has brackets in which there is no IPv6 address. None of the parts has one
-/// of a later version.
+/// Returns whether `Host` or the target has brackets without an IPv6 address in them. No input has an
+/// address of a later version.
 fn has_malformed_ip_literal(request: &Understood) -> bool {
     let host = host(request).unwrap_or_default();
     let host = str::from_utf8(host).unwrap_or_default();
@@ -243,7 +246,8 @@ fn host(request: &Understood) -> Option<&[u8]> {
     host.map(|(_, value)| &**value)
 }
 
-/// The inputs that fuzzing has collected; the first eight bytes of each say how the rest is cut.
+/// Returns the inputs that fuzzing has collected. The first eight bytes of each define how the rest is
+/// split.
 fn corpus() -> Vec<Vec<u8>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/connection");
     let inputs = std::fs::read_dir(corpus).expect("there is a corpus");
@@ -255,7 +259,7 @@ fn corpus() -> Vec<Vec<u8>> {
     inputs
 }
 
-/// Numbers that look random and are the same in every run (xorshift64*).
+/// Pseudorandom numbers that are the same in every run (xorshift64*).
 struct Numbers(u64);
 
 impl Numbers {
@@ -272,7 +276,7 @@ impl Numbers {
     }
 }
 
-/// What variations put in place of something else: each has a meaning somewhere in a request.
+/// The bytes that variations insert. Each has a meaning somewhere in a request.
 const PARTS: &[&[u8]] = &[
     b"\r\n",
     b"\n",
@@ -343,7 +347,7 @@ const PARTS: &[&[u8]] = &[
 
 const HOST_WITHOUT_NAME: &[u8] = b"GET /probe HTTP/1.1\r\nHost: :80\r\n\r\n";
 
-/// One to four changes to a request, which may be followed by another.
+/// Makes one to four changes to a request, and may append another request.
 fn variation(numbers: &mut Numbers, seeds: &[&[u8]]) -> Vec<u8> {
     let mut bytes = numbers.choose(seeds).to_vec();
     if numbers.below(3) == 0 {
@@ -358,13 +362,13 @@ fn variation(numbers: &mut Numbers, seeds: &[&[u8]]) -> Vec<u8> {
         };
         bytes.splice(at..at + replaced, part.iter().copied());
     }
-    // An unfinished head may be rejected early or late. So it is finished.
+    // A server may reject an incomplete head early or late, so the head is completed.
     bytes.extend_from_slice(b"\r\n\r\n");
     bytes
 }
 
 #[test]
-fn every_difference_to_another_strict_server_is_explained() {
+fn every_difference_from_another_strict_server_is_explained() {
     let corpus = corpus();
     let heads = REQUEST_HEADS.iter().map(|(_, head, _)| head.as_bytes());
     let heads = heads.chain([HOST_WITHOUT_NAME]);
@@ -376,7 +380,7 @@ fn every_difference_to_another_strict_server_is_explained() {
     let mut explanations: BTreeMap<&str, usize> = BTreeMap::new();
     let (mut faults, mut requests) = (Vec::new(), 0);
     for bytes in inputs.chain(variations) {
-        // The two bound the parts of a head differently.
+        // The two have different limits on the parts of a head.
         if bytes.len() > MAX_HEAD_BYTES {
             continue;
         }

@@ -1,5 +1,5 @@
-//! Hostile clients of `examples/daemon_metrics.rs`, and an orderly end of both examples. The process has
-//! 300 descriptors. Its memory and its CPU time are read in /proc.
+//! Hostile clients of `examples/daemon_metrics.rs`, and an orderly shutdown of both examples. The
+//! process has 300 descriptors. Its memory and its CPU time are read from /proc.
 
 #![cfg(target_os = "linux")]
 
@@ -19,7 +19,7 @@ use client::{Client, get, wait_until};
 /// How long a scrape may take while hostile clients are connected.
 const PROMPTLY: Duration = Duration::from_secs(2);
 
-/// An example that is running. It is killed when this is dropped.
+/// A running example. Dropping it kills the process.
 struct Example {
     child: Child,
     address: SocketAddr,
@@ -57,7 +57,7 @@ impl Example {
         Client::connect(self.address)
     }
 
-    /// A figure of /proc/PID/status.
+    /// Returns a number from /proc/PID/status.
     fn status(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let status = status.expect("the process is running");
@@ -65,7 +65,7 @@ impl Example {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// The CPU time that it has used.
+    /// Returns the CPU time that the process has used.
     fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         // utime and stime of proc_pid_stat(5), in hundredths of a second.
@@ -75,7 +75,7 @@ impl Example {
         Duration::from_millis(10 * ticks)
     }
 
-    /// Asserts that new clients are served, a second long, with little CPU time and little memory.
+    /// Asserts that new clients are served for a second, with little CPU time and little memory.
     fn assert_scrapes_are_served(&self) {
         let started = Instant::now();
         let cpu_time = self.cpu_time();
@@ -94,7 +94,7 @@ impl Example {
         assert!(peak < 16 * 1024, "{peak} KiB resident");
     }
 
-    /// Asserts that SIGTERM ends it in an orderly way.
+    /// Asserts that SIGTERM ends the process in an orderly way.
     fn assert_stops(mut self) {
         let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
@@ -130,7 +130,7 @@ fn the_examples_serve_and_stop() {
 }
 
 #[test]
-fn a_body_that_is_announced_and_not_sent_holds_up_nobody() {
+fn a_body_that_is_announced_and_not_sent_delays_no_other_client() {
     let daemon = Example::start("daemon_metrics");
     let mut client = daemon.connect();
     client.send("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 2000\r\n\r\n");
@@ -139,7 +139,7 @@ fn a_body_that_is_announced_and_not_sent_holds_up_nobody() {
 }
 
 #[test]
-fn a_body_of_ten_petabytes_is_refused() {
+fn a_body_of_ten_petabytes_is_rejected() {
     let daemon = Example::start("daemon_metrics");
     let mut client = daemon.connect();
     client.send("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000000000000\r\n\r\n");

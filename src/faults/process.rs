@@ -284,7 +284,7 @@ impl Process {
         {
             let code = exit.code;
             diagnostics::print(format_args!(
-                "tiny-probe: exiting with code {code}, as exit-after asks"
+                "tiny-probe: exiting with code {code} (exit-after)"
             ));
             process::exit(code.into());
         }

@@ -325,9 +325,9 @@ fn descriptor_limit(service: &Service, maximum: u64) -> impl Fn(u64) + use<> {
     }
 }
 
-/// Connects ten clients, and leaves the service no descriptor for the last one, which has sent a request.
-/// The first three wait for delayed responses. The service needs fault injection.
-/// Returns the clients and a function that restores the limit.
+/// Connects ten clients, and leaves the service no descriptor for the last one, which has sent a
+/// request. The first three wait for delayed responses. The service needs fault injection. Returns the
+/// clients and a function that restores the limit.
 #[cfg(target_os = "linux")]
 fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>) {
     let page = service.scrape();

@@ -1,5 +1,5 @@
-//! What clients do in the scenarios: pause the process while they send, send urgent data, disconnect
-//! in one way or another, and read what they got when it is over.
+//! What clients do in the tests: suspend the process while they send, send urgent data, disconnect in
+//! different ways, and read what they have received.
 
 use std::io::{ErrorKind, Read};
 use std::net::{Shutdown, TcpStream};
@@ -22,13 +22,13 @@ pub fn raise_descriptor_limit() -> usize {
 }
 
 impl Service {
-    /// Whether the process waits, for its clients or for a point in time.
+    /// Returns whether the process waits for its clients or for a point in time.
     pub fn is_asleep(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         stat.contains(") S ")
     }
 
-    /// Stops the process as `docker pause` does. The kernel goes on accepting and receiving for it.
+    /// Suspends the process as `docker pause` does. The kernel still accepts and receives for it.
     pub fn pause(&self) {
         self.signal("STOP");
         wait_until("the process is stopped", || {
@@ -37,7 +37,7 @@ impl Service {
         });
     }
 
-    /// Lets a stopped process go on.
+    /// Resumes a suspended process.
     pub fn resume(&self) {
         self.signal("CONT");
     }
@@ -51,7 +51,7 @@ impl Service {
             None,
         )
         .unwrap();
-        // The window is negotiated when the connection is made: this must come before.
+        // The window is negotiated when connecting, so the buffer is set before.
         sockopt::set_socket_recv_buffer_size(&socket, bytes).unwrap();
         rustix::net::connect(&socket, &self.address).unwrap();
         let stream = TcpStream::from(socket);
@@ -65,19 +65,20 @@ impl Service {
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// By a FIN: nothing that was sent is lost.
+    /// By a FIN. Nothing that was sent is lost.
     Orderly,
     /// By a reset.
     Reset,
 }
 
 impl Client {
-    /// Disconnects with a reset, as a client does that crashes or does not read everything.
+    /// Disconnects with a reset, like a client that crashes or does not read everything.
     pub fn disconnect_with_reset(self) {
         sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
     }
 
-    /// Disconnects with a FIN, as `curl -m` does. What is sent to it afterwards is answered with a reset.
+    /// Disconnects with a FIN, as `curl -m` does. Its kernel responds with a reset to what is sent
+    /// afterward.
     pub fn disconnect_with_fin(self) {
         assert!(
             self.has_nothing_to_read(),
@@ -96,7 +97,7 @@ impl Client {
         assert_eq!(sent, Ok(1));
     }
 
-    /// Whether no byte has come that was not read.
+    /// Returns whether there is nothing to read.
     pub fn has_nothing_to_read(&self) -> bool {
         self.stream.set_nonblocking(true).unwrap();
         let peeked = self.stream.peek(&mut [0]);
@@ -124,7 +125,8 @@ impl Client {
         }
     }
 
-    /// Reads to the end of the connection: the responses to requests that have a body, and how it ended.
+    /// Reads to the end of the connection: the responses to requests that have a body, and how it
+    /// ended.
     pub fn read_to_the_end(&mut self) -> (Vec<Response>, Ending) {
         let mut responses = Vec::new();
         loop {
@@ -145,7 +147,7 @@ impl Client {
         self.stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     }
 
-    /// Asserts that so many more responses come, all of them with status 200, and then an orderly close.
+    /// Asserts that this number of responses follow, all with status 200, and then an orderly close.
     pub fn expect_responses_and_orderly_close(&mut self, count: usize) {
         let (responses, ending) = self.read_to_the_end();
         let statuses: Vec<u16> = responses.iter().map(|response| response.status).collect();
@@ -159,7 +161,7 @@ impl Client {
     }
 }
 
-/// Splits the first response, which has a body, from what was received, if all of it is there.
+/// Removes the first response, which has a body, from the received bytes if it is complete.
 fn split_response(received: &[u8]) -> Option<(Response, &[u8])> {
     let end = received.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
     let (head, rest) = received.split_at(end + 4);

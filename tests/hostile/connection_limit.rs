@@ -14,7 +14,7 @@ use crate::support::{Client, Service, TIMEOUT, request, run, wait_until};
 
 const SERVER: &str = "event-loop";
 
-/// Fills every connection with a request that is answered after 20 seconds.
+/// Occupies every connection with a request whose response is delayed by 20 seconds.
 fn fill_with_delayed_requests(service: &Service, count: usize) -> Vec<Client> {
     (0..count)
         .map(|_| {
@@ -41,7 +41,7 @@ fn operators_are_served_while_delayed_requests_hold_every_connection() {
     let mut delayed = fill_with_delayed_requests(&service, 20);
     assert_operators_are_served(&service);
 
-    // Nothing can make room for others, and they are told so.
+    // No connection can be evicted, so other requests get a 503.
     for _ in 0..20 {
         let mut client = service.connect();
         let started = Instant::now();
@@ -52,14 +52,14 @@ fn operators_are_served_while_delayed_requests_hold_every_connection() {
         client.expect_close();
         assert!(started.elapsed() < Duration::from_secs(2), "not at once");
     }
-    // The reserve is not for clients that say nothing.
+    // Clients that send nothing cannot hold the reserve.
     let _silent: Vec<Client> = (0..16).map(|_| service.connect()).collect();
     assert_operators_are_served(&service);
 
     for client in &mut delayed {
         client.stream.set_nonblocking(true).unwrap();
         let waits = client.stream.peek(&mut [0]).is_err_and(|error| {
-            // Neither closed nor reset.
+            // The connection is neither closed nor reset.
             error.kind() == std::io::ErrorKind::WouldBlock
         });
         assert!(waits, "a client with a delayed response was displaced");
@@ -75,7 +75,7 @@ fn clients_that_disconnect_before_their_delayed_response_make_room() {
         client.stream.shutdown(Shutdown::Write).unwrap();
     }
     assert_operators_are_served(&service);
-    // Others, too, on connections that stay open.
+    // Other clients are served, too, on connections that stay open.
     let mut others = Vec::new();
     for _ in 0..20 {
         let mut other = service.connect();
@@ -99,7 +99,7 @@ fn health_checks_are_served_while_slow_readers_hold_every_connection() {
         .collect();
     for reader in &mut readers {
         reader.write_all(requests.as_bytes()).unwrap();
-        // Its requests are being answered.
+        // The service is responding to its requests.
         reader.read_exact(&mut [0; 2048]).unwrap();
     }
     let is_over = AtomicBool::new(false);
@@ -108,7 +108,7 @@ fn health_checks_are_served_while_slow_readers_hold_every_connection() {
             while !is_over.load(Ordering::Relaxed) {
                 thread::park_timeout(Duration::from_secs(4));
                 for reader in &mut readers {
-                    // The service may have closed it for its slowness.
+                    // The service may have closed the connection because the client is slow.
                     let _ = reader.read(&mut [0; 2048]);
                 }
             }
@@ -138,7 +138,7 @@ struct Load {
 
 const LOAD_TIME: Duration = Duration::from_secs(3);
 
-/// What one client, or all of them, got.
+/// What one client, or all of them, received.
 #[derive(Debug, Default)]
 struct Tally {
     responses: u64,
@@ -159,7 +159,7 @@ fn send_requests(service: &Service, load: &Load) -> Tally {
                 tally.responses += 1;
                 tally.slowest = tally.slowest.max(asked.elapsed());
             }
-            // On a busy machine this client may not have run for a while.
+            // On a busy machine, this client may not have run for a while.
             Outcome::Lost(loss) if loss.silence >= SHORT_SILENCE => {}
             Outcome::Lost(loss) => tally.losses.push(loss),
             Outcome::Refused => panic!("refused, while the service is running"),
@@ -171,7 +171,8 @@ fn send_requests(service: &Service, load: &Load) -> Tally {
     tally
 }
 
-/// Asserts that every request of ordinary clients is answered, and that health checks are meanwhile.
+/// Asserts that ordinary clients get a response to every request, and that health checks are served
+/// meanwhile.
 fn assert_nothing_is_lost(load: &Load) {
     let limit = load.connections.to_string();
     let service = Service::start(SERVER, &["--max-connections", &limit]);
@@ -263,7 +264,7 @@ fn uploads_are_not_cut_off_at_the_connection_limit() {
         let mut client = service.connect();
         let head = "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 3000\r\n\r\n";
         let mut result = client.stream.write_all(head.as_bytes());
-        // It takes longer than a connection must be idle before it makes room.
+        // This takes longer than the idle time after which a connection can be evicted.
         for _ in 0..10 {
             thread::sleep(Duration::from_millis(30));
             result = result.and_then(|()| client.stream.write_all(&[b'x'; 300]));

@@ -1,4 +1,4 @@
-//! Crowds of clients: those that reuse connections as HTTP libraries do, and those that hardly read.
+//! Clients that reuse connections as HTTP libraries do, and clients that read very slowly.
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,20 +9,20 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, 
 
 use crate::support::{Client, Response, Service, TIMEOUT, request};
 
-/// The service closes no connection that has been silent for less than this.
+/// A connection that has been silent for less than this is not closed.
 pub const SHORT_SILENCE: Duration = Duration::from_millis(100);
 
-/// A client that keeps its connection for the next request unless told otherwise.
+/// A client that reuses its connection unless the response says `Connection: close`.
 pub struct ReusingClient {
     address: SocketAddr,
     /// `None` before the first request and after a response with `Connection: close`.
     connection: Option<Client>,
-    /// When it last sent something, or began to connect. The service can have seen silence for no
-    /// longer than this.
+    /// When the client last sent something, or began to connect. The service cannot have seen a longer
+    /// silence.
     active_at: Instant,
 }
 
-/// What became of a request.
+/// How a request ended.
 pub enum Outcome {
     Response(Response),
     /// The service did not accept the connection.
@@ -101,13 +101,13 @@ impl ReusingClient {
         Ok(Client::from(stream))
     }
 
-    /// Has the next request use a new connection.
+    /// Makes the next request use a new connection.
     pub fn disconnect(&mut self) {
         self.connection = None;
     }
 }
 
-/// Connects with a receive buffer of 4608 bytes, so that the responses wait at the service.
+/// Connects with a receive buffer of 4608 bytes, so that most responses stay unsent.
 pub fn connect_with_small_window(service: &Service) -> TcpStream {
     let socket: OwnedFd = socket_with(
         AddressFamily::INET,
@@ -121,8 +121,8 @@ pub fn connect_with_small_window(service: &Service) -> TcpStream {
     socket.into()
 }
 
-/// Asserts that a new connection gets its response within 300 ms. One of five may take up to a second:
-/// the machine may be busy with something else.
+/// Asserts that a new connection gets its response within 300 ms. One of five may take up to a second,
+/// because the machine may be busy.
 pub fn assert_served_promptly(service: &Service, method: &str, path: &str) {
     let mut times: Vec<Duration> = (0..5)
         .map(|_| {

@@ -1,5 +1,5 @@
-//! Clients that disconnect before their delayed response: each is recorded as a 499, with the time until
-//! it disconnected, and never as a success that was not sent.
+//! Clients that disconnect before their delayed response. Each is recorded as 499, with the time until
+//! it disconnected, and not as a success.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use crate::support::{Client, Page, Service, wait_until};
 
 const SERVER: &str = "event-loop";
 
-/// How long the clients wait before they disconnect. It is far from the delays.
+/// How long the clients wait before they disconnect. It differs clearly from the delays.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How much later a busy server may notice it.
+/// How much later a busy server may notice that they have.
 const TOLERANCE: Duration = Duration::from_secs(1);
 
-/// How many requests to /probe were recorded with a status.
+/// Returns the number of requests to /probe that were recorded with a status.
 fn probes(page: &Page, status: &str) -> u64 {
     let series = format!(
         r#"app_request_count_total{{method="GET",endpoint="/probe",http_status="{status}"}}"#
@@ -21,7 +21,7 @@ fn probes(page: &Page, status: &str) -> u64 {
     page.count(&series)
 }
 
-/// How many were recorded with whatever status, and their latency taken together.
+/// Returns the number of requests that were recorded with any status, and the sum of their latencies.
 fn latency(page: &Page) -> (u64, f64) {
     let series = |suffix| {
         format!(r#"app_request_latency_seconds_{suffix}{{method="GET",endpoint="/probe"}}"#)
@@ -29,8 +29,8 @@ fn latency(page: &Page) -> (u64, f64) {
     (page.count(&series("count")), page.value(&series("sum")))
 }
 
-/// Asserts that this is the time until a client disconnected, of which the test knows the most. A busy
-/// server may have begun with the request some time after it was received.
+/// Asserts that a recorded time is the time until a client disconnected. It may be shorter than the
+/// test measures, because a busy server may have started the request some time after receiving it.
 fn is_time_until_disconnect(seconds: f64, most: Duration) {
     let most = most.as_secs_f64();
     let least = (PATIENCE / 2).as_secs_f64();
@@ -40,7 +40,8 @@ fn is_time_until_disconnect(seconds: f64, most: Duration) {
     );
 }
 
-/// Clients whose delayed request was received, and that have waited for a response for a while.
+/// Connects clients, and returns them when their delayed requests have been received and some time has
+/// passed.
 fn clients_that_have_waited(service: &Service, path: &str, count: usize) -> Vec<Client> {
     let mut clients: Vec<Client> = (0..count).map(|_| service.connect()).collect();
     for client in &mut clients {
@@ -66,7 +67,7 @@ fn logged(mut service: Service, path: &str) -> Vec<(String, String, f64)> {
         .collect()
 }
 
-/// However the delay came about.
+/// This is so for slow, ordinary and requested delays.
 #[test]
 fn clients_that_reset_the_connection_are_recorded_as_499_at_once() {
     let slow = ["--slow-rate", "1", "--slow-latency", "1h"];
@@ -103,8 +104,8 @@ fn clients_that_reset_the_connection_are_recorded_as_499_at_once() {
 fn clients_that_disconnect_with_a_fin_are_recorded_as_499_and_readers_get_their_response() {
     let flags = ["--fault-injection", "--access-log"];
     let service = Service::start(SERVER, &flags);
-    // What a FIN means is known only when the response is due: some clients close, others only finish
-    // sending.
+    // When the response is due, the service finds out what the FIN meant: some clients have
+    // disconnected, others have only finished sending.
     let started = Instant::now();
     let leaving = clients_that_have_waited(&service, "/probe?delay=3s", 3);
     let mut reading = clients_that_have_waited(&service, "/probe?delay=3001ms", 2);
@@ -145,12 +146,12 @@ fn a_client_that_is_closed_to_make_room_after_its_fin_is_recorded_as_499() {
         client.disconnect_with_fin();
     }
     let most = started.elapsed() + TOLERANCE;
-    // That the time ends here shows only when it goes on for longer.
+    // Some time passes, so that the recorded time can be told from the whole.
     thread::sleep(TOLERANCE);
-    // This client takes the last slot, and stays.
+    // This client takes the last slot and keeps it.
     let mut staying = service.connect();
     staying.send_request("GET", "/probe?delay=3s");
-    // This one needs a slot: its request is none that the reserve serves.
+    // This one needs a slot, because its request is not urgent.
     let asked = Instant::now();
     assert_eq!(service.get("/nope").status, 404);
     let took = asked.elapsed();

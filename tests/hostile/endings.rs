@@ -1,6 +1,6 @@
-//! Failures that HTTP does not have, on the wire: a reset, a close without a response, a response that
-//! is cut or stalls, and silence. What a client sees of each on a new connection, on one that is kept
-//! alive, and behind pipelined requests; to HEAD and HTTP/1.0; and how each is recorded.
+//! Endings other than a whole response: a reset, a close without a response, a response that is cut or
+//! stalls, and silence. What a client sees on a new connection, on a kept-alive one and after pipelined
+//! requests, with HEAD and with HTTP/1.0, and how each is recorded.
 
 use std::io::{ErrorKind, Read};
 use std::time::{Duration, Instant};
@@ -14,23 +14,23 @@ fn service() -> Service {
     Service::start("event-loop", &["--fault-injection"])
 }
 
-/// A request that asks for an ending itself.
+/// Returns a request that asks for an ending.
 fn own(method: &str, ending: &str) -> String {
     request(method, &format!("/probe?fail-with={ending}"))
 }
 
-/// What a client receives, and how it ends.
+/// The bytes that a client receives, and how the connection ends.
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
     /// The connection was closed in an orderly way.
     Close,
     /// The connection was reset.
     Reset,
-    /// The connection is open, and nothing more has come.
+    /// The connection is open, and nothing more is received.
     Open,
 }
 
-/// Reads until the connection ends, or until `is_all` if it stays open.
+/// Reads until the connection ends, or until `is_all` returns true.
 fn read(client: &mut Client, mut is_all: impl FnMut(&str) -> bool) -> (String, Seen) {
     let mut received = std::mem::take(&mut client.received);
     let mut buffer = [0; 1024];
@@ -59,17 +59,17 @@ fn counted(service: &Service, method: &str, status: &str) -> u64 {
         .count(&format!("app_request_count_total{{{labels}}}"))
 }
 
-/// The requests whose exchange has not ended, other than a scrape.
+/// Returns the number of requests in flight without the scrape.
 fn in_flight(service: &Service) -> u64 {
     service.scrape().count("app_requests_in_flight") - 1
 }
 
-/// What a client sees of an ending, after responses to requests that it has sent before: the part of
-/// the response that arrives, and how the connection ends.
+/// Returns what a client sees of an ending after the responses to earlier requests: the part of the
+/// response that arrives, and how the connection ends.
 fn see(service: &Service, client: &mut Client, method: &str, ending: &str) -> (String, Seen) {
     let part = if method == "HEAD" { "" } else { "I'm" };
     read(client, |text| match ending {
-        // Once it is in flight, nothing more is to be expected.
+        // Once the request is in flight, nothing more is expected.
         "hang" => {
             wait_until("it is in flight", || in_flight(service) == 1);
             true
@@ -100,7 +100,7 @@ fn check(ending: &str, method: &str, seen: &(String, Seen)) {
 }
 
 #[test]
-fn each_ending_is_what_it_is_called_for_get_and_head() {
+fn each_ending_does_what_its_name_says_for_get_and_head() {
     for method in ["GET", "HEAD"] {
         for ending in ENDINGS {
             let service = service();
@@ -120,11 +120,11 @@ fn each_ending_is_what_it_is_called_for_get_and_head() {
 }
 
 #[test]
-fn an_ending_comes_after_the_responses_before_it_and_nothing_comes_after_it() {
+fn an_ending_follows_earlier_responses_and_nothing_follows_it() {
     let other = "GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n";
     for ending in ENDINGS {
         let service = service();
-        // Kept alive, and then pipelined.
+        // On a kept-alive connection, and then pipelined.
         let mut client = service.connect();
         let first = client.ask("GET", "/healthz").body;
         client.send([other, other, &own("GET", ending), other, other].concat());
@@ -139,7 +139,7 @@ fn an_ending_comes_after_the_responses_before_it_and_nothing_comes_after_it() {
 }
 
 #[test]
-fn a_client_of_http_1_0_sees_the_same() {
+fn endings_are_the_same_for_http_1_0() {
     for ending in ENDINGS {
         for keep_alive in ["", "Connection: keep-alive\r\n"] {
             let service = service();
@@ -152,7 +152,7 @@ fn a_client_of_http_1_0_sees_the_same() {
 }
 
 #[test]
-fn an_ending_waits_for_its_delay() {
+fn an_ending_happens_after_its_delay() {
     for ending in ["reset", "close", "cut"] {
         let service = service();
         let mut client = service.connect();
@@ -169,7 +169,7 @@ fn an_ending_waits_for_its_delay() {
 }
 
 #[test]
-fn a_body_in_the_same_request_changes_nothing() {
+fn endings_are_the_same_for_a_request_with_a_body() {
     for ending in ENDINGS {
         let service = service();
         let mut client = service.connect();
@@ -182,7 +182,7 @@ fn a_body_in_the_same_request_changes_nothing() {
 }
 
 #[test]
-fn clients_that_are_left_hanging_hold_their_connections_until_they_leave() {
+fn clients_that_hang_hold_their_connections_until_they_disconnect() {
     const CLIENTS: usize = 100;
     for ending in ["stall", "hang"] {
         let mut service = service();
@@ -208,9 +208,9 @@ fn clients_that_are_left_hanging_hold_their_connections_until_they_leave() {
     }
 }
 
-/// It has had no response for as long as it waited, and the latency must say so.
+/// The recorded latency is the time that the client waited.
 #[test]
-fn a_client_that_is_left_hanging_is_recorded_with_the_time_until_it_left() {
+fn a_client_that_hangs_is_recorded_with_the_time_until_it_disconnected() {
     const WAIT: Duration = Duration::from_millis(300);
     for ending in ["stall", "hang"] {
         let service = service();
@@ -229,7 +229,7 @@ fn a_client_that_is_left_hanging_is_recorded_with_the_time_until_it_left() {
 }
 
 #[test]
-fn an_orderly_stop_does_not_wait_for_them() {
+fn an_orderly_shutdown_does_not_wait_for_clients_that_hang() {
     let mut service = service();
     let mut hanging = service.connect();
     hanging.send(own("GET", "hang"));
@@ -241,7 +241,7 @@ fn an_orderly_stop_does_not_wait_for_them() {
 }
 
 #[test]
-fn at_a_rate_they_hit_some_requests_and_are_counted() {
+fn endings_occur_at_the_configured_rate_and_are_counted() {
     let flags = ["--fail-rate", "0.5", "--fail-with", "close"];
     let service = Service::start(
         "event-loop",
@@ -263,7 +263,7 @@ fn at_a_rate_they_hit_some_requests_and_are_counted() {
 }
 
 #[test]
-fn both_logs_say_how_a_request_ended_that_got_no_response() {
+fn both_log_formats_show_how_a_request_without_a_response_ended() {
     for format in ["on", "json"] {
         let flags = ["--fault-injection", "--access-log", format];
         let mut service = Service::start("event-loop", &flags);

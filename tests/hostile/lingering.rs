@@ -1,4 +1,4 @@
-//! Uploads that are refused: the client sees the response, however long it goes on sending.
+//! Rejected uploads: the client sees the response, however long it keeps sending.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use crate::support::{Service, wait_until};
 const SERVER: &str = "event-loop";
 const UPLOAD_HEAD: &str = "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n";
 
-/// Most clients look for a response only when they have sent everything.
+/// Most clients read the response only when they have sent everything.
 #[test]
 fn an_upload_of_10_mb_that_takes_five_seconds_sees_its_413() {
     const PIECES: u32 = 50;
@@ -39,7 +39,7 @@ fn an_upload_of_10_mb_that_takes_five_seconds_sees_its_413() {
 fn at_the_connection_limit_a_lingering_connection_makes_room_first() {
     let service = Service::start(SERVER, &["--max-connections", "3"]);
     let is_over = AtomicBool::new(false);
-    // Both older than the upload.
+    // Both connections are older than the upload.
     let mut idle = [service.connect(), service.connect()];
     for client in &mut idle {
         assert_eq!(client.ask("GET", "/probe").status, 200);
@@ -61,7 +61,7 @@ fn at_the_connection_limit_a_lingering_connection_makes_room_first() {
             }
             is_over.store(true, Ordering::Relaxed);
         });
-        // Long enough for the other two to count as idle, which would make room as well.
+        // After this time, the other two are idle and can be evicted as well.
         thread::sleep(Duration::from_millis(300));
         assert!(!is_over.load(Ordering::Relaxed), "closed with room for all");
         let mut other = service.connect();

@@ -1,5 +1,6 @@
-//! Tests of the limits of the event loop with hostile clients: what each client gets, what it costs, and that
-//! other clients are served meanwhile. They use a real process and up to thousands of real sockets.
+//! Tests of the limits of the event loop with hostile clients: what each client gets, what it costs,
+//! and that other clients are served meanwhile. They use a real process and up to thousands of real
+//! sockets.
 //!
 //! Many of these tests run only on Linux. They read costs from /proc, or need more than macOS allows by
 //! default: 256 descriptors per process, and 128 connections in a listener's backlog.

@@ -14,7 +14,7 @@ fn ten_thousand_idle_connections_use_little_memory_and_release_it() {
     if count < 10_000 {
         println!("only {count} connections: the hard limit on descriptors allows no more");
     }
-    // Room for them and for the clients that check the service meanwhile.
+    // Enough for these clients and for those that check the service meanwhile.
     let service = Service::start(SERVER, &["--max-connections", "10100"]);
     others_are_served(&service);
     let before = service.status("VmRSS");

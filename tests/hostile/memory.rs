@@ -1,5 +1,5 @@
-//! The bound on memory: 990 clients that do not read, with `--max-connections 1000`, fit into 16 MiB,
-//! the kernel's part included.
+//! The limit on memory: with `--max-connections 1000`, 990 clients that do not read fit into 16 MiB,
+//! including what the kernel holds.
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Write};
@@ -14,14 +14,14 @@ use crate::support::{Client, Service, TIMEOUT, request};
 
 const SERVER: &str = "event-loop";
 const CLIENTS: usize = 990;
-/// What the kernel takes for a connection besides its buffers: socket, inode, file and so on. Measured
-/// as 3.7 KB with Linux 6.18.
+/// The kernel's memory for a connection besides its buffers: socket, inode, file and so on. Measured as
+/// 3.7 KB with Linux 6.18.
 const KERNEL_KIB_PER_CONNECTION: u64 = 4;
 
-/// One crowd at a time: two of them would slow each other down.
+/// Only one test at a time, because several would slow each other down.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Clients with small receive buffers, and what each of them has not sent yet.
+/// Clients with small receive buffers, and the bytes that each has not sent yet.
 struct Crowd {
     clients: Vec<(TcpStream, usize)>,
     bytes: Vec<u8>,
@@ -46,8 +46,8 @@ impl Crowd {
         }
     }
 
-    /// Sends what the kernel takes, and returns how many bytes that was. The service may close clients
-    /// that do not read.
+    /// Sends what the kernel accepts, and returns the number of bytes. The service may close
+    /// connections of clients that do not read.
     fn send(&mut self) -> usize {
         let before = self.sent();
         for (stream, sent) in &mut self.clients {
@@ -69,7 +69,7 @@ impl Crowd {
     }
 }
 
-/// Bytes that wait in the kernel's buffers of the service's connections.
+/// Returns the number of bytes in the kernel's buffers of the service's connections.
 fn queued_kib(service: &Service) -> u64 {
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", service.pid())).unwrap();
     let own: HashSet<String> = descriptors
@@ -93,7 +93,7 @@ fn queued_kib(service: &Service) -> u64 {
     queued / 1024
 }
 
-/// Has the exposition grow to what it is in a service that has seen many kinds of requests.
+/// Makes the exposition as large as in a service that has received many kinds of requests.
 fn fill_page(service: &Service) {
     let mut client = service.connect();
     for path in ["/probe", "/metrics", "/healthz", "/", "/faults", "/nope"] {
@@ -105,8 +105,8 @@ fn fill_page(service: &Service) {
     assert!(length > 20_000, "the page has only {length} bytes");
 }
 
-/// Has every client send `bytes` and read nothing, until no more is taken. Asserts that the memory
-/// stays within 16 MiB and that /healthz is served meanwhile.
+/// Lets every client send `bytes` and read nothing, until the service accepts no more. Asserts that the
+/// memory stays within 16 MiB and that /healthz is served meanwhile.
 fn assert_memory_is_bounded(flags: &[&str], has_small_window: bool, bytes: String) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let arguments = [&["--max-connections", "1000"], flags].concat();
@@ -116,14 +116,14 @@ fn assert_memory_is_bounded(flags: &[&str], has_small_window: bool, bytes: Strin
     let started = Instant::now();
     let mut progress_at = started;
     let mut most = 0;
-    // The service must have stopped reading for a second, and may stop earlier than it is full.
+    // The service counts as full when it has read nothing for a second.
     while progress_at.elapsed() < Duration::from_secs(1) {
         if crowd.send() > 0 {
             progress_at = Instant::now();
         }
         let process = service.status("RssAnon");
-        // The table is not read in one step, and shows connections that are being closed twice or with
-        // bytes that are gone, so the least of some readings is the one that counts.
+        // The table is not read atomically. It can show a connection that is being closed twice, or
+        // bytes that are gone, so the lowest of several readings is used.
         let queued = (0..3)
             .map(|_| queued_kib(&service))
             .min()
@@ -157,7 +157,7 @@ fn clients_that_pipeline_and_do_not_read_are_bounded_together() {
     assert_memory_is_bounded(&[], true, request("GET", "/metrics").repeat(10_000));
 }
 
-/// Into a large window the kernel takes more at once, and it appends small responses to its last
+/// For a large window, the kernel accepts more at once, and appends small responses to its last
 /// segment.
 #[test]
 fn clients_with_large_windows_that_do_not_read_are_bounded_together() {
@@ -177,7 +177,7 @@ fn clients_that_pipeline_behind_a_delayed_response_are_bounded_together() {
     assert_memory_is_bounded(&["--fault-injection"], true, requests);
 }
 
-/// A delayed page is in memory until it is sent. There would be 20 MB of them.
+/// A delayed page is held in memory until it is sent. All of them together would take 20 MB.
 #[test]
 fn pages_that_a_fault_delays_are_bounded_together() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -197,15 +197,15 @@ fn pages_that_a_fault_delays_are_bounded_together() {
             client
         })
         .collect();
-    // Connections are accepted and requests are answered in the order in which they came.
+    // Connections are accepted, and requests answered, in the order of their arrival.
     assert_eq!(service.get("/healthz").status, 200);
     let peak = service.status("VmHWM");
     assert!(peak < 12 * 1024, "{peak} KiB resident");
     drop(scrapers);
 }
 
-/// Clients that have begun a request, and do not go on, fill the memory of all together. One that sends
-/// a longer head in pieces is not reset for it.
+/// Clients that have sent a part of a request and then stop use up the memory. A client that is sending
+/// a longer head in pieces is not reset.
 #[test]
 fn a_client_that_makes_progress_is_not_reset_when_others_hold_too_much() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -216,7 +216,7 @@ fn a_client_that_makes_progress_is_not_reset_when_others_hold_too_much() {
         client.send(&begun);
         client
     };
-    // 23 KB less than all together may hold.
+    // 23 KB less than the limit for all connections together.
     let _holding: Vec<Client> = (0..930).map(|_| send_part()).collect();
     let mut active = service.connect();
     active.send("GET /probe HTTP/1.1\r\nHost: a\r\n");

@@ -9,7 +9,7 @@ use crate::support::{Client, Service, request, wait_until};
 
 const SERVER: &str = "event-loop";
 
-/// How many requests to an endpoint were recorded, with whatever status.
+/// Returns the number of requests to an endpoint that were recorded, with any status.
 fn recorded(service: &Service, endpoint: &str) -> u64 {
     let series =
         format!(r#"app_request_latency_seconds_count{{method="GET",endpoint="{endpoint}"}}"#);
@@ -30,7 +30,7 @@ fn bytes_behind_a_last_request_do_not_cost_the_responses_before_them() {
                     recorded(service, "/") == 2
                 });
                 client.send(&more);
-                // It reads late: when the last response was sent as far as the server can tell.
+                // The client reads only after the server has sent the last response.
                 wait_until("both delayed requests are recorded", || {
                     recorded(service, "/probe") == 2
                 });
@@ -44,7 +44,8 @@ fn bytes_behind_a_last_request_do_not_cost_the_responses_before_them() {
 fn a_request_behind_a_delayed_one_gets_its_response_after_sigterm() {
     let mut service = Service::start(SERVER, &["--fault-injection"]);
     let mut client = service.connect();
-    // Less than the grace period, and more than a busy machine takes to send a signal.
+    // The delay is shorter than the grace period, and longer than a busy machine takes to send a
+    // signal.
     client.send_delayed("/probe?delay=3s");
     client.send_request("GET", "/healthz");
     service.signal("TERM");
@@ -54,7 +55,7 @@ fn a_request_behind_a_delayed_one_gets_its_response_after_sigterm() {
 }
 
 #[test]
-fn requests_that_arrive_while_the_process_is_stopped_get_their_responses_after_sigterm() {
+fn requests_that_arrive_while_the_process_is_suspended_get_their_responses_after_sigterm() {
     const REQUESTS: usize = 1500;
     let mut service = Service::start(SERVER, &[]);
     let mut client = service.connect();
@@ -69,10 +70,10 @@ fn requests_that_arrive_while_the_process_is_stopped_get_their_responses_after_s
 }
 
 #[test]
-fn what_happens_in_time_while_the_process_is_stopped_is_in_time() {
+fn bytes_that_arrive_in_time_while_the_process_is_suspended_are_in_time() {
     const PAGES: usize = 500;
     let service = Service::start(SERVER, &[]);
-    // One has sent half a head, one half a body, and one does not read its responses.
+    // One client has sent half a head, one half a body, and one does not read its responses.
     let mut head = service.connect();
     head.send("GET /probe HTTP/1.1\r\nHo");
     let mut body = service.connect();
@@ -90,7 +91,7 @@ fn what_happens_in_time_while_the_process_is_stopped_is_in_time() {
     head.send("st: a\r\n\r\n");
     body.send("rest".to_owned() + &request("GET", "/probe"));
     slow.read_what_is_there();
-    // Longer than the ten seconds that the server waits for a head, a body or a reader.
+    // This is longer than the ten seconds that the server waits for a head, a body or a reader.
     thread::sleep(Duration::from_secs(11).saturating_sub(paused.elapsed()));
     service.resume();
 
@@ -107,7 +108,7 @@ fn what_happens_in_time_while_the_process_is_stopped_is_in_time() {
 
 #[test]
 #[ignore = "waits for the keep-alive timeout, 75 seconds"]
-fn a_request_that_arrives_in_time_while_the_process_is_stopped_is_in_time() {
+fn a_request_that_arrives_in_time_while_the_process_is_suspended_is_in_time() {
     let service = Service::start(SERVER, &[]);
     let mut client = service.connect();
     assert_eq!(client.ask("GET", "/healthz").status, 200);
@@ -140,7 +141,7 @@ fn a_client_that_has_sent_a_request_is_not_closed_to_make_room() {
     for (number, client) in new.iter_mut().chain(&mut idle).enumerate() {
         let response = client.response_or_ending().map(|response| response.status);
         if response != Ok(200) {
-            // The new ones come first.
+            // The new connections come first.
             println!("client {number}: {response:?}");
             lost += 1;
         }
@@ -149,17 +150,17 @@ fn a_client_that_has_sent_a_request_is_not_closed_to_make_room() {
 }
 
 #[test]
-fn a_request_on_the_reserve_that_arrives_while_the_process_is_stopped_gets_its_response() {
+fn a_request_on_the_reserve_that_arrives_while_the_process_is_suspended_gets_its_response() {
     let flags = ["--max-connections", "1", "--fault-injection"];
     let service = Service::start(SERVER, &flags);
     let mut holder = service.connect();
     holder.send_delayed("/probe?delay=30s");
     let mut client = service.connect();
     client.send("GET /healthz HTTP/1.1\r\nHo");
-    // The scrape's connection is accepted after both.
+    // The scrape's connection is accepted after both of these.
     assert!(service.scrape().count("app_connections_open") >= 3);
     service.pause();
-    // Longer than the two seconds for which a connection may stay on the reserve.
+    // This is longer than the two seconds for which a connection may stay on the reserve.
     thread::sleep(Duration::from_millis(2500));
     client.send("st: a\r\n\r\n");
     service.resume();
@@ -172,7 +173,7 @@ fn a_head_with_urgent_data_is_read_at_once() {
     let service = Service::start(SERVER, &[]);
     let head = request("GET", "/healthz");
     let sent = Instant::now();
-    // Each byte in turn is the urgent one.
+    // The urgent byte is each byte of the head in turn.
     let clients: Vec<Client> = (0..head.len())
         .map(|urgent| {
             let mut client = service.connect();
@@ -191,7 +192,7 @@ fn a_head_with_urgent_data_is_read_at_once() {
         );
         assert_eq!(client.ask("GET", "/healthz").status, 200);
     }
-    // The timeout for a head, after which a server that waits for more bytes responds, is 10 s.
+    // A server that waited for more bytes would respond after 10 s, the timeout for a head.
     let took = sent.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
 }

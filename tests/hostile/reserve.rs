@@ -1,4 +1,5 @@
-//! The reserve above the connection limit: what was received on it is answered, and no client holds it.
+//! The reserve above the connection limit: every request on it gets a response, and no client can hold
+//! it.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use crate::support::{Client, Service, request, wait_until};
 
 const SERVER: &str = "event-loop";
 
-/// A service whose four connections are held by requests with a delay.
+/// Starts a service whose four connections are occupied by delayed requests.
 fn full_service(delay: &str) -> (Service, Vec<Client>) {
     let flags = ["--max-connections", "4", "--fault-injection"];
     let service = Service::start(SERVER, &flags);
@@ -36,7 +37,7 @@ fn requests_pipelined_on_the_reserve_are_all_answered() {
 }
 
 #[test]
-fn requests_that_arrive_on_the_reserve_while_the_process_is_stopped_are_answered() {
+fn requests_that_arrive_on_the_reserve_while_the_process_is_suspended_are_answered() {
     let (service, _delayed) = full_service("30s");
     for (path, status) in [("/healthz", 200), ("/probe", 503)] {
         let mut clients: Vec<Client> = (0..8).map(|_| service.connect()).collect();
@@ -47,7 +48,7 @@ fn requests_that_arrive_on_the_reserve_while_the_process_is_stopped_are_answered
         for client in &mut clients {
             client.send_request("GET", path);
         }
-        // Longer than a connection may be on the reserve.
+        // This is longer than a connection may stay on the reserve.
         thread::sleep(Duration::from_millis(2100));
         service.resume();
         for client in &mut clients {
@@ -77,7 +78,7 @@ fn health_checks_are_served_while_clients_try_to_hold_the_reserve() {
             let mut clients: Vec<Client> = Vec::new();
             while !is_over.load(Ordering::Relaxed) {
                 clients.resize_with(16, || service.connect());
-                // Empty lines are no request. One whose connection is closed connects again.
+                // Empty lines are not a request. A client whose connection is closed connects again.
                 clients.retain_mut(|client| client.stream.write_all(b"\r\n").is_ok());
                 thread::park_timeout(Duration::from_millis(20));
             }

@@ -1,5 +1,5 @@
-//! A stop loses no request: neither one that is on its way when the signal comes nor one that outlasts
-//! the grace period.
+//! A shutdown loses no request: neither those on their way when the signal arrives, nor those that
+//! outlast the grace period.
 
 use std::sync::OnceLock;
 use std::thread;
@@ -17,34 +17,34 @@ const STOPS: u64 = 12;
 /// How a client sends its requests.
 #[derive(Clone, Copy)]
 enum Habit {
-    /// One after the other over one connection, with pauses in between.
+    /// One after the other on one connection, with pauses between them.
     Reuse { pause: Duration },
-    /// One, then nothing until this long after the signal, then one over the same connection.
+    /// One, and another on the same connection this long after the signal.
     WakeUp { after: Duration },
-    /// A new connection for each, with pauses in between.
+    /// Each on a new connection, with pauses between them.
     Connect { pause: Duration },
 }
 
-/// What one client got during one stop.
+/// What one client received during one shutdown.
 #[derive(Default)]
 struct Tally {
     responses: usize,
     losses: Vec<Loss>,
 }
 
-/// Sends SIGTERM, and nothing else, at once.
+/// Sends SIGTERM immediately, without starting another program.
 fn terminate(service: &Service) {
     let pid = Pid::from_raw(service.pid().try_into().unwrap()).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
 }
 
-/// Sends requests until the service no longer takes any.
+/// Sends requests until the service accepts no more.
 fn send_requests(service: &Service, habit: Habit, signal: &OnceLock<Instant>) -> Tally {
     let mut tally = Tally::default();
     let mut client = ReusingClient::new(service);
     loop {
         let outcome = client.get("/probe", Duration::ZERO);
-        // The listener and connections that are silent are closed a moment after the signal.
+        // The listener and silent connections are closed 200 ms after the signal.
         let is_over = signal
             .get()
             .is_some_and(|signal| signal.elapsed() >= SHORT_SILENCE);
@@ -109,7 +109,7 @@ fn requests_on_their_way_are_answered_when_the_service_stops() {
                 .iter()
                 .map(|habit| scope.spawn(|| send_requests(&service, *habit, &signal)))
                 .collect();
-            // Different moments of the pauses.
+            // The signal arrives at different moments of the pauses.
             thread::sleep(Duration::from_millis(150 + 7 * stop));
             signal.set(Instant::now()).unwrap();
             terminate(&service);
@@ -132,7 +132,7 @@ fn requests_on_their_way_are_answered_when_the_service_stops() {
     );
 }
 
-/// The status fields of the access log's lines for /probe.
+/// Returns the statuses in the access log's lines for /probe.
 fn logged_statuses(service: &mut Service) -> Vec<String> {
     service
         .stdout()

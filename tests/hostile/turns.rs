@@ -1,5 +1,6 @@
-//! Turns are bounded in time: however many clients send requests without end, and at whatever pace they
-//! read, a new client is served in moments, memory stays flat, and work is done for those who wait for it.
+//! Turns are bounded in time. However many clients send requests without end, and at whatever pace they
+//! read, a new client is served quickly, memory stays flat, and work is done for the clients that wait
+//! for it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,7 +20,7 @@ const SERVER: &str = "event-loop";
 struct SlowReader {
     stream: std::net::TcpStream,
     burst: String,
-    /// How much of the burst was sent.
+    /// The number of bytes of the burst that were sent.
     sent: usize,
     received: usize,
 }
@@ -36,7 +37,7 @@ impl SlowReader {
         }
     }
 
-    /// Sends as much as the server takes.
+    /// Sends as much as the server accepts.
     fn send(&mut self) {
         loop {
             match self.stream.write(&self.burst.as_bytes()[self.sent..]) {
@@ -56,7 +57,8 @@ impl SlowReader {
     }
 }
 
-/// A service that has responded often enough to have what memory that takes, and what it has then, in KiB.
+/// Starts a service and lets it respond until its memory no longer grows. Returns it with its peak
+/// memory in KiB.
 fn warmed_up() -> (Service, u64) {
     let service = Service::start(SERVER, &[]);
     for _ in 0..100 {
@@ -67,7 +69,7 @@ fn warmed_up() -> (Service, u64) {
     (service, resident)
 }
 
-/// Asserts that it never had much more.
+/// Asserts that the peak memory has hardly grown.
 fn memory_is_flat(service: &Service, before: u64) {
     let grown = service.status("VmHWM").saturating_sub(before);
     println!("grown by {grown} KiB");
@@ -79,7 +81,7 @@ fn memory_stays_flat_whatever_the_pace_of_clients_that_pipeline_without_end() {
     const DURATION: Duration = Duration::from_secs(8);
     let (service, before) = warmed_up();
     thread::scope(|scope| {
-        // KiB at once, and the microseconds until the next.
+        // The KiB that are read at once, and the microseconds until the next read.
         for (kib, pause) in [(16, 800), (16, 8_000), (4, 2_000), (1, 0)] {
             let mut reader = SlowReader::connect(&service);
             scope.spawn(move || {
@@ -99,7 +101,7 @@ fn memory_stays_flat_whatever_the_pace_of_clients_that_pipeline_without_end() {
 
 #[test]
 fn memory_stays_flat_when_a_client_is_always_a_little_slower_than_the_server() {
-    /// A server that keeps what it has sent until nothing is unsent grows by as much.
+    /// A server that frees sent bytes only when nothing is unsent would grow by all that it sends.
     const BYTES: usize = 24 << 20;
     let (service, before) = warmed_up();
     let mut reader = SlowReader::connect(&service);
@@ -107,7 +109,7 @@ fn memory_stays_flat_when_a_client_is_always_a_little_slower_than_the_server() {
     let started = Instant::now();
     while reader.received < BYTES && started.elapsed() < Duration::from_secs(12) {
         reader.send();
-        // It reads only while the server waits for it: there is always something unsent.
+        // The client reads only while the server waits for it, so there is always something unsent.
         if service.is_asleep() {
             reader.receive(&mut buffer);
         }
@@ -121,24 +123,24 @@ fn memory_stays_flat_when_a_client_is_always_a_little_slower_than_the_server() {
 enum Pipelining {
     /// As fast as the server reads.
     Endless,
-    /// So many at once, and as many again when all of them have their response.
+    /// This number at once, and again when all of them have their responses.
     Batches(usize),
 }
 
-/// A client that sends requests without end, and throws the responses away.
+/// A client that sends requests without end, and discards the responses.
 struct Flooder {
     stream: TcpStream,
-    /// What is left to send of a batch.
+    /// The bytes of a batch that are still to be sent.
     unsent: usize,
-    /// Responses that have not come.
+    /// The number of responses still to be received.
     awaited: usize,
-    /// How much of the end of a head was read last.
+    /// The number of bytes of the end of a head that were read last.
     matched: usize,
     has_received: bool,
 }
 
 impl Flooder {
-    /// Sends and receives what can be sent and received without waiting.
+    /// Sends and receives as much as possible without waiting.
     fn advance(&mut self, pipelining: Pipelining, batch: &[u8], buffer: &mut [u8]) {
         loop {
             match self.stream.read(buffer) {
@@ -165,7 +167,7 @@ impl Flooder {
         }
     }
 
-    /// Counts the heads that end here. No body has an empty line that ends in CRLF.
+    /// Counts the heads that end in these bytes. No body contains an empty line that ends in CRLF.
     fn count_responses(&mut self, received: &[u8]) {
         const END: &[u8] = b"\r\n\r\n";
         for byte in received {
@@ -183,8 +185,8 @@ impl Flooder {
     }
 }
 
-/// Has so many clients send this request without end, until the end of `meanwhile`, which begins
-/// when each of them has received a response.
+/// Lets this number of clients send a request without end until `meanwhile` returns. It is called when
+/// each of them has received a response.
 fn flood<T>(
     service: &Service,
     clients: usize,
@@ -196,7 +198,7 @@ fn flood<T>(
     let flooders: Vec<Flooder> = (0..clients)
         .map(|key| {
             let stream = service.connect().stream;
-            // What waits in the client is no measure of the server.
+            // Delays within this process must not count as the server's.
             sockopt::set_socket_send_buffer_size(&stream, 16 * 1024).unwrap();
             stream.set_nonblocking(true).unwrap();
             let mut stream = TcpStream::from_std(stream);
@@ -263,17 +265,17 @@ fn send_until(
     }
 }
 
-/// What new clients waited for a response, from the connection on.
+/// How long new clients waited for a response, counted from connecting.
 struct Waits {
     median: Duration,
     worst: Duration,
-    /// The CPU time that the server used meanwhile, for each of them: it has something to do all the time,
-    /// so this is the wait on a machine that does nothing else.
+    /// The CPU time that the server used during each wait. It is busy all the time, so this is the wait
+    /// on a machine that does nothing else.
     cpu_time: Duration,
 }
 
 impl Waits {
-    /// Connects again and again for a health check. No more than some seconds are spent on it.
+    /// Connects repeatedly for a health check, for a few seconds.
     fn measure(service: &Service) -> Self {
         const TRIES: u32 = 40;
         let before = service.cpu_time();
@@ -294,9 +296,9 @@ impl Waits {
         }
     }
 
-    /// Asserts that nobody waited for a turn of each of a thousand clients, which took a second and more
-    /// when a turn was 32 requests. A few milliseconds are expected, and more by the clock on a machine
-    /// that is busy with other tests.
+    /// Asserts that no client waited for a turn of each of a thousand others, which took more than a
+    /// second when a turn was 32 requests. A few milliseconds of CPU time are expected, and more by the
+    /// clock on a machine that is busy with other tests.
     fn are_short(&self, beside: &str) {
         let Self {
             median,
@@ -323,7 +325,7 @@ fn the_wait_of_a_new_client_does_not_grow_with_the_number_of_busy_ones() {
     let service = Service::start(SERVER, &[]);
     let mut cpu_times = Vec::new();
     for clients in [1, 100, 1000, 3000] {
-        // Other tests need descriptors, too.
+        // The other tests need descriptors, too.
         if clients > most / 6 {
             println!("not with {clients} clients: the hard limit on descriptors is {most}");
             continue;
@@ -335,7 +337,7 @@ fn the_wait_of_a_new_client_does_not_grow_with_the_number_of_busy_ones() {
         waits.are_short(&format!("beside {clients} clients"));
         cpu_times.push(waits.cpu_time);
     }
-    // From 100 clients on to the most. The tolerance is of the order of what one client costs.
+    // Compares 100 clients with the maximum. The tolerance is about the cost of one client.
     if let [_, hundred, .., many] = cpu_times[..] {
         let most = hundred * 3 + Duration::from_millis(5);
         assert!(many < most, "{cpu_times:?}");
@@ -378,7 +380,7 @@ fn work_for_clients_that_have_disconnected_with_a_fin_comes_last() {
         "answered after {:?} and {used:?} of CPU time",
         asked.elapsed()
     );
-    // One that was under way, its own, and as much for a machine that is slow to notice.
+    // One unit of work that had started, its own, and the same again for a slow machine.
     assert!(used < Duration::from_secs(2), "{used:?}");
 }
 
@@ -388,7 +390,7 @@ fn a_client_that_has_finished_sending_gets_its_response_after_the_others() {
     let mut clients = vec![service.connect()];
     let mut finished = service.connect();
     clients.extend((0..5).map(|_| service.connect()));
-    // The server sees all of them at once, with this one the second of seven.
+    // The server sees all of them at once. This client is the second of seven.
     service.pause();
     clients[0].send_request("GET", "/probe");
     finished.send_request("GET", "/probe");

@@ -1,5 +1,5 @@
-//! CPU work for responses: all clients share one CPU, and requests without work wait for one unit of it at
-//! most.
+//! CPU work for responses: all clients share one CPU, and requests without work wait for one unit of it
+//! at most.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The target process: it hangs, ends, or holds memory, series and descriptors. On the event loop.
+//! The target process, on the event loop: it hangs, exits, or holds memory, series and descriptors.
 
 use std::net::TcpStream;
 use std::process::Command;
@@ -19,7 +19,7 @@ fn put(client: &mut Client, query: &str) -> String {
 const MIB: u64 = 1024;
 
 #[test]
-fn memory_is_held_until_it_is_taken_back() {
+fn memory_is_held_until_the_change_is_reverted() {
     let service = service();
     let mut client = service.connect();
     let before = service.status("VmRSS");
@@ -41,7 +41,7 @@ fn memory_is_held_until_it_is_taken_back() {
     service.waits();
 }
 
-/// The allocator must not keep it, whatever was held before.
+/// The allocator must not keep the memory, whatever was held before.
 #[test]
 fn memory_is_released_every_time() {
     let service = service();
@@ -64,7 +64,7 @@ fn memory_is_released_when_the_time_is_over() {
     put(&mut service.connect(), "memory=16MiB&for=3s");
     let peak = || service.status("VmHWM") - before;
     wait_until("it is held", || peak() >= 16 * MIB);
-    // Nothing happens that would wake the service up.
+    // No event wakes the service up meanwhile.
     wait_until("it is released", || {
         service.status("VmRSS") < before + 8 * MIB
     });
@@ -72,7 +72,7 @@ fn memory_is_released_when_the_time_is_over() {
 }
 
 #[test]
-fn extra_series_are_on_the_page_until_they_are_taken_back() {
+fn extra_series_are_exposed_until_the_change_is_reverted() {
     let service = service();
     let mut client = service.connect();
     put(&mut client, "series=20000&for=1h");
@@ -92,7 +92,7 @@ fn extra_series_are_on_the_page_until_they_are_taken_back() {
 }
 
 #[test]
-fn extra_descriptors_are_open_until_they_are_taken_back() {
+fn extra_descriptors_are_open_until_the_change_is_reverted() {
     let service = Service::start_with("event-loop", &["--fault-injection=all"], |program| {
         let mut shell = Command::new("sh");
         shell.args(["-c", "ulimit -n 300; exec \"$0\" \"$@\"", program]);
@@ -107,7 +107,7 @@ fn extra_descriptors_are_open_until_they_are_taken_back() {
     let mut changer = service.connect();
     put(&mut changer, "open-files=100&for=1h");
     wait_until("they are open", || open() >= before + 100);
-    // Beyond the limit it opens what leaves some for connections.
+    // If the limit is lower, some descriptors are left for connections.
     put(&mut changer, "open-files=1000000&for=1h");
     wait_until("as many as can be are open", || open() > 220);
     assert!(open() < 300 - 50);
@@ -128,7 +128,7 @@ fn idle_connections_without_a_free_descriptor_do_not_keep_others_out() {
     wait_until("the descriptors are taken", || {
         service.scrape().count("process_open_fds") > 220
     });
-    // More than there are descriptors left for, and fewer than --max-connections.
+    // These are more clients than free descriptors, and fewer than --max-connections.
     let idle: Vec<Client> = (0..150).map(|_| service.connect()).collect();
     assert_eq!(service.get("/healthz").status, 200);
     assert_eq!(service.connect().ask("DELETE", "/faults").status, 200);
@@ -139,27 +139,27 @@ fn idle_connections_without_a_free_descriptor_do_not_keep_others_out() {
 }
 
 #[test]
-fn a_frozen_process_serves_nobody_until_it_wakes_up() {
+fn a_frozen_process_serves_no_client_until_the_time_is_over() {
     let mut service = service();
     let mut client = service.connect();
     let asked = Instant::now();
     let overview = put(&mut client, "freeze=1s");
     assert!(overview.ends_with("work=0s\n"), "{overview}");
-    // The response to it came before.
+    // The response to the change was sent before the freeze.
     assert!(asked.elapsed() < Duration::from_secs(1));
     service.signal("TERM");
     assert_eq!(service.get("/healthz").status, 200);
     assert!(asked.elapsed() >= Duration::from_secs(1), "it hangs");
     assert_eq!(service.wait(), Some(0), "the signal is read afterwards");
-    let said = service.stderr();
+    let stderr = service.stderr();
     assert!(
-        said.contains(" process: ") && said.contains(" freeze=1s"),
-        "{said}"
+        stderr.contains(" process: ") && stderr.contains(" freeze=1s"),
+        "{stderr}"
     );
 }
 
 #[test]
-fn the_process_ends_when_it_is_told_to() {
+fn the_process_exits_after_the_given_time_with_the_given_code() {
     for (query, code) in [
         ("exit-after=0s", 1),
         ("exit-after=200ms&exit-code=0", 0),
@@ -170,14 +170,14 @@ fn the_process_ends_when_it_is_told_to() {
         put(&mut service.connect(), query);
         assert_eq!(service.wait(), Some(code), "{query}");
         assert!(query.contains("0s") || asked.elapsed() >= Duration::from_millis(200));
-        let said = format!("tiny-probe: exiting with code {code}, as exit-after asks\n");
-        assert!(service.stderr().ends_with(&said));
+        let expected = format!("tiny-probe: exiting with code {code} (exit-after)\n");
+        assert!(service.stderr().ends_with(&expected));
         assert!(TcpStream::connect(service.address).is_err());
     }
 }
 
 #[test]
-fn an_end_can_be_taken_back() {
+fn an_exit_can_be_reverted() {
     let mut service = service();
     let mut client = service.connect();
     let overview = put(&mut client, "exit-after=1m&exit-code=3");
@@ -197,7 +197,7 @@ fn an_end_can_be_taken_back() {
 }
 
 #[test]
-fn a_bad_change_is_one_line_and_changes_nothing() {
+fn an_invalid_change_is_one_line_and_changes_nothing() {
     let service = service();
     let mut client = service.connect();
     let names = "freeze, exit-after, exit-code, memory, series, open-files, or for";
@@ -259,7 +259,7 @@ fn a_bad_change_is_one_line_and_changes_nothing() {
 
 #[cfg(feature = "tiny-http")]
 #[test]
-fn tiny_http_refuses_it() {
+fn tiny_http_refuses_changes_to_the_process() {
     let service = Service::start("tiny-http", &["--fault-injection=all"]);
     let response = service.connect().ask("PUT", "/faults/process?freeze=1s");
     assert_eq!(response.status, 400);

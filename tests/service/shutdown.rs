@@ -189,6 +189,6 @@ fn the_process_exits_after_the_configured_time(server: &str) {
     let mut service = Service::start(server, &flags);
     assert_eq!(service.wait(), Some(42));
     assert!(started.elapsed() >= Duration::from_millis(300));
-    let line = "tiny-probe: exiting with code 42, as exit-after asks\n";
+    let line = "tiny-probe: exiting with code 42 (exit-after)\n";
     assert_eq!(service.stderr(), line);
 }

@@ -1,4 +1,4 @@
-//! The targets of /faults other than probe: each route fails as it is told to, and its change ends by
+//! The targets of /faults other than probe: each route fails as configured, and the change ends by
 //! itself.
 
 use std::time::{Duration, Instant};
@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use crate::support::{Page, Service, wait_until};
 
 on_every_server!(
-    each_target_fails_as_told_and_no_other_does,
+    each_target_fails_as_configured_and_no_other_does,
     a_change_to_another_target_must_end_and_ends_by_itself,
-    a_delete_ends_the_change_to_one_target_or_to_all,
-    the_faults_themselves_are_never_affected,
-    only_probe_can_be_changed_unless_all_may_be,
+    delete_reverts_one_target_or_all,
+    requests_to_faults_never_fail,
+    without_all_only_probe_can_be_changed,
     a_target_can_be_slow_and_work,
 );
 
@@ -18,12 +18,12 @@ const ALL: &[&str] = &["--fault-injection", "all"];
 const TARGETS: [&str; 4] = ["probe", "metrics", "healthz", "readyz"];
 
 fn active(service: &Service, target: &str) -> u64 {
-    // By another target's page, unless that is the one that fails.
+    // Scrapes /metrics, unless that is the target that fails.
     let page = service.get("/metrics").body;
     Page::parse(&page).count(&format!("app_fault_active{{target=\"{target}\"}}"))
 }
 
-fn each_target_fails_as_told_and_no_other_does(server: &str) {
+fn each_target_fails_as_configured_and_no_other_does(server: &str) {
     let mut service = Service::start(server, ALL);
     let mut client = service.connect();
     for target in TARGETS {
@@ -53,7 +53,7 @@ fn each_target_fails_as_told_and_no_other_does(server: &str) {
         client.ask("DELETE", &format!("/faults/{target}"));
     }
     assert!(TARGETS.iter().all(|target| active(&service, target) == 0));
-    // What a target may respond with is exposed before it does.
+    // The series of a status is exposed before the first response with it.
     client.ask("PUT", "/faults/healthz?fail-with=429&for=1m");
     let series = r#"{endpoint="/healthz",http_status="429",method="GET"} 0"#;
     let page = client.ask("GET", "/metrics").body;
@@ -85,7 +85,7 @@ fn a_change_to_another_target_must_end_and_ends_by_itself(server: &str) {
     assert_eq!(client.ask("GET", "/probe").status, 500, "it lasts");
 }
 
-fn a_delete_ends_the_change_to_one_target_or_to_all(server: &str) {
+fn delete_reverts_one_target_or_all(server: &str) {
     let service = Service::start(server, ALL);
     let mut client = service.connect();
     let at_start = client.ask("GET", "/faults").body;
@@ -105,7 +105,7 @@ fn a_delete_ends_the_change_to_one_target_or_to_all(server: &str) {
     }
 }
 
-fn the_faults_themselves_are_never_affected(server: &str) {
+fn requests_to_faults_never_fail(server: &str) {
     let service = Service::start(server, ALL);
     let mut client = service.connect();
     for target in TARGETS {
@@ -122,12 +122,12 @@ fn the_faults_themselves_are_never_affected(server: &str) {
     }
     assert_eq!(client.ask("GET", "/probe").status, 500);
     assert_eq!(client.ask("DELETE", "/faults").status, 200);
-    // One endpoint for all of them.
+    // All of these paths have the same endpoint label.
     let page = service.scrape();
     assert!(page.sum("app_request_count_total", "endpoint", "/faults") >= 7);
 }
 
-fn only_probe_can_be_changed_unless_all_may_be(server: &str) {
+fn without_all_only_probe_can_be_changed(server: &str) {
     let service = Service::start(server, &["--fault-injection"]);
     let mut client = service.connect();
     for target in ["metrics", "healthz", "readyz", "process"] {
@@ -154,7 +154,7 @@ fn a_target_can_be_slow_and_work(server: &str) {
     let asked = Instant::now();
     let response = client.ask("GET", "/metrics");
     assert!(response.body.contains("app_version_info"), "{response:?}");
-    // A gamma of shape 30 is practically never below a third of its mean.
+    // A gamma distribution with shape 30 practically never falls below a third of its mean.
     assert!(asked.elapsed() > Duration::from_millis(200 / 3 + 20));
     let configured = Page::parse(&response.body).value("app_configured_work_seconds");
     assert_eq!(configured.to_bits(), 0, "these are probe's");

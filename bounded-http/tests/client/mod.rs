@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// After this time a test fails: it says what it has waited for.
+/// The maximum time of every wait. After that, the test fails and says what it waited for.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection to a server.
@@ -16,7 +16,7 @@ pub struct Client {
     received: Vec<u8>,
 }
 
-/// A response: its status, its head, and as much of its body as has come.
+/// A response: its status, its head, and the part of its body that has been received.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -73,7 +73,7 @@ impl Client {
         }
     }
 
-    /// The bytes until the server closes the connection, or the error that ends it.
+    /// Reads until the server closes the connection. Returns the bytes, or the error that ended it.
     pub fn read_to_the_end(&mut self) -> Result<String, ErrorKind> {
         match self.stream.read_to_end(&mut self.received) {
             Ok(_) => Ok(String::from_utf8(std::mem::take(&mut self.received)).unwrap()),
@@ -81,7 +81,7 @@ impl Client {
         }
     }
 
-    /// Whether the connection is open and nothing is there to read.
+    /// Returns whether the connection is open and there is nothing to read.
     pub fn is_silent(&self) -> bool {
         self.stream.set_nonblocking(true).unwrap();
         let peeked = self.stream.peek(&mut [0]);
@@ -89,7 +89,7 @@ impl Client {
         peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
-    /// Waits for more bytes. `false` if the server has closed the connection in an orderly way.
+    /// Waits for more bytes. Returns `false` if the server has closed the connection in an orderly way.
     fn receive(&mut self) -> bool {
         let mut buffer = [0; 4096];
         let count = self.stream.read(&mut buffer).expect("bytes, or an end");
@@ -98,7 +98,7 @@ impl Client {
     }
 }
 
-/// The bytes of a GET.
+/// Returns a GET request.
 pub fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")
 }
