@@ -40,7 +40,7 @@ check-features: ## lint and test without tiny_http, and check that the crate is 
 	! $(CARGO) tree --locked --no-default-features --prefix none | grep '^tiny_http '
 
 .PHONY: check-crate
-check-crate: ## make the packages, build the README's service in a new project, ask it with curl
+check-crate: ## package both crates; build the README's service in a new project and send it requests
 	scripts/check-crate.sh
 
 .PHONY: compare
@@ -77,7 +77,7 @@ check-metrics: build ## check the exposition with promtool
 	SERVER=tiny-http scripts/with-service.sh scripts/check-metrics.sh
 
 .PHONY: check-page
-check-page: build ## use the page at / in Chromium, and compare its arithmetic with Prometheus'
+check-page: build ## check the page at / in Chromium, and compare its rates and quantiles with those of Prometheus
 	scripts/with-service.sh node --test tests/page
 	scripts/check-page.mjs
 
@@ -215,11 +215,11 @@ check-scrape: build ## check what Prometheus and VictoriaMetrics have stored aft
 	scripts/with-service.sh scripts/check-victoria-metrics.sh
 
 .PHONY: screenshot-page
-screenshot-page: build ## take docs/page.webp again, in a minute; after `make check-page`
+screenshot-page: build ## take docs/page.webp again, after `make check-page`; takes a minute
 	FAULT_INJECTION=on LATENCY=60ms scripts/with-service.sh scripts/screenshot-page.mjs docs/page.webp
 
 .PHONY: screenshot
-screenshot: screenshot-page ## take docs/page.webp and docs/prometheus.png anew; needs Chromium, takes five minutes
+screenshot: screenshot-page ## take docs/page.webp and docs/prometheus.png again; needs Chromium, takes five minutes
 	FAULT_INJECTION=on FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms \
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/screenshot.sh docs/prometheus.png
 
@@ -246,7 +246,7 @@ mutants: ## check that a test fails for every change of the code (needs cargo-mu
 	scripts/mutants.sh
 
 .PHONY: fuzz
-fuzz: ## search for input that breaks it, SECONDS=600 per target (needs nightly and cargo-fuzz)
+fuzz: ## search for inputs that fail a check, SECONDS=600 per target (needs nightly and cargo-fuzz)
 	for target in connection schedule faults fields flags; do \
 		mkdir -p fuzz/found/$$target; \
 		$(CARGO) +nightly fuzz run $$target fuzz/found/$$target fuzz/corpus/$$target -- \

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks bounded-http as its users get it: cargo makes packages, and the service with a counter in its
-# README builds in an empty project, in at most 40 lines, and counts.
+# Checks bounded-http as its users get it: both crates can be packaged, and the service with a counter in
+# the README has at most 40 lines, builds in a new project, and counts.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/waits.sh
@@ -17,7 +17,7 @@ trap 'exit 1' INT TERM
 "$cargo" new --quiet --vcs none --name quotes "$project/quotes"
 "$cargo" add --quiet --manifest-path "$project/quotes/Cargo.toml" --path bounded-http
 "$cargo" add --quiet --manifest-path "$project/quotes/Cargo.toml" --no-default-features prometheus
-# The versions that are tested here.
+# Use the versions that this repository tests.
 cp Cargo.lock "$project/quotes"
 awk '/^```$/ { shown = 0 } shown { print } /^```rust/ { blocks += 1; shown = blocks == 3 }' bounded-http/README.md \
     >"$project/quotes/src/main.rs"

@@ -30,7 +30,7 @@ def cargo(*arguments):
 
 
 def crates(manifest, *packages):
-    """The names of the crates in these packages, other than those of this repository."""
+    """Returns the number of crates that the packages depend on, without those of this repository."""
     lines = "".join(cargo("tree", "--manifest-path", manifest, "--locked", "--edges", "normal,build",
                           "--target", TARGET, "--prefix", "none", "--package", package) for package in packages)
     names = {" ".join(line.split()[:2]) for line in lines.splitlines() if line and f"({ROOT}" not in line}
@@ -63,7 +63,7 @@ class Process:
         return socket.create_connection(self.address, timeout)
 
     def scrape(self):
-        """The seconds until a new client has a page, or None."""
+        """Returns the seconds until a new client has received a page, or None if it receives none."""
         began = time.monotonic()
         page = b""
         try:
@@ -87,7 +87,7 @@ class Process:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def verdict(self):
-        """What became of the process, looked at for two seconds."""
+        """Observes the process for two seconds and describes its state."""
         faults = []
         time.sleep(0.3)  # If it is aborting, let it finish.
         if self.process.poll() is None:
@@ -137,7 +137,7 @@ def silent(process):
     for client in clients:
         client.close()
     time.sleep(1)
-    return verdict if process.scrape() is not None else f"{verdict}, and after they have left"
+    return verdict if process.scrape() is not None else f"{verdict}, also after they have disconnected"
 
 
 silent.descriptors = 300
@@ -173,7 +173,7 @@ CLIENTS = [unsent_body, petabytes, silent, unread, header]
 
 
 def build():
-    """Builds the programs, one worker thread in each."""
+    """Builds the programs. Each has one worker thread."""
     manifest = FOLDER / "Cargo.toml"
     options = ["build", "--quiet", "--release", "--locked", "--target", TARGET]
     cargo(*options, "--manifest-path", manifest)
@@ -182,12 +182,12 @@ def build():
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     others = Path(os.environ.get("CARGO_TARGET_DIR", FOLDER / "target"))
     return [
-        # The worker of these is the main thread.
+        # In these programs, the main thread is the worker.
         Program("prometheus_exporter 0.8.5", others / folder / "compare-prometheus_exporter", 1,
                 crates(manifest, "compare-prometheus_exporter")),
         Program("metrics-exporter-prometheus 0.18, http-listener only", others / folder / "compare-metrics-exporter",
                 1, crates(manifest, "compare-metrics-exporter")),
-        # The worker is a thread, and the main thread waits for SIGTERM.
+        # In this program, the worker is a thread of its own, and the main thread waits for SIGTERM.
         Program("bounded-http, prometheus 0.14", target / folder / "examples/daemon_metrics", 2,
                 crates(ROOT / "Cargo.toml", "bounded-http", "prometheus", "signal-hook")),
     ]

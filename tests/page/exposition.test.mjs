@@ -1,6 +1,6 @@
-// Tests src/page/exposition.js: the parser on pages of the text format, rate and quantile against what
-// Prometheus computes from the same samples.
-// Usage: node --test tests/page        (needs prometheus and promtool; with BASE_URL also a live scrape)
+// Tests src/page/exposition.js: parses pages of the text format, and compares rates and quantiles with
+// those that Prometheus computes from the same samples. Usage: node --test tests/page        (needs
+// prometheus and promtool; with BASE_URL also a live scrape)
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -17,7 +17,7 @@ const { parse, parseKey, rise, rate, quantile } = Function(`${source}; return { 
 let seed = 1;
 const random = (below) => (seed = (seed * 1664525 + 1013904223) % 2 ** 32) % below;
 
-// Every line that is no comment is a sample, and nothing of it is lost.
+// Every line other than a comment is a sample, and no part of it is lost.
 function isParsed(page) {
     const lines = page.split("\n").filter((line) => line && !line.startsWith("#"));
     const { samples, TYPE, HELP } = parse(page);
@@ -77,15 +77,17 @@ test("a counter that is lower than before has started again", () => {
 test("rate and quantile are Prometheus'", async (context) => {
     const folder = mkdtempSync(join(tmpdir(), "tiny-probe-page-"));
     context.after(() => rmSync(folder, { recursive: true, force: true }));
-    // Times are relative to it: a fraction of a second would lose digits beside so large a number.
+    // Times are relative to this one, because a large number has fewer digits for fractions of a
+    // second.
     const end = 1_700_000_000;
     const lines = [];
 
-    // Counters with resets, scraped at uneven times for part of the minute. None is at the edge of a
-    // range, which belongs to it until Prometheus 2 and not from Prometheus 3 on.
+    // Counters with resets, scraped at irregular times during a part of the minute. No sample is at the
+    // start of a range, because Prometheus 2 includes such a sample and Prometheus 3 does not.
     lines.push("# TYPE c counter");
     const counters = Array.from({ length: 300 }, (_, id) => {
-        // A first value of a few makes a difference between Prometheus 2 and 3 where the range begins.
+        // With a small first value, Prometheus 2 and 3 extrapolate differently to the start of the
+        // range.
         let value = id % 3 ? 1_000_000 : 0;
         const step = [1, 1, 5, 15][id % 4];
         const points = [];
@@ -100,7 +102,7 @@ test("rate and quantile are Prometheus'", async (context) => {
         return points;
     });
 
-    // Histograms as they are at one time: often empty, often with empty buckets.
+    // Histograms at one time. Many are empty or have empty buckets.
     lines.push("# TYPE h gauge");
     const bounds = [0.005, 0.01, 0.25, 1, 10, Infinity];
     const histograms = Array.from({ length: 300 }, (_, id) => {
