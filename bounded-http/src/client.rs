@@ -13,7 +13,7 @@
 //! once how the exchange ended.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
@@ -191,22 +191,29 @@ pub enum Evictable {
     Idle(Instant),
 }
 
-/// How much memory a client holds, and for how long it has not made progress.
-#[derive(Clone, Copy, Debug)]
+/// How much memory a client holds, and for how long it has not made progress. The greatest has held the
+/// most for the longest time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HeldFor {
+    /// The bytes multiplied by the microseconds.
+    product: u128,
     /// The bytes.
     pub bytes: usize,
     /// The time since bytes were last received or sent.
-    pub time: Duration,
+    time: Duration,
 }
 
 /// How long a client that holds memory may make no progress while others wait for memory.
 const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 
 impl HeldFor {
-    /// Returns the bytes multiplied by the microseconds.
-    fn product(self) -> u128 {
-        self.bytes as u128 * self.time.as_micros().max(1)
+    fn new(bytes: usize, time: Duration) -> Self {
+        let product = bytes as u128 * time.as_micros().max(1);
+        Self {
+            product,
+            bytes,
+            time,
+        }
     }
 
     /// Returns whether the client has made no progress for [`STALL_TOLERANCE`].
@@ -215,16 +222,15 @@ impl HeldFor {
     }
 }
 
-/// Returns the clients that hold memory. The last one has held the most for the longest time.
+/// Returns the clients that hold memory. The first to pop has held the most for the longest time.
 pub fn memory_holders<'a, S: Stream + 'a, M: 'a>(
     clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
     now: Instant,
-) -> Vec<(HeldFor, usize)> {
+) -> BinaryHeap<(HeldFor, usize)> {
     let memory_holders = clients.map(|(key, client)| (client.held_for(now), key));
-    let mut memory_holders: Vec<(HeldFor, usize)> =
-        memory_holders.filter(|(held_for, _)| held_for.bytes > 0).collect();
-    memory_holders.sort_unstable_by_key(|(held_for, key)| (held_for.product(), *key));
     memory_holders
+        .filter(|(held_for, _)| held_for.bytes > 0)
+        .collect()
 }
 
 impl<S: Stream, M> Client<S, M> {
@@ -403,10 +409,8 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Returns how much memory the client holds, and for how long it has not made progress.
     pub fn held_for(&self, now: Instant) -> HeldFor {
-        HeldFor {
-            bytes: self.held_bytes(),
-            time: now.saturating_duration_since(self.connection.active_at()),
-        }
+        let time = now.saturating_duration_since(self.connection.active_at());
+        HeldFor::new(self.held_bytes(), time)
     }
 
     /// Ends the wait for memory.

@@ -8,7 +8,8 @@
 //! A few connections above the limit are the reserve. Urgent requests on it are answered at once. Any
 //! other request waits for a slot, and gets a 503 if none becomes free.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, Evictable};
@@ -44,27 +45,28 @@ pub const MAX_READERS_SKIPPED: usize = 16;
 /// search visits every client.
 pub const SEARCH_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Returns the candidates: clients whose connections can be evicted at `now`, in the order in which
-/// they should be.
+/// Clients whose connections can be evicted, with their keys. The first to pop should be evicted first.
+pub type Candidates = BinaryHeap<Reverse<(Evictable, usize)>>;
+
+/// Returns the clients whose connections can be evicted at `now`.
 pub fn candidates<'a, S: Stream + 'a, M: 'a>(
     clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
     now: Instant,
-) -> Vec<(Evictable, usize)> {
-    let mut candidates: Vec<(Evictable, usize)> = clients
+) -> Candidates {
+    clients
         .filter_map(|(key, client)| Some((client.evictable()?, key)))
         .filter(|(evictable, _)| match evictable {
             Evictable::HalfClosed(since) => *since + MIN_HALF_CLOSED_TIME <= now,
             Evictable::Idle(since) => *since + MIN_IDLE_TIME <= now,
         })
-        .collect();
-    candidates.sort_unstable();
-    candidates
+        .map(Reverse)
+        .collect()
 }
 
 /// Chooses which connections are evicted, and how many responses close theirs.
 pub struct Eviction {
     /// The candidates that the last search found and that have not been tried yet.
-    candidates: VecDeque<(Evictable, usize)>,
+    candidates: Candidates,
     /// The earliest time of the next search.
     next_search: Instant,
     /// The time up to which turnovers have been granted.
@@ -74,7 +76,7 @@ pub struct Eviction {
 impl Eviction {
     pub fn new(now: Instant) -> Self {
         Self {
-            candidates: VecDeque::new(),
+            candidates: Candidates::new(),
             next_search: now,
             turnovers_until: now,
         }
@@ -83,7 +85,7 @@ impl Eviction {
     /// Returns the next candidate that the last search found. The caller must check that it is still
     /// one.
     pub fn next_candidate(&mut self) -> Option<(Evictable, usize)> {
-        self.candidates.pop_front()
+        self.candidates.pop().map(|Reverse(candidate)| candidate)
     }
 
     /// Searches for candidates, unless it did so less than [`SEARCH_INTERVAL`] ago.
@@ -96,7 +98,7 @@ impl Eviction {
             return;
         }
         self.next_search = now + SEARCH_INTERVAL;
-        self.candidates = candidates(clients, now).into();
+        self.candidates = candidates(clients, now);
     }
 
     /// Grants turnovers for the time since the last call. Returns how many there are, including those

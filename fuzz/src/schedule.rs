@@ -6,6 +6,7 @@
 //! order, without a poll and with a clock that the input turns.
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -688,7 +689,8 @@ impl World {
         let now = self.shared.now;
         let admitted =
             (self.clients()).filter(|(_, client)| client.admission() == Admission::Admitted);
-        for (evictable, key) in candidates(admitted, now) {
+        let mut candidates = candidates(admitted, now);
+        while let Some(Reverse((evictable, key))) = candidates.pop() {
             let peer = self.peers[key].as_mut().expect("it is a candidate");
             let client = peer.client.as_mut().expect("it is a candidate");
             if client.has_unread(&mut self.shared) {
