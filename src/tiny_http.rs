@@ -4,9 +4,9 @@
 //! `tiny_http` reads and parses requests on threads of its own, and does not limit what a client can
 //! make it do. Use this loop to see how a service is instrumented, and only with clients you trust.
 
-use std::collections::HashSet;
 use std::io::{self, Read};
 use std::net::TcpListener;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -152,10 +152,14 @@ fn open_sockets() -> usize {
     let Ok(descriptors) = fs::read_dir("/proc/self/fd") else {
         return 0;
     };
-    let sockets: HashSet<_> = descriptors
-        .flatten()
-        .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
-        .filter(|target| target.to_string_lossy().starts_with("socket:"))
-        .collect();
-    sockets.len()
+    let descriptors = descriptors.flatten();
+    let files = descriptors.filter_map(|descriptor| fs::metadata(descriptor.path()).ok());
+    let sockets = files.filter(|file| file.file_type().is_socket());
+    let mut inodes = Vec::new();
+    for inode in sockets.map(|socket| socket.ino()) {
+        if !inodes.contains(&inode) {
+            inodes.push(inode);
+        }
+    }
+    inodes.len()
 }
