@@ -168,7 +168,8 @@ pub fn is_token_byte(byte: u8) -> bool {
 /// query or nothing. Returns `None` if the target has another form, if the host is missing or
 /// malformed, and if there is user information (RFC 9110, sections 4.2.1 and 4.2.4).
 pub fn after_authority(target: &str) -> Option<&str> {
-    let (scheme, rest) = target.split_once("://")?;
+    let (scheme, rest) = target.split_once(':')?;
+    let rest = rest.strip_prefix("//")?;
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
         return None;
     }

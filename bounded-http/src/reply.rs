@@ -190,8 +190,10 @@ impl<M> Reply<M> {
 
     /// Returns the names and values of the [added](Self::field) header fields.
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
-        let lines = self.fields.split("\r\n");
-        lines.filter_map(|line| line.split_once(": "))
+        self.fields.lines().filter_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            Some((name, value.strip_prefix(' ')?))
+        })
     }
 
     /// Returns the body.
