@@ -5,7 +5,7 @@
 //! number of descriptors or connections.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
@@ -15,8 +15,10 @@ use super::exposition::{Family, Page, family};
 
 /// Reads the metrics of this process.
 pub struct Process {
-    /// /proc/self/stat. It is kept open so that a scrape needs no free descriptor.
-    stat: Option<File>,
+    /// /proc/self/statm. It is kept open so that a scrape needs no free descriptor.
+    statm: Option<File>,
+    /// /proc/self/task, kept open for the same reason.
+    tasks: Option<File>,
     /// /proc/self/fd, kept open for the same reason.
     fds: Option<File>,
     /// In seconds since the epoch.
@@ -26,34 +28,31 @@ pub struct Process {
 /// The values for one page. `None` means that a value could not be read.
 struct Reading {
     cpu_time: Duration,
-    stat: Option<Stat>,
+    memory: Option<Memory>,
+    threads: Option<u64>,
     open_fds: Option<u64>,
     max_fds: Option<u64>,
 }
 
-/// The fields of /proc/PID/stat that are exposed; see proc(5).
+/// The first two fields of /proc/PID/statm; see proc(5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stat {
-    threads: u64,
-    /// In clock ticks since the machine booted.
-    start_time: u64,
-    virtual_bytes: u64,
+struct Memory {
+    virtual_pages: u64,
     resident_pages: u64,
 }
 
 impl Process {
     /// Opens the files, and reads the values that never change.
     pub fn current() -> Self {
-        let stat = File::open("/proc/self/stat").ok();
-        let fds = File::open(FDS).ok();
         #[cfg(target_os = "linux")]
-        let start_time = stat.as_ref().and_then(read_stat).and_then(start_time);
+        let start_time = start_time();
         // Other systems have no /proc/self/stat.
         #[cfg(not(target_os = "linux"))]
         let start_time = None;
         Self {
-            stat,
-            fds,
+            statm: File::open("/proc/self/statm").ok(),
+            tasks: File::open("/proc/self/task").ok(),
+            fds: File::open(FDS).ok(),
             start_time,
         }
     }
@@ -66,8 +65,8 @@ impl Process {
     /// Writes the families, ordered by name.
     pub fn write(&self, page: &mut Page) {
         let reading = self.read();
-        let stat = reading.stat.as_ref();
-        let resident = stat.map(|stat| stat.resident_pages * rustix::param::page_size() as u64);
+        let memory = reading.memory;
+        let bytes = |pages| pages * rustix::param::page_size() as u64;
         // Unlike as_secs_f64, this divides the nanoseconds. as_secs_f64 adds whole seconds and a fraction,
         // which turns 1.59751103 into 1.5975110300000002.
         let cpu_seconds = reading.cpu_time.div_duration_f64(Duration::from_secs(1));
@@ -75,7 +74,10 @@ impl Process {
         for (family, value) in [
             (&MAX_FDS, reading.max_fds),
             (&OPEN_FDS, reading.open_fds),
-            (&RESIDENT_MEMORY, resident),
+            (
+                &RESIDENT_MEMORY,
+                memory.map(|memory| bytes(memory.resident_pages)),
+            ),
         ] {
             if let Some(value) = value {
                 page.single(family, value);
@@ -84,16 +86,19 @@ impl Process {
         if let Some(start_time) = self.start_time {
             page.single(&START_TIME, start_time);
         }
-        if let Some(stat) = stat {
-            page.single(&THREADS, stat.threads);
-            page.single(&VIRTUAL_MEMORY, stat.virtual_bytes);
+        if let Some(threads) = reading.threads {
+            page.single(&THREADS, threads);
+        }
+        if let Some(memory) = memory {
+            page.single(&VIRTUAL_MEMORY, bytes(memory.virtual_pages));
         }
     }
 
     fn read(&self) -> Reading {
         Reading {
             cpu_time: read_clock(ClockId::ProcessCPUTime),
-            stat: self.stat.as_ref().and_then(read_stat),
+            memory: self.statm.as_ref().and_then(read_memory),
+            threads: self.tasks.as_ref().and_then(count_threads),
             open_fds: self.fds.as_ref().and_then(count_fds),
             max_fds: getrlimit(Resource::Nofile).current,
         }
@@ -105,38 +110,47 @@ fn read_clock(clock: ClockId) -> Duration {
     Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
-fn read_stat(file: &File) -> Option<Stat> {
-    // Long enough for the name and the fields up to `resident_pages`.
-    let mut buffer = [0; 1024];
-    let length = file.read_at(&mut buffer, 0).ok()?;
-    parse_stat(&buffer[..length])
+/// Reads /proc/self/statm, which the kernel writes in a fraction of the time that /proc/self/stat takes.
+fn read_memory(statm: &File) -> Option<Memory> {
+    let mut buffer = [0; 256];
+    let length = statm.read_at(&mut buffer, 0).ok()?;
+    Some(Memory {
+        virtual_pages: number(&buffer[..length], 0)?,
+        resident_pages: number(&buffer[..length], 1)?,
+    })
 }
 
-fn parse_stat(stat: &[u8]) -> Option<Stat> {
+/// Reads one of the numbers that spaces separate.
+fn number(text: &[u8], index: usize) -> Option<u64> {
+    let field = text.split(|byte| *byte == b' ').nth(index)?;
+    str::from_utf8(field).ok()?.parse().ok()
+}
+
+/// Counts the threads: each is a subdirectory of /proc/self/task, and like every directory it has two more
+/// links.
+fn count_threads(tasks: &File) -> Option<u64> {
+    tasks.metadata().ok()?.nlink().checked_sub(2)
+}
+
+/// Returns field 22 of /proc/PID/stat: the time when the process was started, in clock ticks since the machine
+/// booted.
+#[cfg(target_os = "linux")]
+fn start_ticks(stat: &[u8]) -> Option<u64> {
     // The process name, the second field, can contain any character, including spaces and parentheses. The
     // third field follows the last parenthesis.
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
-    let mut fields = stat[name_end..].split(|byte| *byte == b' ').skip(1);
-    let mut skip_to = |count| -> Option<u64> {
-        let field = str::from_utf8(fields.nth(count)?).ok()?;
-        field.parse().ok()
-    };
-    Some(Stat {
-        threads: skip_to(20 - 3)?,
-        start_time: skip_to(22 - 20 - 1)?,
-        virtual_bytes: skip_to(0)?,
-        resident_pages: skip_to(0)?,
-    })
+    number(&stat[name_end..], 22 - 2)
 }
 
 /// Returns the time when the process was started, in seconds since the epoch, with the precision of a
 /// clock tick (10 ms). It is computed from two clocks because the boot time in /proc/stat has only whole
 /// seconds.
 #[cfg(target_os = "linux")]
-fn start_time(stat: Stat) -> Option<f64> {
+fn start_time() -> Option<f64> {
+    let ticks = start_ticks(&fs::read("/proc/self/stat").ok()?)?;
     let booted = read_clock(ClockId::Realtime).checked_sub(read_clock(ClockId::Boottime))?;
     let ticks_per_second = rustix::param::clock_ticks_per_second();
-    let after_boot = Duration::from_millis(stat.start_time.checked_mul(1000)? / ticks_per_second);
+    let after_boot = Duration::from_millis(ticks.checked_mul(1000)? / ticks_per_second);
     let milliseconds = (booted + after_boot).as_millis();
     Some(Duration::from_millis(u64::try_from(milliseconds).ok()?).as_secs_f64())
 }
@@ -170,28 +184,53 @@ mod tests {
     use super::*;
     use crate::metrics::Format;
 
+    #[cfg(target_os = "linux")]
     #[test]
-    fn stat_is_parsed_for_any_process_name() {
+    fn the_start_time_is_found_after_any_process_name() {
         let fields = "S 1 2 3 0 -1 4194560 0 0 0 0 11 12 0 0 20 0 7 0 4711 115613696 8169 1844";
-        let expected = Stat {
-            threads: 7,
-            start_time: 4711,
-            virtual_bytes: 115_613_696,
-            resident_pages: 8169,
-        };
         for name in ["tiny-probe", "", "a b", ") R 1", "\u{e9}((\n"] {
             let stat = format!("42 ({name}) {fields} 0\n");
-            assert_eq!(parse_stat(stat.as_bytes()), Some(expected), "{name}");
+            assert_eq!(start_ticks(stat.as_bytes()), Some(4711), "{name}");
         }
         for stat in ["", "42", "42 (a) S 1", "42 (a) "] {
-            assert_eq!(parse_stat(stat.as_bytes()), None, "{stat}");
+            assert_eq!(start_ticks(stat.as_bytes()), None, "{stat}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn threads_and_memory_are_those_that_the_kernel_reports() {
+        let reading = Process::current().read();
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let field = |name: &str| -> u64 {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        // Other tests start and end threads, and allocate memory, at the same time.
+        let threads = reading.threads.unwrap();
+        assert!(
+            threads.abs_diff(field("Threads:")) < 64,
+            "{threads}, {status}"
+        );
+        let memory = reading.memory.unwrap();
+        let page_size = rustix::param::page_size() as u64;
+        for (pages, name) in [
+            (memory.virtual_pages, "VmSize:"),
+            (memory.resident_pages, "VmRSS:"),
+        ] {
+            let (bytes, expected) = (pages * page_size, field(name) * 1024);
+            assert!(
+                bytes / 2 < expected && expected < bytes * 2,
+                "{bytes}, {status}"
+            );
         }
     }
 
     #[test]
     fn values_that_cannot_be_read_are_left_out() {
         let process = Process {
-            stat: File::open("/dev/null").ok(),
+            statm: File::open("/dev/null").ok(),
+            tasks: None,
             fds: None,
             start_time: None,
         };
