@@ -74,19 +74,29 @@ impl Stop {
             return Ok(self.signal);
         }
         let (delayed, write_end) = UnixStream::pair()?;
-        let mut signal = self.signal;
-        thread::Builder::new()
-            .name("shutdown-delay".into())
-            .spawn(move || {
-                // The read cannot fail. If it did, stopping at once would be right.
-                if signal.read(&mut [0]).is_ok() {
-                    thread::sleep(delay);
-                }
-                // Closing this end makes the other one readable.
-                drop(write_end);
-            })?;
+        let stop = move || {
+            thread::sleep(delay);
+            // Closing this end makes the other one readable.
+            drop(write_end);
+        };
+        when_readable(self.signal, Box::new(stop))?;
         Ok(delayed)
     }
+}
+
+/// Calls `stop` on a thread of its own when `signal` becomes readable.
+///
+/// # Errors
+/// If the thread cannot be started.
+pub fn when_readable(mut signal: UnixStream, stop: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    let wait = move || {
+        // The read cannot fail.
+        if signal.read(&mut [0]).is_ok() {
+            stop();
+        }
+    };
+    thread::Builder::new().name("stop".into()).spawn(wait)?;
+    Ok(())
 }
 
 /// Writes the last lines of both logs. Lines that their readers do not take within

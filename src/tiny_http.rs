@@ -4,7 +4,7 @@
 //! `tiny_http` reads and parses requests on threads of its own, and does not limit what a client can
 //! make it do. Use this loop to see how a service is instrumented, and only with clients you trust.
 
-use std::io::{self, Read};
+use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
@@ -19,7 +19,7 @@ use tiny_http::{Header, Response, Server, StatusCode};
 
 use crate::app::App;
 use crate::log::access::AccessLog;
-use crate::shutdown::{GRACE, write_last_lines};
+use crate::shutdown::{GRACE, when_readable, write_last_lines};
 use crate::wall_clock;
 
 /// Serves until `stop_signal` becomes readable, then responds to the requests received by then.
@@ -35,7 +35,7 @@ pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::
         Arc::clone(&is_stopping),
         Arc::clone(&server),
         app.access_log().clone(),
-    );
+    )?;
     while let Some(request) = next_request(&server, &is_stopping, &mut app)? {
         if request.url().starts_with("/metrics") {
             app.connections_changed(open_sockets().saturating_sub(own_sockets));
@@ -107,20 +107,19 @@ fn field(header: &Header) -> Field<'_> {
 /// Waits for the first signal on a thread of its own. Then it makes `recv` return the queued requests
 /// and fail after the last one. If that takes longer than [`GRACE`], it ends the process.
 fn stop_when_told(
-    mut stop_signal: UnixStream,
+    stop_signal: UnixStream,
     is_stopping: Arc<AtomicBool>,
     server: Arc<Server>,
     access_log: AccessLog,
-) {
-    thread::spawn(move || {
-        if stop_signal.read(&mut [0]).is_ok() {
-            is_stopping.store(true, Ordering::Relaxed);
-            server.unblock();
-            thread::sleep(GRACE);
-            write_last_lines(&access_log);
-            process::exit(0);
-        }
-    });
+) -> io::Result<()> {
+    let stop = move || {
+        is_stopping.store(true, Ordering::Relaxed);
+        server.unblock();
+        thread::sleep(GRACE);
+        write_last_lines(&access_log);
+        process::exit(0);
+    };
+    when_readable(stop_signal, Box::new(stop))
 }
 
 fn response<M>(reply: &Reply<M>) -> Response<&[u8]> {
