@@ -233,10 +233,13 @@ impl App {
     fn expose_probe(&self, config: &Config) {
         let probe = endpoint(self.route(PROBE));
         let configured = ["200", "500", config.probe.fail_with.recorded_as()];
-        self.metrics.expose(Method::Get, probe, configured);
+        for status in configured {
+            self.metrics.expose(Method::Get, probe, status);
+        }
         if self.fault_injection != FaultInjection::Off {
-            let statuses = self.faults.recorded_statuses();
-            self.metrics.expose(Method::Get, probe, statuses);
+            for status in self.faults.recorded_statuses() {
+                self.metrics.expose(Method::Get, probe, status);
+            }
         }
     }
 
@@ -456,7 +459,7 @@ impl App {
             let fail_with = self.faults.settings(route, now).fail_with;
             let index = ROUTES.iter().position(|row| row.target == Some(route));
             self.metrics
-                .expose(Method::Get, endpoint(index), [fail_with.recorded_as()]);
+                .expose(Method::Get, endpoint(index), fail_with.recorded_as());
         }
         let Some(peer) = request.peer() else {
             return;

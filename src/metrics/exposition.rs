@@ -216,7 +216,8 @@ impl Page {
                 // `Debug` writes whole numbers with a fraction, as in `le="1.0"`.
                 let bounds = bounds.map(|bound| format!("{bound:?}"));
                 let bounds: Vec<String> = bounds.chain(["+Inf".to_owned()]).collect();
-                let names = HistogramNames::new(name, &labels, bounds.iter().map(String::as_str));
+                let bounds: Vec<&str> = bounds.iter().map(String::as_str).collect();
+                let names = HistogramNames::new(name, &labels, &bounds);
                 let count = histogram.get_sample_count();
                 let counts = histogram.get_bucket().iter().map(Bucket::cumulative_count);
                 let buckets = counts.chain([count]).map(|count| (count, None));
@@ -237,13 +238,13 @@ impl Page {
 
 impl HistogramNames {
     /// Formats the names of a histogram with these labels and these values of `le`.
-    pub fn new<'a>(name: &str, labels: Labels, bounds: impl Iterator<Item = &'a str>) -> Self {
-        let bucket = |le| {
-            let labels = [labels, &[("le", le)]].concat();
+    pub fn new(name: &str, labels: Labels, bounds: &[&str]) -> Self {
+        let bucket = |le: &&str| {
+            let labels = [labels, &[("le", *le)]].concat();
             labeled_name(&format!("{name}_bucket"), &labels)
         };
         Self {
-            buckets: bounds.map(bucket).collect(),
+            buckets: bounds.iter().map(bucket).collect(),
             sum: labeled_name(&format!("{name}_sum"), labels),
             count: labeled_name(&format!("{name}_count"), labels),
         }
@@ -406,8 +407,7 @@ mod tests {
         let [text, open_metrics] = in_both(|page| {
             page.family(&HISTOGRAM);
             for labels in [&[][..], &[("a", "b")]] {
-                let bounds = ["0.5", "1.0", "+Inf"].into_iter();
-                let names = HistogramNames::new(HISTOGRAM.name, labels, bounds);
+                let names = HistogramNames::new(HISTOGRAM.name, labels, &["0.5", "1.0", "+Inf"]);
                 let buckets = [(1, None), (2, Some(exemplar)), (3, None)];
                 page.histogram(&names, buckets.into_iter(), 2.5, 3);
             }
