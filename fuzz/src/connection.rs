@@ -1,5 +1,5 @@
-//! Checks that any bytes get well-formed responses, one for each request, and the same responses whether
-//! they arrive at once or in pieces.
+//! Checks that any bytes get well-formed responses, one for each request, and the same responses
+//! whether they arrive at once or in pieces.
 
 use tiny_probe::app::App;
 use tiny_probe::config::Config;
@@ -20,7 +20,8 @@ pub fn check(input: &[u8]) {
     let split = drive(&mut app, pieces(lengths, bytes));
     let (whole_responses, split_responses) = (responses(&whole), responses(&split));
     if split.requests.len() < whole.requests.len() {
-        // A request with `Expect: 100-continue` closes the connection if its body arrives after its head.
+        // A request with `Expect: 100-continue` closes the connection if its body arrives after its
+        // head.
         assert!(split_responses.last().is_some_and(|last| last.closes) && expects_continue(bytes));
         assert_eq!(split.requests, whole.requests[..split.requests.len()]);
     } else {

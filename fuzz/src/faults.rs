@@ -1,5 +1,5 @@
-//! Checks that any query either changes the settings to valid ones, or changes nothing and gets one line that
-//! says what is wrong. The settings that /faults shows must be accepted as a query.
+//! Checks that any query either changes the settings to valid ones, or changes nothing and gets one
+//! line that says what is wrong. The settings that /faults shows must be accepted as a query.
 
 use std::time::{Duration, Instant};
 

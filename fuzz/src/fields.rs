@@ -1,5 +1,5 @@
-//! Checks that with any `Accept` and `traceparent`, the page is well-formed, has the format that its content
-//! type names, and contains no trace except the one that was sent.
+//! Checks that with any `Accept` and `traceparent`, the page is well-formed, has the format that its
+//! content type names, and contains no trace except the one that was sent.
 
 use std::time::Duration;
 
@@ -66,8 +66,8 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// Checks that the preferred format does not depend on case, surrounding whitespace, empty elements, or types
-/// that the service does not have.
+/// Checks that the preferred format does not depend on case, surrounding whitespace, empty elements, or
+/// types that the service does not have.
 fn check_accept(accept: &[u8]) {
     let preferred = Format::preferred(Some(accept));
     for same in [

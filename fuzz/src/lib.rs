@@ -1,5 +1,5 @@
-//! Checks that must hold for every input. `make fuzz` searches for an input for which one fails. Inputs that
-//! covered new code are kept in `corpus`, and `tests/connection/corpus.rs` replays them.
+//! Checks that must hold for every input. `make fuzz` searches for an input for which one fails. Inputs
+//! that covered new code are kept in `corpus`, and `tests/connection/corpus.rs` replays them.
 
 #[path = "../../tests/connection/drive.rs"]
 mod drive;

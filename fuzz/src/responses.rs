@@ -16,14 +16,14 @@ pub struct Response {
     pub closes: bool,
 }
 
-/// Whether this is the type of the page, in either format.
+/// Returns whether this is the content type of the exposition, in either format.
 pub fn is_page(content_type: Option<&str>) -> bool {
     let formats = [Format::Text, Format::OpenMetrics];
     content_type.is_some_and(|found| formats.map(Format::content_type).contains(&found))
 }
 
-/// Parses the response to a request of this method and removes it from the front of `bytes`. Returns `None`
-/// if it is incomplete. Panics if it is malformed.
+/// Parses the response to a request of this method and removes it from the front of `bytes`. Returns
+/// `None` if it is incomplete. Panics if it is malformed.
 pub fn read(bytes: &mut &str, method: &str) -> Option<Response> {
     let (head, rest) = bytes.split_once("\r\n\r\n")?;
     let mut lines = head.split("\r\n");

@@ -1,9 +1,9 @@
-//! A few clients through everything that can happen to them, in any order: bytes in any pieces, readers at
-//! any pace, delayed replies and work, disconnects of every kind, pauses of the process, a limit on
-//! connections, scarce memory, and the end of the service.
+//! Simulates everything that can happen to a few clients, in any order: bytes in any pieces, readers at
+//! any pace, delayed replies and work, disconnects of every kind, a suspended process, a limit on
+//! connections, scarce memory, and the shutdown of the service.
 //!
-//! [`Client`] is driven through a simulated socket. What the event loop calls on it, this calls in the same
-//! order, without a poll and with a clock that the input turns.
+//! [`Client`] has a simulated socket. This module calls it in the same order as the event loop, but
+//! without a poll and with a clock that the input advances.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -32,33 +32,34 @@ use super::simulated_socket::{Kernel, SimulatedSocket};
 use crate::drive::{Outcome, drive};
 use crate::request_heads::REQUEST_HEADS;
 
-/// How many clients there can be at a time.
+/// The maximum number of simultaneous clients.
 const PEERS: usize = 4;
-/// The most bytes that one read takes.
+/// The maximum number of bytes that one read takes.
 const READ_SIZE: usize = 16 * 1024;
-/// The most bytes that all clients send, and the most requests that they pipeline: enough to reach
-/// every bound, and soon done.
-const MOST_BYTES: usize = 128 * 1024;
-const MOST_REQUESTS: usize = 600;
-/// The largest response is far smaller.
-const MOST_IN_A_RESPONSE: usize = 32 * 1024;
-/// More than it takes to send the responses to all of them through the smallest queue.
-const MOST_WAKE_UPS: usize = 50_000;
-/// The most that the buffers of one client may hold, the kernel's included.
-const MOST_HELD: usize = MAX_HEAD_BYTES
+/// The maximum number of bytes that all clients send, and of requests that they pipeline. This is
+/// enough to reach every limit, and does not take long.
+const MAX_BYTES_SENT: usize = 128 * 1024;
+const MAX_REQUESTS: usize = 600;
+/// The largest response is much smaller than this.
+const MAX_RESPONSE_BYTES: usize = 32 * 1024;
+/// More wake-ups than sending all responses through the smallest queue takes.
+const MAX_WAKE_UPS: usize = 50_000;
+/// The maximum that the buffers of one client may hold, including the kernel's.
+const MAX_HELD_BYTES: usize = MAX_HEAD_BYTES
     + READ_SIZE
-    + 2 * (MAX_UNSENT_BYTES + MOST_IN_A_RESPONSE)
+    + 2 * (MAX_UNSENT_BYTES + MAX_RESPONSE_BYTES)
     + 2 * SEND_BUFFER_SIZE
     + 2 * RECEIVE_BUFFER_SIZE;
-/// The most that a client takes beside its buffers.
-const MOST_BESIDE_BUFFERS: usize = 1024;
-/// Turns in a row without progress: one may read nothing, another may find that there is no more.
-const MOST_IDLE_TURNS: usize = 3;
-/// The event loop's.
+/// The maximum memory of a client apart from its buffers.
+const MAX_BYTES_BESIDE_BUFFERS: usize = 1024;
+/// The maximum number of consecutive turns without progress: one may read nothing, and another may find
+/// that there is no more.
+const MAX_IDLE_TURNS: usize = 3;
+/// The same as in the event loop.
 const LAST_RESPONSES_TIME: Duration = Duration::from_millis(500);
-/// A turn takes what time it was when it began, or when its last response was given.
+/// A turn uses the time at which it began, or at which its last response was ready.
 const TOLERANCE: Duration = Duration::from_millis(5);
-/// A reset this soon after a response certainly comes before the client is taken to have received it.
+/// A reset this soon after a response always precedes the confirmation that the client has received it.
 const SURELY_UNCONFIRMED: Duration = Duration::from_millis(100);
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -75,13 +76,14 @@ fn clock() -> Instant {
     now
 }
 
-/// The same without a tick.
+/// Returns the time without advancing it.
 fn time() -> Instant {
     NOW.get()
 }
 
-/// Has it all happen. The input is pairs of two bytes, what and how much of it, with comments between
-/// them, so that it can be written by hand. `freed_by` says how much memory something frees.
+/// Runs the simulation. The input consists of pairs of bytes, an action and an amount, with comments
+/// between them, so that it can be written by hand. `freed_by` measures how much memory a function
+/// frees.
 pub fn check(mut input: &[u8], freed_by: fn(&mut dyn FnMut()) -> usize) {
     let mut world = World::new(freed_by);
     world.select(0);
@@ -109,12 +111,12 @@ pub fn check(mut input: &[u8], freed_by: fn(&mut dyn FnMut()) -> usize) {
     world.check_records();
 }
 
-/// The digits are their own values.
+/// Converts the second byte of a pair to a number. Digits have their own value.
 fn amount(how_much: u8) -> usize {
     usize::from(how_much ^ b'0')
 }
 
-/// The clients, their sockets, and what the event loop keeps of them.
+/// The clients, their sockets, and the state of the event loop.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is independent of the others"
@@ -126,9 +128,9 @@ struct World {
     queue: VecDeque<usize>,
     max_clients: usize,
     max_held_bytes: usize,
-    /// The process is stopped: time goes on without it.
-    is_frozen: bool,
-    /// It was stopped after it had asked for events.
+    /// The process is suspended while time passes.
+    is_suspended: bool,
+    /// The process was suspended after its poll had returned.
     has_polled: bool,
     is_signaled: bool,
     next_reserve_check: Instant,
@@ -139,10 +141,10 @@ struct World {
 
     bytes_sent: usize,
     requests_sent: usize,
-    /// Where in the next bytes the urgent one is.
+    /// The position of the urgent byte in the bytes that are sent next.
     urgent: Option<usize>,
 
-    /// Answers the same requests, to compare with.
+    /// Another app that answers the same requests, for comparison.
     oracle: App,
     tally: Tally,
     freed_by: fn(&mut dyn FnMut()) -> usize,
@@ -156,59 +158,60 @@ struct Peer {
     /// From then on.
     client: Option<Client<SimulatedSocket, Exchange>>,
     accepted_at: Instant,
-    /// The numbers of checks of the reserve that found a request waiting for a slot, and of those after its
-    /// time on the reserve was over.
+    /// The numbers of checks of the reserve that found a request waiting for a slot, and of those after
+    /// its time on the reserve was over.
     checks_in_wait: u32,
     checks_overdue: Option<u32>,
     /// Responses may have closed the connection to make room.
     may_turn_over: bool,
     was_on_reserve: bool,
     turns_without_progress: usize,
-    /// When its last response was given, if it is delayed and the client had closed its sending side.
+    /// When its last response was ready, if that was delayed and the client had closed its sending
+    /// side.
     unconfirmed_since: Option<Instant>,
 }
 
-/// Why a connection ends.
+/// Why a connection is closed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ending {
-    /// A turn says so.
+    /// A turn has returned `Next::Close`.
     Turn,
-    /// It has failed.
+    /// The connection has failed.
     Lost,
-    /// It makes room.
+    /// The connection is evicted.
     Evicted(Evictable),
-    /// It has been on the reserve for too long.
-    LongOnReserve { is_served: bool },
-    /// It holds too much memory.
-    HoldsMost,
-    /// The service ends.
+    /// Its time on the reserve is over.
+    ReserveTimeOver { is_served: bool },
+    /// It holds the most memory, and all together hold too much.
+    HoldsTooMuch,
+    /// The service has ended.
     Stop,
 }
 
-/// What was written to one client.
+/// The responses that were written to one client.
 #[derive(Default)]
 struct Responses {
     statuses: Vec<u16>,
-    /// How many requests all the received bytes hold.
+    /// The number of requests in the bytes that the client has sent.
     understood: usize,
-    /// The last of them says that it is the last.
+    /// The last response says `Connection: close`.
     has_closed: bool,
-    /// The last of them says that a head took too long.
+    /// The last response is a 408.
     has_timed_out: bool,
 }
 
-/// What was written to all clients, to be compared with what was recorded.
+/// The responses that were written to all clients, to compare them with the metrics.
 #[derive(Default)]
 struct Tally {
-    /// How many responses were written, by status.
+    /// The number of written responses by status.
     written: BTreeMap<u16, usize>,
-    /// Requests that certainly ended with a 499.
+    /// The number of requests that must be recorded as 499.
     disconnects: usize,
-    /// Written responses that were certainly recorded as a 499.
+    /// The number of written responses that must be recorded as 499.
     withdrawn: usize,
-    /// Written responses that may have been.
+    /// The number of written responses that may be recorded as 499.
     may_be_withdrawn: usize,
-    /// Responses that were recorded may not have been written.
+    /// Some recorded responses may not have been written.
     has_unwritten: bool,
 }
 
@@ -230,7 +233,7 @@ impl Tally {
     }
 }
 
-/// What happens.
+/// The actions.
 impl World {
     #[expect(
         clippy::default_trait_access,
@@ -275,7 +278,7 @@ impl World {
             queue: VecDeque::new(),
             max_clients: PEERS,
             max_held_bytes: usize::MAX,
-            is_frozen: false,
+            is_suspended: false,
             has_polled: false,
             is_signaled: false,
             next_reserve_check: now,
@@ -296,98 +299,99 @@ impl World {
         let square = count * count;
         let tenths = Duration::from_millis(100) * count as u32;
         match what % 32 {
-            // a: one of the clients acts, and connects if it is not connected.
+            // a: selects the client that acts next. It connects if it is not connected.
             1 => self.select(count % PEERS),
             // b: the head of a request with a body; v sends the body.
             2 => self.send_request(&format!(
                 "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {square}\r\n\r\n"
             )),
-            // c: a last request, for a response after so many tenths of a second.
+            // c: a last request, whose response is delayed by this many tenths of a second.
             3 => self.send_request(&format!(
                 "GET /probe?delay={}ms HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
                 tenths.as_millis()
             )),
-            // d: a request for a response after so many tenths of a second.
+            // d: a request whose response is delayed by this many tenths of a second.
             4 => self.send_request(&format!(
                 "GET /probe?delay={}ms HTTP/1.1\r\nHost: a\r\n\r\n",
                 tenths.as_millis()
             )),
-            // e: a request whose client waits for permission to send its body.
+            // e: a request with `Expect: 100-continue`.
             5 => self.send_request(&format!(
                 "PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {square}\r\n\r\n"
             )),
             // f: the client closes its sending side (even) or its socket (odd).
             6 => self.with_kernel(|kernel| kernel.finish(count % 2 == 1)),
-            // g, h, m, p: so many requests.
+            // g, h, m, p: this many requests.
             7 => self.send_requests("GET /", count),
             8 => self.send_requests("HEAD /metrics", count),
             13 => self.send_requests("GET /metrics", count),
-            // Its response takes work.
+            // This response takes work.
             16 => self.send_requests("GET /probe", count),
-            // i: an odd request.
+            // i: an unusual request.
             9 => self.send_request(REQUEST_HEADS[count % REQUEST_HEADS.len()].1),
-            // j: whether the kernel takes whole writes (odd), however little room it has.
+            // j: sets whether the kernel accepts whole writes (odd) if it has any space.
             10 => self.with_kernel(|kernel| kernel.takes_whole_writes = count % 2 == 1),
             // k: the client resets the connection.
             11 => self.with_kernel(Kernel::reset),
-            // l: a limit on memory.
+            // l: sets the limit on memory.
             12 => {
-                self.max_held_bytes = (count * 4096).max(MOST_HELD);
+                self.max_held_bytes = (count * 4096).max(MAX_HELD_BYTES);
                 self.shared.scarce_from = count * 2048;
                 self.shared.full_from = count * 3072;
             }
-            // n: so many bytes of the input. Without an equals sign none asks for expensive work.
+            // n: sends this many bytes of the input. They contain no equals sign, so they cannot ask
+            // for expensive work.
             14 => {
                 let raw: Vec<u8> = raw.iter().copied().filter(|byte| *byte != b'=').collect();
                 self.send(&raw);
             }
-            // o: how much the kernel takes to send.
+            // o: sets how many bytes the kernel's send queue accepts.
             15 => self.with_kernel(|kernel| kernel.send_queue = (count * 512).max(512)),
-            // q: a connection makes room.
-            17 if !self.is_frozen => drop(self.evict()),
-            // r: how much the client reads at a time.
+            // q: evicts a connection.
+            17 if !self.is_suspended => drop(self.evict()),
+            // r: sets how much the client reads at a time.
             18 => self.with_kernel(|kernel| kernel.pace = Some(square * 16)),
             // s: the service is told to stop.
             19 => self.is_signaled = true,
             // t, ~: time passes.
             20 => self.pass_time(tenths),
             30 => self.pass_time(100 * tenths),
-            // u: there will be urgent data.
+            // u: makes a byte of the next ones urgent.
             21 => self.urgent = Some(count),
             // v: meaningless bytes.
             22 => self.send(&b"x".repeat(square)),
-            // w: the stopped process goes on, or runs for so many turns.
-            23 if count == 0 => self.is_frozen = false,
-            23 if self.is_frozen && !self.has_ended => {
+            // w: resumes the suspended process (0), or lets it take this many turns.
+            23 if count == 0 => self.is_suspended = false,
+            23 if self.is_suspended && !self.has_ended => {
                 for _ in 0..count % 16 {
                     self.wake_up(1);
                 }
             }
-            // x: the most that is read at once.
+            // x: sets the maximum size of a read.
             24 => self.with_kernel(|kernel| {
                 kernel.max_read = if count == 0 { usize::MAX } else { square };
             }),
-            // y: responses that may close their connection.
+            // y: grants turnovers.
             25 => {
                 self.shared.turnovers = count;
                 for peer in self.peers.iter_mut().flatten() {
                     peer.may_turn_over |= count > 0;
                 }
             }
-            // z: the process is stopped, before (even) or after (odd) it has asked for events.
+            // z: suspends the process, before (even) or after (odd) its poll has returned.
             26 if !self.has_ended => {
-                self.is_frozen = true;
+                self.is_suspended = true;
                 if count % 2 == 1 && !self.has_polled {
                     self.poll();
                     self.has_polled = true;
                 }
             }
-            // [, ]: the first bytes of a request, and the rest.
+            // [, ]: sends the first bytes of a request, or the rest.
             27 => self.send(&REQUEST[..count.min(REQUEST.len())]),
             29 => self.send(&REQUEST[count.min(REQUEST.len())..]),
-            // |: how many microseconds everything takes.
+            // |: sets how many microseconds pass between two readings of the clock.
             28 => TICK.set(Duration::from_micros(count as u64)),
-            // _: how many connections have a place.
+            // _: sets the connection limit.
             31 => self.max_clients = count.max(1),
             _ => {}
         }
@@ -429,23 +433,23 @@ impl World {
     }
 
     fn send_requests(&mut self, what: &str, count: usize) {
-        let count = count.min(MOST_REQUESTS - self.requests_sent);
+        let count = count.min(MAX_REQUESTS - self.requests_sent);
         self.requests_sent += count;
         self.send_request(&format!("{what} HTTP/1.1\r\nHost: a\r\n\r\n").repeat(count));
     }
 
     fn send(&mut self, bytes: &[u8]) {
-        let bytes = &bytes[..bytes.len().min(MOST_BYTES - self.bytes_sent)];
+        let bytes = &bytes[..bytes.len().min(MAX_BYTES_SENT - self.bytes_sent)];
         self.bytes_sent += bytes.len();
         let urgent = self.urgent.take();
         self.with_kernel(|kernel| kernel.send(bytes, urgent));
     }
 
-    /// Lets time pass. Unless it is stopped, the process wakes up for everything that falls due.
+    /// Lets time pass. Unless the process is suspended, it wakes up for everything that falls due.
     fn pass_time(&mut self, time: Duration) {
         let end = NOW.get() + time;
         self.run_until_quiet();
-        while !self.is_frozen
+        while !self.is_suspended
             && !self.has_ended
             && let Some(next) = self.next_wake_up()
             && next < end
@@ -456,9 +460,9 @@ impl World {
         NOW.set(NOW.get().max(end));
     }
 
-    /// Lets every client read what it gets, until all are gone.
+    /// Lets every client read its responses, until all have disconnected.
     fn settle(&mut self) {
-        self.is_frozen = false;
+        self.is_suspended = false;
         for peer in self.peers.iter().flatten() {
             peer.kernel.borrow_mut().pace = None;
         }
@@ -470,14 +474,14 @@ impl World {
             self.run_until_quiet();
             steps += 1;
             assert!(
-                steps < 10 * MOST_REQUESTS,
+                steps < 10 * MAX_REQUESTS,
                 "clients that do nothing stay forever"
             );
         }
     }
 }
 
-/// What the event loop does about it. The names are its own.
+/// The event loop's part. The methods have the same names as there.
 impl World {
     fn client(&mut self, key: usize) -> Option<&mut Client<SimulatedSocket, Exchange>> {
         self.peers[key].as_mut()?.client.as_mut()
@@ -496,14 +500,14 @@ impl World {
             for peer in self.peers.iter().flatten() {
                 peer.kernel.borrow_mut().keep_pace();
             }
-            if self.is_frozen || self.has_ended || !self.has_something_to_do() {
+            if self.is_suspended || self.has_ended || !self.has_something_to_do() {
                 break;
             }
             self.wake_up(PEERS);
             wake_ups += 1;
-            assert!(wake_ups < MOST_WAKE_UPS, "it never waits");
+            assert!(wake_ups < MAX_WAKE_UPS, "it never waits");
         }
-        if !self.is_frozen {
+        if !self.is_suspended {
             self.check_wait();
         }
     }
@@ -518,7 +522,7 @@ impl World {
             || self.next_wake_up().is_some_and(|next| next <= NOW.get())
     }
 
-    /// When something falls due.
+    /// Returns when something falls due next.
     fn next_wake_up(&self) -> Option<Instant> {
         let deadlines = self.clients().filter_map(|(_, client)| client.deadline());
         let is_reserved = |client: &Client<_, _>| client.admission() != Admission::Admitted;
@@ -664,7 +668,7 @@ impl World {
                     (is_served, is_served)
                 };
                 if ends {
-                    let ending = Ending::LongOnReserve { is_served };
+                    let ending = Ending::ReserveTimeOver { is_served };
                     self.close(key, ending);
                     continue;
                 }
@@ -732,7 +736,7 @@ impl World {
         }
     }
 
-    /// `None` if the socket fails.
+    /// Gives a client its turn. Returns `None` if the socket has failed.
     fn give_turn(&mut self, key: usize) -> Option<Next> {
         let Some(peer) = &mut self.peers[key] else {
             return Some(Next::Wait);
@@ -747,14 +751,14 @@ impl World {
 
         let after = Progress::of(client, &peer.kernel.borrow());
         let held_bytes = client.held_for(self.shared.now).bytes;
-        assert!(held_bytes <= MOST_HELD, "{held_bytes}");
+        assert!(held_bytes <= MAX_HELD_BYTES, "{held_bytes}");
         peer.turns_without_progress = if before == after && next == Some(Next::AnotherTurn) {
             peer.turns_without_progress + 1
         } else {
             0
         };
         assert!(
-            peer.turns_without_progress <= MOST_IDLE_TURNS,
+            peer.turns_without_progress <= MAX_IDLE_TURNS,
             "turns without an end"
         );
         let has_written = before.written != after.written;
@@ -802,7 +806,7 @@ impl World {
             && let Some((held_for, key)) = memory_holders.pop()
         {
             if held_for.is_stalled() || self.shared.held_bytes > self.max_held_bytes {
-                self.close(key, Ending::HoldsMost);
+                self.close(key, Ending::HoldsTooMuch);
             }
         }
     }
@@ -863,7 +867,7 @@ impl World {
         let Some(mut peer) = self.peers[key].take() else {
             return;
         };
-        // It was not accepted.
+        // The connection was not accepted.
         let Some(client) = peer.client.take() else {
             return;
         };
@@ -873,12 +877,12 @@ impl World {
             self.shared.work_queue.retain(|waiting| *waiting != key);
         }
         let is_pending = client.reply_due().is_some();
-        let is_lost = matches!(ending, Ending::Lost | Ending::HoldsMost);
+        let is_lost = matches!(ending, Ending::Lost | Ending::HoldsTooMuch);
         let responses = self.read_responses(&peer);
         self.check_end(&peer, ending, is_pending, &responses);
         self.tally.add(&peer, &responses, is_lost, is_pending);
 
-        let may_free = client.held_bytes() + MOST_BESIDE_BUFFERS;
+        let may_free = client.held_bytes() + MAX_BYTES_BESIDE_BUFFERS;
         let mut client = Some(client);
         let shared = &mut self.shared;
         let mut close = || client.take().expect("once").close(is_lost, shared);
@@ -898,7 +902,7 @@ impl World {
     }
 }
 
-/// What a turn can change.
+/// The state that a turn can change, to see whether it made progress.
 #[derive(PartialEq, Eq)]
 struct Progress {
     read: usize,
@@ -920,9 +924,9 @@ impl Progress {
     }
 }
 
-/// What must hold.
+/// The checks.
 impl World {
-    /// Nothing is to be done: something must be waited for, and not forever.
+    /// Checks, when there is nothing to do, that each client waits for something that has an end.
     fn check_wait(&mut self) {
         let now = NOW.get();
         let mut pending = 0;
@@ -950,7 +954,7 @@ impl World {
                 let waits_for_memory = self.shared.waiting_for_memory.contains(&key);
                 assert!(
                     is_delayed || waits_for_admission || waits_for_memory,
-                    "nobody ends this"
+                    "no event or deadline ends this"
                 );
                 continue;
             };
@@ -970,7 +974,7 @@ impl World {
         drive(&mut self.oracle, [bytes])
     }
 
-    /// Reads what was written to a client. Each response answers its request.
+    /// Parses what was written to a client, and checks that each response matches its request.
     fn read_responses(&mut self, peer: &Peer) -> Responses {
         let kernel = peer.kernel.borrow();
         let understood = self.requests_in(&kernel.received);
@@ -1016,7 +1020,7 @@ impl World {
         responses
     }
 
-    /// Checks that nothing that was received is lost.
+    /// Checks that no received request is lost.
     fn check_end(&mut self, peer: &Peer, ending: Ending, is_pending: bool, responses: &Responses) {
         let kernel = peer.kernel.borrow();
         let now = NOW.get() + TOLERANCE;
@@ -1031,9 +1035,9 @@ impl World {
                 assert!(!is_pending || is_stalled, "stopped without a response");
                 true
             }
-            Ending::HoldsMost | Ending::Evicted(Evictable::HalfClosed(_)) => true,
+            Ending::HoldsTooMuch | Ending::Evicted(Evictable::HalfClosed(_)) => true,
             Ending::Evicted(Evictable::Idle(_)) => false,
-            Ending::LongOnReserve { is_served } => {
+            Ending::ReserveTimeOver { is_served } => {
                 !is_served || kernel.half_close.is_some() || !kernel.is_writable()
             }
             Ending::Turn => is_stalled,
@@ -1084,14 +1088,14 @@ impl World {
         );
     }
 
-    /// Checks what becomes of the bytes that the kernel holds after a connection was closed.
+    /// Checks what happens to the bytes that the kernel holds after a connection was closed.
     fn check_what_is_left(&self, kernel: &Kernel, ending: Ending) {
         assert!(
             !kernel.holds_much()
                 || kernel.resets_on_close
                 || kernel.is_reset
                 || self.shared.is_stopping,
-            "the kernel is left with memory that nobody counts"
+            "the kernel holds memory that is not counted"
         );
         let now = NOW.get() + TOLERANCE;
         let is_stalled = (kernel.written_at).is_none_or(|at| at + WRITE_TIMEOUT <= now);
@@ -1106,7 +1110,7 @@ impl World {
         );
     }
 
-    /// Every request is recorded once, with the status that was sent or a 499.
+    /// Checks that every request is recorded once, with the status that was sent or a 499.
     fn check_records(&self) {
         let metrics = self.shared.service.metrics();
         assert_eq!(metrics.requests_in_flight().get(), 0);
@@ -1149,7 +1153,8 @@ impl World {
     }
 }
 
-/// Whether a client may have been told to close because its body was not here with its head.
+/// Returns whether a client may have got `Connection: close` because its body had not arrived with its
+/// head.
 fn expects_a_100(kernel: &Kernel) -> bool {
     let received = kernel.received.to_ascii_lowercase();
     received.windows(12).any(|word| word == b"100-continue")

@@ -1,8 +1,7 @@
 //! A socket that does on demand what a kernel does now and then, and the client at its other end.
 //!
-//! It behaves as Linux does for TCP: a read stops before urgent data, a read that is shorter than what
-//! is there is one after which more has arrived, a close with unread bytes is a reset, and the poll
-//! is edge-triggered.
+//! It behaves like TCP on Linux: a read stops before urgent data, more bytes can arrive just after a
+//! short read, a close with unread bytes is a reset, and the poll is edge-triggered.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -12,12 +11,12 @@ use std::time::Instant;
 
 use bounded_http::socket::{Readiness, Stream};
 
-/// How much the kernel receives before it is read. The rest waits at the client.
+/// The number of bytes that the kernel receives before they are read. The rest waits at the client.
 const RECEIVE_QUEUE: usize = 16 * 1024;
-/// How much the kernel takes to send, unless a client says otherwise.
+/// The number of bytes that the kernel's send queue accepts by default.
 const SEND_QUEUE: usize = 16 * 1024;
 
-/// The most that the kernel takes at once.
+/// The maximum number of bytes that the kernel accepts at once.
 const MAX_WRITE: usize = 45_000;
 
 /// The server's end. [`Kernel`] is what the test sees and changes.
@@ -26,51 +25,52 @@ pub struct SimulatedSocket {
     clock: fn() -> Instant,
 }
 
-/// What the kernel and the client know of one connection.
+/// The state of one connection in the kernel and at the client.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is independent of the others"
 )]
 pub struct Kernel {
-    /// Sent by the client, and not yet received: the receive queue is full.
+    /// Bytes that the client has sent and the kernel has not received, because its receive queue is
+    /// full.
     on_the_way: VecDeque<u8>,
-    /// Every byte that was received.
+    /// All bytes that the kernel has received.
     pub received: Vec<u8>,
-    /// How many of them the server has read.
+    /// The number of these that the server has read.
     pub read: usize,
-    /// How many of them had been received when the server last asked for events.
+    /// The number of these that had been received at the server's last poll.
     pub known: usize,
-    /// The most that one read takes, as if the rest arrived just after it.
+    /// The maximum number of bytes that one read takes, as if the rest arrived just after it.
     pub max_read: usize,
     /// The position of the urgent byte. The next one replaces it (tcp(7)).
     urgent: Option<usize>,
     has_finished_sending: bool,
-    /// The client has closed its socket: what is sent to it is answered with a reset.
+    /// The client has closed its socket. Its kernel responds with a reset to what is sent.
     has_left: bool,
-    /// The connection was reset by the client, or because it has left.
+    /// The connection was reset, by the client or because it has closed its socket.
     pub is_reset: bool,
-    /// Every byte that the server wrote.
+    /// All bytes that the server has written.
     pub written: Vec<u8>,
-    /// How many of them the client has not read.
+    /// The number of these that the client has not read.
     pub unread_by_client: usize,
-    /// How much the kernel takes to send.
+    /// The number of bytes that the kernel's send queue accepts.
     pub send_queue: usize,
     /// If there is any space, it accepts a whole write.
     pub takes_whole_writes: bool,
-    /// How much the client reads at a time. `None` means everything, as it comes.
+    /// How much the client reads at a time. `None` means everything at once.
     pub pace: Option<usize>,
-    /// The server is to be told when there is room again.
+    /// There must be an event when the send queue has space again.
     awaits_room: bool,
     has_event: bool,
-    /// When a write last took something.
+    /// When the kernel last accepted a write.
     pub written_at: Option<Instant>,
-    /// Writes that found less room than they needed, or failed.
+    /// The number of writes that were not accepted completely, or failed.
     pub refused_writes: usize,
-    /// A call has told the server that the connection was reset, before an event did.
+    /// A call of the server failed because of a reset, before the event of the reset.
     pub has_failed_early: bool,
     pub half_close: Option<HalfClose>,
     pub is_closed: bool,
-    /// The close resets the connection, so that the client does not get what it has not read.
+    /// Closing resets the connection, and the client does not receive what it has not read.
     pub resets_on_close: bool,
 }
 
@@ -80,7 +80,7 @@ pub struct HalfClose {
     pub at: Instant,
     pub read: usize,
     pub known: usize,
-    /// What can be read at once, known or not.
+    /// Returns the bytes that can be read at once, whether or not an event has said so.
     pub received: usize,
 }
 
@@ -134,7 +134,7 @@ impl Stream for SimulatedSocket {
 
     fn has_delivered(&self) -> bool {
         let mut kernel = self.kernel.borrow_mut();
-        // Once the sending side is closed, Linux says that there is room, whatever it still holds.
+        // Once the sending side is closed, Linux always reports the socket as writable.
         let has_room = kernel.is_writable() || kernel.is_reset || kernel.half_close.is_some();
         kernel.awaits_room |= !has_room;
         has_room
@@ -169,7 +169,7 @@ impl Kernel {
             takes_whole_writes: false,
             pace: None,
             awaits_room: false,
-            // A new socket is writable, which the poll says once.
+            // A new socket is writable, which the poll reports once.
             has_event: true,
             written_at: None,
             refused_writes: 0,
@@ -180,7 +180,7 @@ impl Kernel {
         }
     }
 
-    /// How many bytes have been received, without those that the limit on a read has arrive later.
+    /// Returns the number of received bytes, without those that arrive after a limited read.
     fn received_at_once(&self) -> usize {
         if self.max_read == usize::MAX {
             self.received.len()
@@ -189,22 +189,23 @@ impl Kernel {
         }
     }
 
-    /// Bytes that the server has not read.
+    /// Returns the number of bytes that the server has not read.
     pub fn unread(&self) -> usize {
         self.received.len() - self.read
     }
 
-    /// Whether the client sends no more, and everything that it sent is received.
+    /// Returns whether the client sends no more and everything that it has sent is received.
     pub fn is_end_received(&self) -> bool {
         self.has_finished_sending && self.on_the_way.is_empty()
     }
 
-    /// Whether the kernel holds more than it should be left with when the connection is closed.
+    /// Returns whether the kernel holds more than it may hold after the connection is closed.
     pub fn holds_much(&self) -> bool {
         self.unread_by_client > self.send_queue / 3 * 2 + 2
     }
 
-    /// Whether the poll says that there is room: a third of the queue, as Linux has it.
+    /// Returns whether the poll reports the socket as writable: if a third of the queue is free, as on
+    /// Linux.
     pub fn is_writable(&self) -> bool {
         self.send_queue - self.unread_by_client.min(self.send_queue) > self.send_queue / 3
     }
@@ -213,7 +214,7 @@ impl Kernel {
         self.has_event && !self.is_closed
     }
 
-    /// What the poll says, if something has happened since it was last asked.
+    /// Returns the event of a poll, if anything has happened since the last one.
     pub fn poll(&mut self) -> Option<Readiness> {
         self.known = self.received.len();
         if !self.has_event() {
@@ -233,7 +234,7 @@ impl Kernel {
         })
     }
 
-    /// Has the client send bytes, of which one may be urgent.
+    /// Sends bytes from the client, of which one may be urgent.
     pub fn send(&mut self, bytes: &[u8], urgent: Option<usize>) {
         if self.has_finished_sending || self.is_reset || bytes.is_empty() {
             return;
@@ -246,7 +247,7 @@ impl Kernel {
         self.receive();
     }
 
-    /// Has the client close its sending side, or its socket.
+    /// Closes the client's sending side or its socket.
     pub fn finish(&mut self, leaves: bool) {
         if !self.has_finished_sending && !self.is_reset {
             self.has_finished_sending = true;
@@ -255,14 +256,14 @@ impl Kernel {
         self.has_left |= leaves;
     }
 
-    /// Has the client reset the connection.
+    /// Resets the connection from the client.
     pub fn reset(&mut self) {
         self.is_reset = true;
         self.has_event = true;
         self.on_the_way.clear();
     }
 
-    /// Has the client read.
+    /// Reads at the client.
     pub fn client_reads(&mut self, count: usize) {
         self.unread_by_client = self.unread_by_client.saturating_sub(count);
         if self.awaits_room && self.is_writable() {
@@ -271,7 +272,7 @@ impl Kernel {
         }
     }
 
-    /// Has the client read at its pace.
+    /// Reads at the client at its pace.
     pub fn keep_pace(&mut self) {
         self.client_reads(self.pace.unwrap_or(usize::MAX));
     }

@@ -20,8 +20,8 @@ use rustix::pipe::PIPE_BUF;
 
 /// The size of the buffer in bytes, about 3500 lines. A pipe holds another 64 KiB.
 const MAX_UNWRITTEN_BYTES: usize = 256 * 1024;
-/// After every so many bytes, [`LineWriter::push`] writes the buffer. Otherwise a burst of lines could fill it
-/// before the next flush.
+/// [`LineWriter::push`] writes the buffer whenever it has grown by this much. Otherwise a burst of lines could
+/// fill it before the next flush.
 const CHUNK_BYTES: usize = 16 * 1024;
 /// How long to wait before writing again to a stream that was full.
 pub const RETRY_INTERVAL: Duration = Duration::from_millis(10);

@@ -74,7 +74,7 @@ fn exposition_text(bencher: Bencher, series: usize) {
     exposition(bencher, series, Format::Text);
 }
 
-/// The same in the other format.
+/// The same in `OpenMetrics`.
 #[divan::bench(args = [1, 10, 45])]
 fn exposition_open_metrics(bencher: Bencher, series: usize) {
     exposition(bencher, series, Format::OpenMetrics);
