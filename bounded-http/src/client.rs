@@ -84,7 +84,7 @@ pub struct Shared<V> {
     pub waiting_for_memory: Vec<usize>,
     /// How many more responses may close their connection to make room for others.
     pub turnovers: usize,
-    /// When the service was given the request that it is answering now. Set before each call and
+    /// When the request was received that the service is answering now. Set before each call and
     /// cleared after it. After a panic it stays set until the client is [closed](Client::close).
     pub answer_began_at: Option<Instant>,
     /// Set by the stop signal: responses close their connections.
@@ -136,14 +136,14 @@ struct PendingReply<M> {
     /// The reply. Its `work` is set to zero when the work is done.
     reply: Reply<M>,
     /// When the request was received.
-    started: Instant,
+    received_at: Instant,
 }
 
 /// A response to a half-closed client, which may have disconnected.
 struct UnconfirmedReply<M> {
     ended: Ended<M>,
     /// When the request was received.
-    started: Instant,
+    received_at: Instant,
     /// When the client closed its sending side.
     half_closed_at: Instant,
     /// When the response was ready.
@@ -154,7 +154,7 @@ struct UnconfirmedReply<M> {
 struct IncompleteReply<M> {
     ended: Ended<M>,
     /// When the request was received.
-    started: Instant,
+    received_at: Instant,
 }
 
 /// Whether a connection has a slot, which is one of those that the connection limit allows, or is on
@@ -180,8 +180,7 @@ pub enum Next {
     Close,
 }
 
-/// Why a connection can be evicted, and since when it can. Connections that compare as less are evicted
-/// first.
+/// Why a connection can be evicted, and since when that is so. Lesser values are evicted first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Evictable {
     /// The client has closed its sending side and waits for a delayed reply, or this end has closed its
@@ -227,8 +226,8 @@ pub fn memory_holders<'a, S: Stream + 'a, M: 'a>(
     clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
     now: Instant,
 ) -> BinaryHeap<(HeldFor, usize)> {
-    let memory_holders = clients.map(|(key, client)| (client.held_for(now), key));
-    memory_holders
+    clients
+        .map(|(key, client)| (client.held_for(now), key))
         .filter(|(held_for, _)| held_for.bytes > 0)
         .collect()
 }
@@ -455,25 +454,26 @@ impl<S: Stream, M> Client<S, M> {
         if !is_read && !shared.is_stopping {
             self.socket.reset_on_close();
         }
-        if let Some(started) = shared.answer_began_at.take() {
+        if let Some(received_at) = shared.answer_began_at.take() {
             let reply = Reply::text(Status::InternalServerError, "");
-            let ended = self.ended(reply, Outcome::Panicked, 0, started, Instant::now());
+            let ended = self.ended(reply, Outcome::Panicked, 0, received_at, Instant::now());
             shared.service.ended(without_memo(ended));
         }
         if let Some(pending) = self.pending.take() {
             let disconnected_at = pending.half_closed_at.unwrap_or(shared.now);
-            let PendingReply { reply, started, .. } = *pending;
-            let ended = self.ended(reply, Outcome::Disconnected, 0, started, disconnected_at);
+            let PendingReply { reply, received_at, .. } = *pending;
+            let ended = self.ended(reply, Outcome::Disconnected, 0, received_at, disconnected_at);
             shared.service.ended(ended);
         }
         if let Some(incomplete) = self.incomplete.take() {
-            let IncompleteReply { mut ended, started } = *incomplete;
-            ended.duration = shared.now.saturating_duration_since(started);
+            let IncompleteReply { mut ended, received_at } = *incomplete;
+            ended.duration = shared.now.saturating_duration_since(received_at);
             shared.service.ended(ended);
         }
         self.confirm(is_lost, shared);
     }
 
+    /// Takes the steps of a turn, in the order that the module's diagram shows.
     fn serve<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Next> {
         self.responses_in_turn = 0;
         let turn_ends = shared.now + TURN_TIME;
@@ -529,6 +529,7 @@ impl<S: Stream, M> Client<S, M> {
                 || !(self.can_read() || self.can_answer(shared) || self.waits_for_service()))
     }
 
+    /// Decides what the event loop does after the turn.
     fn next<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> Next {
         let wants_memory = self.connection.can_answer()
             && self.connection.unsent().is_empty()
@@ -551,6 +552,7 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
+    /// Returns whether bytes may be read now.
     fn can_read(&self) -> bool {
         self.socket.is_readable() && self.connection.wants_bytes()
     }
@@ -631,7 +633,7 @@ impl<S: Stream, M> Client<S, M> {
         }
         let PendingReply {
             mut reply,
-            started,
+            received_at,
             half_closed_at,
             ..
         } = *pending;
@@ -639,14 +641,14 @@ impl<S: Stream, M> Client<S, M> {
             reply = reply.replaced(STOPPING);
         }
         let Some(half_closed_at) = half_closed_at else {
-            return self.respond(reply, started, shared);
+            return self.respond(reply, received_at, shared);
         };
         self.confirm(false, shared);
-        let mut ended = self.send(reply, started, shared);
+        let mut ended = self.send(reply, received_at, shared);
         ended.body = Cow::default();
         self.unconfirmed = Some(Box::new(UnconfirmedReply {
             ended,
-            started,
+            received_at,
             half_closed_at,
             responded_at: shared.now,
         }));
@@ -665,14 +667,14 @@ impl<S: Stream, M> Client<S, M> {
         };
         let UnconfirmedReply {
             mut ended,
-            started,
+            received_at,
             half_closed_at,
             ..
         } = *unconfirmed;
         if is_lost {
             ended.outcome = Outcome::Disconnected;
             ended.body_length = 0;
-            ended.duration = half_closed_at.saturating_duration_since(started);
+            ended.duration = half_closed_at.saturating_duration_since(received_at);
         }
         shared.service.ended(ended);
     }
@@ -687,38 +689,38 @@ impl<S: Stream, M> Client<S, M> {
             let Some(head) = self.connection.next_request(&mut space) else {
                 return;
             };
-            let started = (shared.clock)();
+            let received_at = (shared.clock)();
             let head = match head {
                 Ok(head) => head,
-                Err(rejection) => return self.reject(rejection, started, shared),
+                Err(rejection) => return self.reject(rejection, received_at, shared),
             };
-            let request = Request::received(head.method, head.target, started)
+            let request = Request::received(head.method, head.target, received_at)
                 .with_fields(head.fields)
                 .with_peer(Some(self.peer));
-            shared.answer_began_at = Some(started);
+            shared.answer_began_at = Some(received_at);
             let is_refused =
                 self.admission == Admission::Refused && !shared.service.is_urgent(&request);
             if is_refused {
                 let memo = shared.service.refuse(&request);
                 shared.answer_began_at = None;
-                self.refuse(memo, started, shared);
+                self.refuse(memo, received_at, shared);
                 return;
             }
             let reply = shared.service.answer(&request);
             shared.answer_began_at = None;
             if reply.delay.is_zero() && reply.work.is_zero() {
-                self.respond(reply, started, shared);
+                self.respond(reply, received_at, shared);
             } else if shared.is_grace_over {
-                self.respond(reply.replaced(STOPPING), started, shared);
+                self.respond(reply.replaced(STOPPING), received_at, shared);
             } else {
-                let due = started + reply.delay;
+                let due = received_at + reply.delay;
                 shared.timers.push(due, self.key);
                 self.pending = Some(Box::new(PendingReply {
                     due,
                     waits_for_work: false,
-                    half_closed_at: self.socket.is_read_closed().then_some(started),
+                    half_closed_at: self.socket.is_read_closed().then_some(received_at),
                     reply,
-                    started,
+                    received_at,
                 }));
                 if shared.is_grace_over {
                     self.advance_pending(shared);
@@ -734,10 +736,10 @@ impl<S: Stream, M> Client<S, M> {
     fn reject<V: Service<Memo = M>>(
         &mut self,
         rejection: Rejection,
-        started: Instant,
+        received_at: Instant,
         shared: &mut Shared<V>,
     ) {
-        let ended = self.send(rejection.reply(), started, shared);
+        let ended = self.send(rejection.reply(), received_at, shared);
         shared.service.ended(Ended {
             memo: None,
             outcome: Outcome::Rejected,
@@ -749,10 +751,10 @@ impl<S: Stream, M> Client<S, M> {
     fn refuse<V: Service<Memo = M>>(
         &mut self,
         memo: Option<M>,
-        started: Instant,
+        received_at: Instant,
         shared: &mut Shared<V>,
     ) {
-        let ended = self.send(unavailable(TOO_BUSY), started, shared);
+        let ended = self.send(unavailable(TOO_BUSY), received_at, shared);
         shared.service.ended(Ended {
             memo,
             ..without_memo(ended)
@@ -763,15 +765,15 @@ impl<S: Stream, M> Client<S, M> {
     fn respond<V: Service<Memo = M>>(
         &mut self,
         reply: Reply<M>,
-        started: Instant,
+        received_at: Instant,
         shared: &mut Shared<V>,
     ) {
         let stays_open = reply.ending().stays_open();
-        let mut ended = self.send(reply, started, shared);
+        let mut ended = self.send(reply, received_at, shared);
         if stays_open {
             // The connection may stay open for long, so the memory of the body is freed now.
             ended.body = Cow::default();
-            self.incomplete = Some(Box::new(IncompleteReply { ended, started }));
+            self.incomplete = Some(Box::new(IncompleteReply { ended, received_at }));
         } else {
             shared.service.ended(ended);
         }
@@ -783,12 +785,12 @@ impl<S: Stream, M> Client<S, M> {
         reply: Reply<N>,
         outcome: Outcome,
         body_length: usize,
-        started: Instant,
+        received_at: Instant,
         end: Instant,
     ) -> Ended<N> {
         Ended {
             body_length,
-            duration: end.saturating_duration_since(started),
+            duration: end.saturating_duration_since(received_at),
             peer: Some(self.peer),
             ..Ended::of(reply, outcome)
         }
@@ -801,19 +803,19 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Returns whether the client has pipelined within the time for which it may be silent during a
-    /// shutdown. The kernel's receive buffer is small, so more requests may be on their way even if nothing
-    /// can be read now.
+    /// shutdown. The kernel's receive buffer is small, so more requests may be on their way even if
+    /// nothing can be read now.
     fn has_just_pipelined(&self, now: Instant) -> bool {
         self.pipelined_at
             .is_some_and(|at| now < at + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING)
     }
 
-    /// Passes a response to the connection, which sends it or does what its ending says. Returns how the
-    /// exchange ended.
+    /// Passes a response to the connection, which sends it or does what its ending says. Returns how
+    /// the exchange ended.
     fn send<V, N>(
         &mut self,
         reply: Reply<N>,
-        started: Instant,
+        received_at: Instant,
         shared: &mut Shared<V>,
     ) -> Ended<N> {
         let now = (shared.clock)();
@@ -833,7 +835,7 @@ impl<S: Stream, M> Client<S, M> {
         } else {
             Outcome::Responded
         };
-        self.ended(reply, outcome, body_length, started, now)
+        self.ended(reply, outcome, body_length, received_at, now)
     }
 }
 
