@@ -239,8 +239,7 @@ impl<V: Service> EventLoop<V> {
             self.accept(ACCEPTS_PER_WAKE_UP, limit);
             self.serve_reserve();
             self.queue_due();
-            // If more events are pending, a client may have sent something in time that is not known
-            // yet.
+            // If more events are pending, one of them may be about bytes that arrived in time.
             if count < MAX_EVENTS {
                 self.sweep();
             }
@@ -266,15 +265,14 @@ impl<V: Service> EventLoop<V> {
         {
             return Some(Duration::ZERO);
         }
-        let next_look_at_reserve =
-            (!self.reserve.is_empty()).then(|| self.shared.now + SEARCH_INTERVAL);
+        let reserve_check = (!self.reserve.is_empty()).then(|| self.shared.now + SEARCH_INTERVAL);
         let next_memory_check =
             (!self.shared.waiting_for_memory.is_empty()).then_some(self.next_memory_check);
         [
             self.shared.timers.next_due(),
             self.next_sweep,
             self.accept_paused_until,
-            next_look_at_reserve,
+            reserve_check,
             next_memory_check,
             self.stop.as_ref().map(|stop| self.next_stop_step(stop)),
             self.next_service_call,
@@ -506,8 +504,9 @@ impl<V: Service> EventLoop<V> {
         self.clients.len() - self.reserve.len() < self.max_clients
     }
 
-    /// Gives free slots to connections on the reserve whose requests wait, or refuses these requests if
-    /// they have waited too long. While others wait, lets responses close their connections.
+    /// Gives free slots to connections on the reserve, and evicts others for those whose requests wait.
+    /// Refuses requests that have waited too long. While others wait, lets responses close their
+    /// connections.
     fn serve_reserve(&mut self) {
         let is_check_due = self.next_reserve_check <= self.shared.now;
         if is_check_due {
@@ -519,7 +518,7 @@ impl<V: Service> EventLoop<V> {
             let (key, accepted_at) = (reserved.key, reserved.accepted_at);
             let waits = self.clients[key].waits_for_admission(&self.shared);
             if self.has_free_slot() || (waits && self.evict()) {
-                // The eviction may have removed others from the reserve, so the index may be stale.
+                // Searches by key, because the index may be stale after the eviction.
                 self.reserve.retain(|reserved| reserved.key != key);
                 self.clients[key].set_admission(Admission::Admitted);
                 self.queue_turn(key);
@@ -560,16 +559,16 @@ impl<V: Service> EventLoop<V> {
             ..
         } = self.reserve[index];
         let client = &mut self.clients[key];
-        if let Some(checks_in_wait) = checks_overdue {
-            self.reserve[index].checks_overdue = Some(checks_in_wait + u32::from(is_check_due));
-            return checks_in_wait >= MAX_CHECKS_OVERDUE
+        if let Some(checks) = checks_overdue {
+            self.reserve[index].checks_overdue = Some(checks + u32::from(is_check_due));
+            return checks >= MAX_CHECKS_OVERDUE
                 || (client.evictable().is_some() && !client.is_queued);
         }
         let has_unread = client.has_unread(&mut self.shared);
-        let is_over = !(has_unread || waits || client.is_queued);
+        let has_nothing_to_answer = !(has_unread || waits || client.is_queued);
         self.reserve[index].checks_overdue = Some(0);
         self.queue_turn(key);
-        is_over
+        has_nothing_to_answer
     }
 
     /// Closes the best candidate for eviction, if there is one. Returns whether there was.

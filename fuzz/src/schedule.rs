@@ -657,10 +657,10 @@ impl World {
             let is_time_over = peer.accepted_at + MAX_TIME_ON_RESERVE <= now;
             if is_time_over {
                 let is_first = peer.checks_overdue.is_none();
-                let (ends, is_served) = if let Some(checks_in_wait) = peer.checks_overdue {
-                    peer.checks_overdue = Some(checks_in_wait + u32::from(is_check_due));
+                let (ends, is_served) = if let Some(checks) = peer.checks_overdue {
+                    peer.checks_overdue = Some(checks + u32::from(is_check_due));
                     let is_served = client.evictable().is_some() && !client.is_queued;
-                    (checks_in_wait >= MAX_CHECKS_OVERDUE || is_served, is_served)
+                    (checks >= MAX_CHECKS_OVERDUE || is_served, is_served)
                 } else {
                     peer.checks_overdue = Some(0);
                     let has_unread = client.has_unread(&mut self.shared);
