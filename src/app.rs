@@ -46,7 +46,7 @@ static ROUTES: [Route; 6] = [
     Route { path: METRICS, methods: READ,   target: Some(RouteTarget::Metrics), answer: App::metrics_page },
     Route { path: HEALTHZ, methods: READ,   target: Some(RouteTarget::Healthz), answer: healthz },
     Route { path: READYZ,  methods: READ,   target: Some(RouteTarget::Readyz),  answer: App::readyz },
-    // Includes the paths below it, one for each target.
+    // And the paths below it, one for each target.
     Route { path: FAULTS,  methods: CHANGE, target: None,                       answer: App::faults },
 ];
 
