@@ -190,45 +190,21 @@ pub enum Evictable {
     Idle(Instant),
 }
 
-/// How much memory a client holds, and for how long it has not made progress. The greatest has held the
-/// most for the longest time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HeldFor {
-    /// The bytes multiplied by the microseconds.
-    product: u128,
-    /// The bytes.
-    pub bytes: usize,
-    /// The time since bytes were last received or sent.
-    time: Duration,
-}
-
 /// How long a client that holds memory may make no progress while others wait for memory.
 const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 
-impl HeldFor {
-    fn new(bytes: usize, time: Duration) -> Self {
-        let product = bytes as u128 * time.as_micros().max(1);
-        Self {
-            product,
-            bytes,
-            time,
-        }
-    }
-
-    /// Returns whether the client has made no progress for [`STALL_TOLERANCE`].
-    pub fn is_stalled(self) -> bool {
-        self.time >= STALL_TOLERANCE
-    }
-}
-
-/// Returns the clients that hold memory. The first to pop has held the most for the longest time.
+/// Returns the keys of the clients that hold memory. The first to pop has held the most for the longest
+/// time: the number before its key is bytes multiplied by microseconds.
 pub fn memory_holders<'a, S: Stream + 'a, M: 'a>(
     clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
     now: Instant,
-) -> BinaryHeap<(HeldFor, usize)> {
+) -> BinaryHeap<(u64, usize)> {
     clients
-        .map(|(key, client)| (client.held_for(now), key))
-        .filter(|(held_for, _)| held_for.bytes > 0)
+        .filter(|(_, client)| client.held_bytes > 0)
+        .map(|(key, client)| {
+            let microseconds = client.time_without_progress(now).as_micros() as u64;
+            (client.held_bytes as u64 * microseconds.max(1), key)
+        })
         .collect()
 }
 
@@ -406,10 +382,14 @@ impl<S: Stream, M> Client<S, M> {
         self.held_bytes
     }
 
-    /// Returns how much memory the client holds, and for how long it has not made progress.
-    pub fn held_for(&self, now: Instant) -> HeldFor {
-        let time = now.saturating_duration_since(self.connection.active_at());
-        HeldFor::new(self.held_bytes(), time)
+    /// Returns the time since bytes were last received or sent.
+    fn time_without_progress(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.connection.active_at())
+    }
+
+    /// Returns whether the client has made no progress for [`STALL_TOLERANCE`].
+    pub fn is_stalled(&self, now: Instant) -> bool {
+        self.time_without_progress(now) >= STALL_TOLERANCE
     }
 
     /// Ends the wait for memory.

@@ -671,10 +671,11 @@ impl<V: Service> EventLoop<V> {
         let enough = self.shared.scarce_from;
         let mut count = 0_u32;
         while self.shared.held_bytes > enough
-            && let Some((held_for, key)) = memory_holders.pop()
+            && let Some((_, key)) = memory_holders.pop()
         {
+            let is_stalled = self.clients[key].is_stalled(now);
             // A client that makes progress is spared unless the limit itself is exceeded.
-            if held_for.is_stalled() || self.shared.held_bytes > self.max_held_bytes {
+            if is_stalled || self.shared.held_bytes > self.max_held_bytes {
                 self.close(key, true);
                 count += 1;
             }

@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -750,7 +750,7 @@ impl World {
         let next = client.take_turn(&mut self.shared).ok();
 
         let after = Progress::of(client, &peer.kernel.borrow());
-        let held_bytes = client.held_for(self.shared.now).bytes;
+        let held_bytes = client.held_bytes();
         assert!(held_bytes <= MAX_HELD_BYTES, "{held_bytes}");
         peer.turns_without_progress = if before == after && next == Some(Next::AnotherTurn) {
             peer.turns_without_progress + 1
@@ -767,8 +767,7 @@ impl World {
         if is_given {
             peer.unconfirmed_since = Some(self.shared.now);
         }
-        let now = self.shared.now;
-        let held = self.clients().map(|(_, client)| client.held_for(now).bytes);
+        let held = self.clients().map(|(_, client)| client.held_bytes());
         let held: usize = held.sum();
         assert_eq!(held, self.shared.held_bytes);
         next
@@ -802,10 +801,14 @@ impl World {
         }
         let now = self.shared.now;
         let mut memory_holders = memory_holders(self.clients(), now);
+        let stalled: HashSet<usize> = (self.clients())
+            .filter(|(_, client)| client.is_stalled(now))
+            .map(|(key, _)| key)
+            .collect();
         while self.shared.held_bytes > self.shared.scarce_from
-            && let Some((held_for, key)) = memory_holders.pop()
+            && let Some((_, key)) = memory_holders.pop()
         {
-            if held_for.is_stalled() || self.shared.held_bytes > self.max_held_bytes {
+            if stalled.contains(&key) || self.shared.held_bytes > self.max_held_bytes {
                 self.close(key, Ending::HoldsTooMuch);
             }
         }

@@ -260,17 +260,13 @@ pub fn labeled_name(name: &str, labels: Labels) -> String {
     let mut text = name.to_owned();
     for (index, (name, value)) in labels.iter().enumerate() {
         text.push(if index == 0 { '{' } else { ',' });
-        text.push_str(name);
-        text.push_str("=\"");
-        for character in value.chars() {
-            match character {
-                '\\' => text.push_str("\\\\"),
-                '"' => text.push_str("\\\""),
-                '\n' => text.push_str("\\n"),
-                other => text.push(other),
-            }
+        let value = value
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('\n', "\\n");
+        for part in [name, "=\"", &value, "\""] {
+            text.push_str(part);
         }
-        text.push('"');
     }
     text.push_str(if labels.is_empty() { " " } else { "} " });
     text
