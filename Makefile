@@ -21,6 +21,10 @@ test: ## run all tests
 	$(CARGO) test --locked --workspace
 	@docker info >/dev/null 2>&1 || echo 'not included: make check-image, which needs a Docker engine'
 
+.PHONY: test-slow
+test-slow: ## run the tests that wait for long timeouts, in a minute and a half
+	$(CARGO) test --locked --test hostile -- --ignored
+
 .PHONY: lint
 lint: ## check formatting, clippy and shell scripts
 	$(CARGO) fmt --check --all

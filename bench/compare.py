@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Compares the CPU time per request of two or more builds of tiny-probe, in turns, on one machine.
+"""Compares the speed of two or more builds of tiny-probe, in turns, on one machine.
 
     bench/compare.py BEFORE AFTER                   two binaries
     bench/compare.py --rounds 20 BEFORE AFTER       more rounds; the default is 10
 
 Times of different days cannot be compared, so a change is measured next to the state before it. Each round
 gives every binary the same two loads, for 2 s each: GET /probe on 64 connections, and scrapes on one. The CPU
-time is that of the process, with the kernel's part. The ratio is to the first binary in the same round. Needs
-wrk.
+time per request is that of the process, with the kernel's part. It is steadier than the rate and the latency,
+which depend on wrk as well. The ratio is to the first binary in the same round. Needs wrk.
 """
 
 import argparse
+import json
 import os
-import re
 import socket
 import statistics
 import subprocess
@@ -25,7 +25,9 @@ LOADS = {
     "GET /probe": ["--connections", "64", "/probe"],
     "scrape": ["--connections", "1", "--header", f"Accept: {ACCEPT}", "/metrics"],
 }
+QUANTITIES = ["CPU, µs", "requests/s", "p99.9, ms"]
 SECONDS = 2
+LUA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.lua")
 
 
 def start(binary):
@@ -51,19 +53,23 @@ def cpu_seconds(process):
 
 
 def measure(process, port, options):
-    """Returns the CPU time per request in microseconds."""
+    """Returns a value for each quantity."""
     *options, path = options
-    command = ["wrk", "--threads", "1", "--duration", f"{SECONDS}s", *options, f"http://127.0.0.1:{port}{path}"]
+    command = ["wrk", "--threads", "1", "--duration", f"{SECONDS}s", "--script", LUA, *options,
+               f"http://127.0.0.1:{port}{path}"]
     before = cpu_seconds(process)
     output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS + 30).stdout
     used = cpu_seconds(process) - before
-    if "Non-2xx" in output or "Socket errors" in output:
-        sys.exit(f"compare: not every request succeeded:\n{output}")
-    return used / int(re.search(r"(\d+) requests in", output)[1]) * 1e6
+    result = json.loads(output.splitlines()[-1])
+    if any(result["failed"].values()):
+        sys.exit(f"compare: not every request succeeded: {result['failed']}")
+    requests = result["requests"]
+    return [used / requests * 1e6, requests / result["seconds"], result["p99.9"] * 1e3]
 
 
 def summary(values, digits):
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    low, middle, high = (f"{value:.{digits}f}" for value in [min(values), statistics.median(values), max(values)])
+    return f"{middle} ({low} to {high})"
 
 
 def main():
@@ -86,12 +92,14 @@ def main():
         for process, _ in started:
             process.terminate()
             process.wait()
-    print(f"CPU time per request in µs: median (minimum to maximum) of {arguments.rounds} rounds")
+    print(f"median (minimum to maximum) of {arguments.rounds} rounds")
     for load in LOADS:
-        for index, binary in enumerate(arguments.binaries):
-            own = times[load, index]
-            ratios = [time / first for time, first in zip(own, times[load, 0])]
-            print(f"{load:<11} {summary(own, 2):<26} ratio {summary(ratios, 3)}  {binary}")
+        for number, quantity in enumerate(QUANTITIES):
+            values = [[value[number] for value in times[load, index]] for index in range(len(started))]
+            for binary, own in zip(arguments.binaries, values):
+                ratios = [value / first for value, first in zip(own, values[0])]
+                digits = 0 if number == 1 else 2
+                print(f"{load:<11} {quantity:<11} {summary(own, digits):<30} ratio {summary(ratios, 3)}  {binary}")
 
 
 if __name__ == "__main__":
