@@ -37,10 +37,15 @@ fn ten_thousand_idle_connections_use_little_memory_and_release_it() {
     drop(clients);
     wait_until("all are closed", || open() == 1);
     others_are_served(&service);
-    let after = service.status("VmRSS");
-    println!("resident: {before} KiB before, {during} during, {after} after");
-    let kept = after.saturating_sub(before);
-    assert!(kept < (during - before) / 2, "{kept} KiB not released");
+    // The connections of those that checked may not be closed yet.
+    let kept = || service.status("VmRSS").saturating_sub(before);
+    wait_until("half of the memory is released", || {
+        kept() < (during - before) / 2
+    });
+    println!(
+        "resident: {before} KiB before, {during} during, {} after",
+        before + kept()
+    );
 }
 
 #[test]
