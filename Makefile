@@ -172,22 +172,29 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 COMPOSE_DEMO = $(COMPOSE) --project-name tiny-probe --file deploy/compose.yaml
 
 .PHONY: demo
-demo: ## start tiny-probe, Prometheus, Grafana and a steady load in containers
+demo: ## start tiny-probe, Prometheus, Alertmanager, Grafana and a steady load in containers
 	$(COMPOSE_DEMO) up --build --detach
-	@echo 'tiny-probe  http://localhost:8080'
-	@echo 'Prometheus  http://localhost:9090/alerts'
-	@echo 'Grafana     http://localhost:3000'
+	@echo 'tiny-probe    http://localhost:8080'
+	@echo 'Prometheus    http://localhost:9090/alerts'
+	@echo 'Alertmanager  http://localhost:9093'
+	@echo 'Grafana       http://localhost:3000'
 
 .PHONY: demo-down
 demo-down: ## stop the demo and remove its data
 	$(COMPOSE_DEMO) down --volumes
 
 .PHONY: check-deploy
-check-deploy: ## check the Prometheus configuration, docs/alerts.md and the compose file, and test the rules
+check-deploy: ## check the configurations, docs/alerts.md and the compose file, and test the rules
 	promtool check config deploy/prometheus/prometheus.yml
+	if command -v amtool >/dev/null; then amtool check-config deploy/alertmanager/alertmanager.yml; \
+		else echo 'not included: amtool check-config, which needs Alertmanager'; fi
 	scripts/check-alerts-doc.sh
 	promtool test rules deploy/prometheus/*_test.yml
 	$(COMPOSE_DEMO) config >/dev/null
+
+.PHONY: check-alertmanager
+check-alertmanager: build ## check that alerts and their resolutions reach a webhook through Alertmanager
+	FAULT_INJECTION=all scripts/with-service.sh scripts/check-alertmanager.py
 
 .PHONY: check-schemas
 check-schemas: ## check workflow and compose file against their schemas, and that actions are pinned

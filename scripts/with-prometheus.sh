@@ -1,8 +1,9 @@
 #!/bin/sh
 # Starts Prometheus with deploy/prometheus, runs a command with its URL in PROMETHEUS_URL, and stops it.
 # Usage: BASE_URL=http://ADDRESS:PORT scripts/with-prometheus.sh COMMAND [ARGUMENT...]
-# It listens on a free port of 127.0.0.1, or where LISTEN says.
-# Four things differ from deploy/prometheus. One is the service's address. The others make changes visible
+# It listens on a free port of 127.0.0.1, or where LISTEN says. It sends alerts to ALERTMANAGER=ADDRESS:PORT, or
+# nowhere if that is not set.
+# Five things differ from deploy/prometheus. Two are the addresses. The others make changes visible
 # within a minute: an interval of 1 s instead of 5 s, rates over 1 m instead of 5 m (and their names, such
 # as ratio_rate1m), and alerts that wait for 10 s instead of 1 m.
 set -eu
@@ -10,7 +11,8 @@ set -eu
 . "$(dirname "$0")/waits.sh"
 
 folder=$(mktemp -d)
-sed -e "s|tiny-probe:8080|${BASE_URL#http://}|" -e 's/_interval: 5s/_interval: 1s/' \
+if [ -n "${ALERTMANAGER:-}" ]; then alerting="s|alertmanager:9093|$ALERTMANAGER|"; else alerting='/^alerting:/,$d'; fi
+sed -e "s|tiny-probe:8080|${BASE_URL#http://}|" -e 's/_interval: 5s/_interval: 1s/' -e "$alerting" \
     deploy/prometheus/prometheus.yml >"$folder/prometheus.yml"
 for file in recording_rules.yml alerting_rules.yml slo_rules.yml; do
     sed -e 's/\[5m\]/[1m]/g' -e 's/rate5m/rate1m/g' -e 's/for: 1m/for: 10s/' "deploy/prometheus/$file" >"$folder/$file"
