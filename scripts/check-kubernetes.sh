@@ -29,11 +29,15 @@ for overlay in . autoscaling canary faults monitoring; do
     kubectl kustomize "deploy/kubernetes/$overlay" >"$rendered/$overlay/rendered.yaml"
     json "$rendered/$overlay/rendered.yaml" >"$rendered/$overlay/rendered.json"
 done
-for overlay in . autoscaling canary faults; do
-    "$tools/bin/kubernetes-validate" --strict --no-warn "$rendered/$overlay/rendered.yaml"
-done
 kubectl kustomize deploy/grafana >"$rendered/dashboard.yaml"
-"$tools/bin/kubernetes-validate" --strict --no-warn "$rendered/dashboard.yaml"
+# The oldest version that the validator knows, and the newest.
+for kubernetes in 1.25 1.37; do
+    for overlay in . autoscaling canary faults; do
+        "$tools/bin/kubernetes-validate" --strict --quiet -k "$kubernetes" "$rendered/$overlay/rendered.yaml"
+    done
+    "$tools/bin/kubernetes-validate" --strict --quiet -k "$kubernetes" "$rendered/dashboard.yaml"
+    printf 'ok      the manifests fit the schemas of Kubernetes %s\n' "$kubernetes"
+done
 scripts/prometheus-rule.sh >"$rendered/rule.yaml"
 json "$rendered/rule.yaml" >"$rendered/rule.json"
 
@@ -117,12 +121,18 @@ check "the image is the one that the workflow publishes for version ${version:-u
     '$container.image == "ghcr.io/OWNER/tiny-probe:'"$version"'"'
 check "the annotations say the port of the container" \
     '$pod.metadata.annotations["prometheus.io/port"] == ($container.ports[0].containerPort | tostring)'
-check "the liveness and readiness probes use /healthz" \
-    '[$container.livenessProbe, $container.readinessProbe | .httpGet] | all(. == {path: "/healthz", port: "http"})'
+check "liveness is /healthz, readiness is /readyz, and a start may take a minute" \
+    '([$container.startupProbe, $container.livenessProbe | .httpGet] | all(. == {path: "/healthz", port: "http"}))
+        and $container.readinessProbe.httpGet == {path: "/readyz", port: "http"}
+        and ($container.startupProbe | .periodSeconds * .failureThreshold) == 60'
 grace=$(sed -n 's/.*GRACE: Duration = Duration::from_secs(\([0-9]*\));/\1/p' src/shutdown.rs)
-check "the grace period covers preStop, the ${grace:-unknown} seconds for delayed responses, and a margin of 2" \
-    '$container.lifecycle.preStop.sleep.seconds as $sleep | $sleep > 0
-        and $pod.spec.terminationGracePeriodSeconds >= $sleep + '"$grace"' + 2'
+check "the grace period covers SHUTDOWN_DELAY, the ${grace:-unknown} seconds for delayed responses, and a margin of 2" \
+    '($container.env[] | select(.name == "SHUTDOWN_DELAY").value | rtrimstr("s") | tonumber) as $delay | $delay > 0
+        and $pod.spec.terminationGracePeriodSeconds >= $delay + '"$grace"' + 2 and $container.lifecycle == null'
+# tests/hostile/memory.rs and scripts/check-image.sh show that this many connections fit.
+check "16 MiB of memory, for 1000 connections" \
+    '$container.resources.limits == {memory: "16Mi"} and $container.resources.requests.memory == "16Mi"
+        and ($container.env | any(. == {name: "MAX_CONNECTIONS", value: "1000"}))'
 
 overlays=autoscaling
 check "the autoscaler targets the Deployment, which sets no number of replicas itself, and allows 1 to 10" \
@@ -139,8 +149,8 @@ check "at half of the request, a pod works for five requests a second" \
         | $request * $target / 100 / $work == 5'
 
 overlays=faults
-check "fault injection is on, and the NetworkPolicy selects the pods and opens their port" \
-    '($container.env | any(. == {name: "FAULT_INJECTION", value: "on"}))
+check "every fault can be caused, and the NetworkPolicy selects the pods and opens their port" \
+    '($container.env | any(. == {name: "FAULT_INJECTION", value: "all"}))
         and (one("NetworkPolicy").spec | .podSelector.matchLabels as $labels | ($pod.metadata.labels | contains($labels))
             and .ingress[0].ports[0].port == $container.ports[0].name)'
 overlays=". autoscaling canary"
