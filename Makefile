@@ -163,6 +163,14 @@ docker-stop: ## stop and remove the container of docker-run
 	docker stop $(CONTAINER)
 	docker rm $(CONTAINER)
 
+# The image of the manifests and the runbook_url of the alerts name the account. A registry accepts only lower case.
+.PHONY: set-owner
+set-owner: ## put your GitHub account in place of OWNER in deploy/: make set-owner ACCOUNT=name
+	@case '$(ACCOUNT)' in '' | *[!A-Za-z0-9-]*) echo 'set-owner: expected ACCOUNT=name, an account on GitHub' >&2; exit 2 ;; esac
+	sed -i.old -e "s|ghcr.io/OWNER/|ghcr.io/$$(echo '$(ACCOUNT)' | tr A-Z a-z)/|" -e 's|github.com/OWNER/|github.com/$(ACCOUNT)/|' \
+		deploy/kubernetes/base/kustomization.yaml deploy/prometheus/*_rules*.yml
+	rm deploy/kubernetes/base/kustomization.yaml.old deploy/prometheus/*_rules*.yml.old
+
 .PHONY: check-kubernetes
 check-kubernetes: ## check deploy/kubernetes against the schemas
 	scripts/check-kubernetes.sh

@@ -29,8 +29,15 @@ same "docs/alerts.md has the alerts of the rules, in their order" "$folder/alert
 # shellcheck disable=SC2086
 sed -n 's/^ *- alert: //p' $rules | tr '[:upper:]' '[:lower:]' >"$folder/anchors"
 # shellcheck disable=SC2086
-sed -n 's|^ *runbook_url: https://github.com/OWNER/tiny-probe/blob/main/docs/alerts.md#||p' $rules >"$folder/runbooks"
+sed -n 's|^ *runbook_url: https://github.com/[A-Za-z0-9-]*/tiny-probe/blob/main/docs/alerts.md#||p' $rules >"$folder/runbooks"
 same "every alert has a runbook_url that leads to its section" "$folder/anchors" "$folder/runbooks"
+
+# `make set-owner` changes both.
+sed -n 's|^ *newName: ghcr.io/\([A-Za-z0-9-]*\)/tiny-probe$|\1|p' deploy/kubernetes/base/kustomization.yaml >"$folder/image"
+sed -n 's|^ *runbook_url: https://github.com/\([A-Za-z0-9-]*\)/.*|\1|p' deploy/prometheus/*_rules*.yml |
+    tr '[:upper:]' '[:lower:]' | sort -u >"$folder/account"
+tr '[:upper:]' '[:lower:]' <"$folder/image" >"$folder/expected"
+same "every runbook_url, also in the tests, has the account of the image" "$folder/expected" "$folder/account"
 
 sort "$folder/alerts" >"$folder/expected"
 cat deploy/prometheus/*_rules_test.yml | sed -n 's/^ *- alertname: //p' | sort -u >"$folder/fired"

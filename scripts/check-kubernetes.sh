@@ -117,8 +117,24 @@ check "the ServiceMonitor drops the target label that would rename ours" \
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 grep -q 'image="ghcr.io/${GITHUB_REPOSITORY,,}"' .github/workflows/ci.yml ||
     { echo "FAILED  the workflow publishes another image than the manifests name" >&2 && exit 1; }
+# On GitHub the account is known.
+repository=$(printf '%s' "${GITHUB_REPOSITORY:-[a-z0-9-]+/tiny-probe}" | tr '[:upper:]' '[:lower:]')
 check "the image is the one that the workflow publishes for version ${version:-unknown}" \
-    '$container.image == "ghcr.io/OWNER/tiny-probe:'"$version"'"'
+    '$container.image | test("^ghcr[.]io/(OWNER/tiny-probe|'"$repository):$version"'$")'
+
+mkdir -p "$rendered/copy/docs"
+cp -R Makefile deploy scripts "$rendered/copy"
+cp docs/alerts.md "$rendered/copy/docs"
+sed -i.old 's|ghcr.io/[^/]*/|ghcr.io/OWNER/|' "$rendered/copy/deploy/kubernetes/base/kustomization.yaml"
+sed -i.old 's|github.com/[^/]*/|github.com/OWNER/|' "$rendered"/copy/deploy/prometheus/*_rules*.yml
+rm "$rendered"/copy/deploy/*/*.old "$rendered"/copy/deploy/*/*/*.old
+make --silent -C "$rendered/copy" set-owner ACCOUNT=Octo-Cat
+if grep -r '/OWNER/' "$rendered/copy/deploy" >&2 || ! "$rendered/copy/scripts/check-alerts-doc.sh" >/dev/null ||
+    ! kubectl kustomize "$rendered/copy/deploy/kubernetes" | grep -q "image: ghcr.io/octo-cat/tiny-probe:$version"; then
+    echo "FAILED  make set-owner replaces OWNER in the image and in the addresses" >&2
+    exit 1
+fi
+echo "ok      make set-owner replaces OWNER in the image and in the addresses"
 check "the annotations say the port of the container" \
     '$pod.metadata.annotations["prometheus.io/port"] == ($container.ports[0].containerPort | tostring)'
 check "liveness is /healthz, readiness is /readyz, and a start may take a minute" \

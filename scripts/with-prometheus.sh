@@ -11,7 +11,7 @@ set -eu
 . "$(dirname "$0")/waits.sh"
 
 folder=$(mktemp -d)
-if [ -n "${ALERTMANAGER:-}" ]; then alerting="s|alertmanager:9093|$ALERTMANAGER|"; else alerting='/^alerting:/,$d'; fi
+if [ -n "${ALERTMANAGER:-}" ]; then alerting="s|alertmanager:9093|$ALERTMANAGER|"; else alerting="/^alerting:/,\$d"; fi
 sed -e "s|tiny-probe:8080|${BASE_URL#http://}|" -e 's/_interval: 5s/_interval: 1s/' -e "$alerting" \
     deploy/prometheus/prometheus.yml >"$folder/prometheus.yml"
 for file in recording_rules.yml alerting_rules.yml slo_rules.yml; do
