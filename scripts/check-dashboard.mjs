@@ -119,3 +119,12 @@ if (errors.length > 0) {
     fail(errors);
 }
 console.log(`ok      ${flat.length} panels conform to Grafana's types`);
+
+// A query that does not select by the variables would show the targets of other jobs, too.
+const everything = [...flat.flatMap((panel) => panel.targets ?? []), ...dashboard.annotations.list].map(({ expr }) => expr);
+const selectors = everything.flatMap((expr) => expr.match(/\b(app|process)_\w+\{[^}]*\}/g) ?? []);
+const unselected = selectors.filter((selector) => !["job", "namespace", "instance"].every((name) => selector.includes(`${name}=~"$${name}"`)));
+if (selectors.length === 0 || unselected.length > 0) {
+    fail(unselected.map((selector) => `does not select by job, namespace and instance: ${selector}`));
+}
+console.log(`ok      ${selectors.length} selectors have the variables job, namespace and instance`);

@@ -157,7 +157,7 @@ check "the autoscaler targets the Deployment, which sets no number of replicas i
 check "the PodDisruptionBudget selects the pods, and lets one of them go" \
     'one("PodDisruptionBudget").spec | .selector as $selector | ($pod.metadata.labels | contains($selector.matchLabels))
         and .maxUnavailable == 1'
-# The README says how much load makes how many pods.
+# docs/kubernetes.md says how much load makes how many pods.
 check "at half of the request, a pod works for five requests a second" \
     '($container.env[] | select(.name == "WORK").value | rtrimstr("ms") | tonumber) as $work
         | ($container.resources.requests.cpu | rtrimstr("m") | tonumber) as $request
