@@ -1,6 +1,6 @@
 #!/bin/sh
 # Checks that docs/alerts.md has a section for every alert and no other, that each runbook_url leads
-# there, and that each alert has a unit test in which it fires.
+# there, that each alert has a unit test in which it fires, and that the query of docs/kubernetes.md has one.
 # Usage: scripts/check-alerts-doc.sh
 set -eu
 cd "$(dirname "$0")/.."
@@ -42,3 +42,8 @@ same "every runbook_url, also in the tests, has the account of the image" "$fold
 sort "$folder/alerts" >"$folder/expected"
 cat deploy/prometheus/*_rules_test.yml | sed -n 's/^ *- alertname: //p' | sort -u >"$folder/fired"
 same "every alert fires in a unit test" "$folder/expected" "$folder/fired"
+
+awk '/^```promql$/ { shown = 1; next } /^```$/ { shown = 0 } shown' docs/kubernetes.md >"$folder/expected"
+sed -e '1,/The query of docs/d' deploy/prometheus/recording_rules_test.yml |
+    sed -n -e 's/^          //' -e '/expr: |2/,/eval_time/p' | sed -e 1d -e '$d' >"$folder/query"
+same "the query of docs/kubernetes.md is the one that has a unit test" "$folder/expected" "$folder/query"

@@ -124,7 +124,7 @@ check "the image is the one that the workflow publishes for version ${version:-u
 
 mkdir -p "$rendered/copy/docs"
 cp -R Makefile deploy scripts "$rendered/copy"
-cp docs/alerts.md "$rendered/copy/docs"
+cp docs/*.md "$rendered/copy/docs"
 sed -i.old 's|ghcr.io/[^/]*/|ghcr.io/OWNER/|' "$rendered/copy/deploy/kubernetes/base/kustomization.yaml"
 sed -i.old 's|github.com/[^/]*/|github.com/OWNER/|' "$rendered"/copy/deploy/prometheus/*_rules*.yml
 rm "$rendered"/copy/deploy/*/*.old "$rendered"/copy/deploy/*/*/*.old
