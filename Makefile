@@ -231,7 +231,12 @@ check-scrape: build ## check what Prometheus and VictoriaMetrics have stored aft
 	target/python/bin/pip install --quiet --disable-pip-version-check prometheus_client==0.26.0
 	PYTHON=target/python/bin/python3 FAULT_INJECTION=on FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms RANDOM_SEED=1 \
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/check-scrape.sh
+	scripts/with-service.sh scripts/check-native-histograms.sh
 	scripts/with-service.sh scripts/check-victoria-metrics.sh
+
+.PHONY: check-alerts
+check-alerts: build ## make every alert of the catalogue in docs/alerts.md fire and resolve, in five minutes
+	scripts/check-alerts.py
 
 .PHONY: screenshot-page
 screenshot-page: build ## take docs/page.webp again, after `make check-page`; takes a minute

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks that docs/alerts.md has a section for every alert and no other, that each runbook_url leads
-# there, that each alert has a unit test in which it fires, and that the query of docs/kubernetes.md has one.
+# Checks that docs/alerts.md has, before the catalogue, a section for every alert and no other, that each
+# runbook_url leads there, that each alert has a unit test in which it fires, and that the query of docs/kubernetes.md has one.
 # Usage: scripts/check-alerts-doc.sh
 set -eu
 cd "$(dirname "$0")/.."
@@ -22,7 +22,7 @@ rules='deploy/prometheus/alerting_rules.yml deploy/prometheus/slo_rules.yml'
 # shellcheck disable=SC2086 # two files
 sed -n 's/^ *- alert: //p' $rules | uniq >"$folder/alerts"
 [ -s "$folder/alerts" ] || { echo "FAILED  no alert in $rules" >&2 && exit 1; }
-sed -n 's/^### //p' docs/alerts.md >"$folder/sections"
+sed -n -e '/^## The catalogue$/q' -e 's/^### //p' docs/alerts.md >"$folder/sections"
 same "docs/alerts.md has the alerts of the rules, in their order" "$folder/alerts" "$folder/sections"
 
 # GitHub makes the anchor of a heading from its letters in lower case.

@@ -22,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -59,6 +60,9 @@ SCRAPE_JOBS = {
     "mtail": "mtail",
 }
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+
+# The `unshare` of each run. Without it, the kernel ends all processes of the run.
+running = set()
 
 Run = collections.namedtuple("Run", ["name", "start", "fire", "alerts", "resolve"])
 
@@ -254,7 +258,8 @@ class Bench:
             state = "runs" if code is None else f"ended with exit code {code}"
             lines.append(f"        {command}: {state}")
             with open(path, errors="replace") as log:
-                lines += [f"            {line.rstrip()[:200]}" for line in log.readlines()[-4:]]
+                last = [line.rstrip()[:200] for line in log if line.strip()][-4:]
+            lines += [f"            {line}" for line in last]
         return "\n".join(lines)
 
 
@@ -294,8 +299,10 @@ def do_run(number, run, folder):
     user = [] if os.getuid() == 0 else ["--map-root-user"]
     command = ["unshare", *user, "--net", "--pid", "--fork", "--kill-child",
                sys.executable, __file__, "--inside", str(number), folder]
+    # Ctrl-C reaches only this process, which then ends the runs.
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True)
+                               text=True, start_new_session=True)
+    running.add(process)
     try:
         output, _ = process.communicate(timeout=RUN_LIMIT)
     except subprocess.TimeoutExpired:
@@ -303,6 +310,7 @@ def do_run(number, run, folder):
     finally:
         process.kill()
         process.wait()
+        running.remove(process)
         shutil.rmtree(folder, ignore_errors=True)
     print(output or f"FAILED  {run.name}: no output, exit code {process.returncode}\n", end="", flush=True)
     return process.returncode == 0
@@ -333,8 +341,16 @@ def main():
         raise CheckFailed(f"these programs are missing: {', '.join(missing)}; on Debian, install the packages "
                           "curl, haproxy, mtail, prometheus, prometheus-blackbox-exporter, prometheus-node-exporter")
     before = time.monotonic()
+    for stop in [signal.SIGINT, signal.SIGTERM]:
+        signal.signal(stop, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(JOBS) as executor:
-        passed = list(executor.map(lambda each: do_run(*each, f"{folder}/{each[0]}"), chosen))
+        try:
+            passed = list(executor.map(lambda each: do_run(*each, f"{folder}/{each[0]}"), chosen))
+        finally:
+            # After Ctrl-C or SIGTERM.
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.kill()
     kinds = {run.name.partition(",")[0] for _, run in chosen}
     failed = {run.name.partition(",")[0] for (_, run), has_passed in zip(chosen, passed) if not has_passed}
     print(f"{len(kinds - failed)} of {len(kinds)} kinds fired and resolved, in {time.monotonic() - before:.0f} s")
