@@ -48,6 +48,7 @@ CALM = 10
 # The longest times that the check waits: for this calm, for all alerts to fire, and for all to resolve, in
 # seconds. Most faults end after 30 seconds, and the longest windows are two minutes.
 CALM_LIMIT, FIRE_LIMIT, RESOLVE_LIMIT = 120, 60, 180
+STOP_LIMIT = 5
 RUN_LIMIT = CALM_LIMIT + FIRE_LIMIT + RESOLVE_LIMIT + 60
 POLL_INTERVAL = 0.5
 REQUEST_TIMEOUT = 10
@@ -245,6 +246,14 @@ class Bench:
                 raise CheckFailed(f"{name} was never pending")
         return f"fired after {to_fire:.0f} s, resolved {to_resolve:.0f} s later"
 
+    def stop(self):
+        """Lets the programs clean up. What remains after a moment is killed with the namespace."""
+        for _, process, _ in self.processes:
+            process.terminate()
+        end = time.monotonic() + STOP_LIMIT
+        while time.monotonic() < end and any(process.poll() is None for _, process, _ in self.processes):
+            time.sleep(0.1)
+
     def report(self):
         """What was seen of each program, for a failure."""
         lines = []
@@ -290,6 +299,8 @@ def inside(folder, run):
     except CheckFailed as failure:
         print(f"FAILED  {run.name}: {failure}\n{bench.report()}", flush=True)
         sys.exit(1)
+    finally:
+        bench.stop()
 
 
 def do_run(number, run, folder):

@@ -11,13 +11,11 @@ group=
 # Makes a cgroup, of version 2 or 1, whose processes get so much memory.
 limit_memory() {
     if [ -e /sys/fs/cgroup/memory/memory.limit_in_bytes ]; then
-        group=/sys/fs/cgroup/memory/tiny-probe-$$
-        mkdir "$group"
+        group=$(mktemp -d /sys/fs/cgroup/memory/tiny-probe-XXXXXX)
         echo "$1" >"$group/memory.limit_in_bytes"
     else
-        group=/sys/fs/cgroup/tiny-probe-$$
         echo +memory >/sys/fs/cgroup/cgroup.subtree_control
-        mkdir "$group"
+        group=$(mktemp -d /sys/fs/cgroup/tiny-probe-XXXXXX)
         echo "$1" >"$group/memory.max"
         echo 0 >"$group/memory.swap.max"
     fi
