@@ -197,6 +197,9 @@ check-deploy: ## check the configurations, docs/alerts.md and the compose file, 
 	if command -v amtool >/dev/null; then amtool check-config deploy/alertmanager/alertmanager.yml; \
 		else echo 'not included: amtool check-config, which needs Alertmanager'; fi
 	scripts/check-alerts-doc.sh
+	mkdir -p target/alerts
+	scripts/check-alerts.py --rules >target/alerts/rules.yml
+	promtool check config deploy/alerts/prometheus.yml
 	promtool test rules deploy/prometheus/*_test.yml
 	$(COMPOSE_DEMO) config >/dev/null
 
