@@ -1,6 +1,7 @@
 #!/bin/sh
 # Checks that docs/alerts.md has, before the catalogue, a section for every alert and no other, that each
-# runbook_url leads there, that each alert has a unit test in which it fires, and that the query of docs/kubernetes.md has one.
+# runbook_url leads there, that each alert has a unit test in which it fires, and that the query of
+# docs/kubernetes.md has one.
 # Usage: scripts/check-alerts-doc.sh
 set -eu
 cd "$(dirname "$0")/.."
