@@ -225,16 +225,17 @@ fn is_ip_literal(literal: &[u8]) -> bool {
 
 /// Returns whether a text consists of characters and percent-escapes that a registered name may
 /// contain.
-fn is_name(text: &[u8]) -> bool {
-    let is_plain = |part: &[u8]| part.iter().all(|byte| is_name_byte(*byte));
-    let mut parts = text.split(|byte| *byte == b'%');
-    parts.next().is_some_and(is_plain)
-        && parts.all(|escaped| match escaped {
-            [high, low, rest @ ..] => {
-                high.is_ascii_hexdigit() && low.is_ascii_hexdigit() && is_plain(rest)
+fn is_name(mut text: &[u8]) -> bool {
+    loop {
+        text = match text {
+            [] => return true,
+            [byte, rest @ ..] if is_name_byte(*byte) => rest,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                rest
             }
-            _ => false,
-        })
+            _ => return false,
+        };
+    }
 }
 
 /// Returns whether a byte is unreserved or one of the sub-delims (RFC 3986, sections 2.2 and 2.3).
