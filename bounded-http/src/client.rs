@@ -333,7 +333,7 @@ impl<S: Stream, M> Client<S, M> {
     pub fn work(&mut self) {
         if let Some(pending) = &mut self.pending {
             pending.waits_for_work = false;
-            work(mem::take(&mut pending.reply.work));
+            work(mem::take(&mut pending.reply.response.work));
         }
     }
 
@@ -605,7 +605,7 @@ impl<S: Stream, M> Client<S, M> {
         let Some(mut pending) = self.pending.take() else {
             return;
         };
-        if !shared.is_grace_over && !pending.reply.work.is_zero() {
+        if !shared.is_grace_over && !pending.reply.response.work.is_zero() {
             shared.work_queue.push_back(self.key);
             pending.waits_for_work = true;
             self.pending = Some(pending);
@@ -688,12 +688,12 @@ impl<S: Stream, M> Client<S, M> {
             }
             let reply = shared.service.answer(&request);
             shared.answer_began_at = None;
-            if reply.delay.is_zero() && reply.work.is_zero() {
+            if reply.response.delay.is_zero() && reply.response.work.is_zero() {
                 self.respond(reply, received_at, shared);
             } else if shared.is_grace_over {
                 self.respond(reply.replaced(STOPPING), received_at, shared);
             } else {
-                let due = received_at + reply.delay;
+                let due = received_at + reply.response.delay;
                 shared.timers.push(due, self.key);
                 self.pending = Some(Box::new(PendingReply {
                     due,

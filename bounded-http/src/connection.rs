@@ -20,7 +20,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::http::Method;
-use crate::reply::{Ending, Reply};
+use crate::reply::{Ending, Reply, Response};
 use crate::request_head::{self, FieldSpace, MAX_HEAD_BYTES, Rejection, RequestHead, field_space};
 
 /// When at least this many bytes of responses are unsent, no more requests are read.
@@ -254,7 +254,13 @@ impl Connection {
             Ending::Reset => (&[][..], Some(Closing::Reset)),
         };
         if !reply.ending().is_silent() {
-            write_response(&mut self.buffers.to_send, reply, body, date, connection);
+            write_response(
+                &mut self.buffers.to_send,
+                &reply.response,
+                body,
+                date,
+                connection,
+            );
         }
         if let Some(closing) = closing {
             self.state = State::Closing(closing);
@@ -520,26 +526,26 @@ impl Connection {
     }
 }
 
-fn write_response<M>(
+fn write_response(
     to_send: &mut Vec<u8>,
-    reply: &Reply<M>,
+    response: &Response,
     body: &[u8],
     date: &str,
     connection: &str,
 ) {
     let mut write = |part: &str| to_send.extend_from_slice(part.as_bytes());
     write("HTTP/1.1 ");
-    write(reply.status().line());
+    write(response.status.line());
     write("\r\nDate: ");
     write(date);
     write(connection);
-    if let Some(content_type) = reply.content_type() {
+    if let Some(content_type) = response.content_type() {
         write("\r\nContent-Type: ");
         write(content_type);
         write("\r\nContent-Length: ");
-        write(itoa::Buffer::new().format(reply.body().len()));
+        write(itoa::Buffer::new().format(response.body.len()));
     }
-    write(&reply.fields);
+    write(&response.fields);
     write("\r\n\r\n");
     to_send.extend_from_slice(body);
 }

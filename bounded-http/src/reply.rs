@@ -28,15 +28,21 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// ```
 #[derive(Debug)]
 pub struct Reply<M = ()> {
-    pub(crate) status: Status,
-    pub(crate) content_type: &'static str,
-    /// The added header fields, each with a line break before it.
-    pub(crate) fields: String,
-    pub(crate) body: Cow<'static, [u8]>,
-    pub(crate) delay: Duration,
-    pub(crate) work: Duration,
-    pub(crate) ending: Ending,
+    pub(crate) response: Response,
     pub(crate) memo: M,
+}
+
+/// A reply without what the service remembers.
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub status: Status,
+    pub content_type: &'static str,
+    /// The added header fields, each with a line break before it.
+    pub fields: String,
+    pub body: Cow<'static, [u8]>,
+    pub delay: Duration,
+    pub work: Duration,
+    pub ending: Ending,
 }
 
 /// How a response ends. All except the first are faults, to test how clients handle them.
@@ -70,6 +76,13 @@ impl Ending {
     }
 }
 
+impl Response {
+    pub fn content_type(&self) -> Option<&'static str> {
+        let has_body = !matches!(self.status, Status::NoContent | Status::NotModified);
+        has_body.then_some(self.content_type)
+    }
+}
+
 impl Reply {
     /// Creates a response with a body of this media type.
     pub fn new(
@@ -77,7 +90,7 @@ impl Reply {
         content_type: &'static str,
         body: impl Into<Cow<'static, [u8]>>,
     ) -> Self {
-        Self {
+        let response = Response {
             status,
             content_type,
             fields: String::new(),
@@ -85,8 +98,8 @@ impl Reply {
             delay: Duration::ZERO,
             work: Duration::ZERO,
             ending: Ending::Whole,
-            memo: (),
-        }
+        };
+        Self { response, memo: () }
     }
 
     /// Creates a response with a body of plain text.
@@ -127,7 +140,7 @@ impl<M> Reply<M> {
             "{value:?} is not the value of a header field"
         );
         for part in ["\r\n", name, ": ", value] {
-            self.fields.push_str(part);
+            self.response.fields.push_str(part);
         }
         self
     }
@@ -135,62 +148,52 @@ impl<M> Reply<M> {
     /// Delays the response. Meanwhile, other clients are served, and later requests on the same
     /// connection wait.
     #[must_use]
-    pub fn after(self, delay: Duration) -> Self {
-        Self { delay, ..self }
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.response.delay = delay;
+        self
     }
 
     /// Makes the server's thread use this much CPU time after the delay, before it sends the response.
     /// Meanwhile, other clients wait. Between two such responses they are served.
     #[must_use]
-    pub fn work(self, work: Duration) -> Self {
-        Self { work, ..self }
+    pub fn work(mut self, work: Duration) -> Self {
+        self.response.work = work;
+        self
     }
 
     /// Sets how the response ends.
     #[must_use]
-    pub fn end_with(self, ending: Ending) -> Self {
-        Self { ending, ..self }
+    pub fn end_with(mut self, ending: Ending) -> Self {
+        self.response.ending = ending;
+        self
     }
 
     /// Adds what the service remembers about the request.
     pub fn remember<N>(self, memo: N) -> Reply<N> {
-        self.replace_memo(memo).0
+        let response = self.response;
+        Reply { response, memo }
     }
 
     /// Separates the response from what the service remembers.
     pub fn split(self) -> (Reply, M) {
-        self.replace_memo(())
-    }
-
-    fn replace_memo<N>(self, memo: N) -> (Reply<N>, M) {
-        let reply = Reply {
-            status: self.status,
-            content_type: self.content_type,
-            fields: self.fields,
-            body: self.body,
-            delay: self.delay,
-            work: self.work,
-            ending: self.ending,
-            memo,
-        };
-        (reply, self.memo)
+        let Self { response, memo } = self;
+        (Reply { response, memo: () }, memo)
     }
 
     /// Returns the status.
     pub fn status(&self) -> Status {
-        self.status
+        self.response.status
     }
 
     /// Returns the media type of the body, or `None` if the response has no body: a 204 or 304 (RFC
     /// 9110, section 6.4.1).
     pub fn content_type(&self) -> Option<&'static str> {
-        let has_body = !matches!(self.status, Status::NoContent | Status::NotModified);
-        has_body.then_some(self.content_type)
+        self.response.content_type()
     }
 
     /// Returns the names and values of the [added](Self::field) header fields.
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.fields.lines().filter_map(|line| {
+        self.response.fields.lines().filter_map(|line| {
             let (name, value) = line.split_once(':')?;
             Some((name, value.strip_prefix(' ')?))
         })
@@ -198,32 +201,32 @@ impl<M> Reply<M> {
 
     /// Returns the body.
     pub fn body(&self) -> &[u8] {
-        &self.body
+        &self.response.body
     }
 
     /// Returns how long the response is delayed.
     pub fn delay(&self) -> Duration {
-        self.delay
+        self.response.delay
     }
 
     /// Returns the CPU time that the server's thread uses for the response.
     pub fn work_time(&self) -> Duration {
-        self.work
+        self.response.work
     }
 
     /// Returns how the response ends.
     pub fn ending(&self) -> Ending {
-        self.ending
+        self.response.ending
     }
 
     /// Returns the body, so that its memory can be reused.
     pub fn into_body(self) -> Cow<'static, [u8]> {
-        self.body
+        self.response.body
     }
 
     /// Returns the bytes of memory that the body holds.
     pub(crate) fn held_bytes(&self) -> usize {
-        match &self.body {
+        match &self.response.body {
             Cow::Borrowed(_) => 0,
             Cow::Owned(body) => body.capacity(),
         }
@@ -243,8 +246,8 @@ pub(crate) fn unavailable(text: &'static str) -> Reply {
 impl<M> fmt::Display for Reply<M> {
     /// Writes the status and the body, for the messages of failed tests.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let body = String::from_utf8_lossy(&self.body);
-        write!(f, "{} {body}", self.status.line())
+        let body = String::from_utf8_lossy(&self.response.body);
+        write!(f, "{} {body}", self.response.status.line())
     }
 }
 
