@@ -200,10 +200,10 @@ pub fn memory_holders<'a, S: Stream + 'a, M: 'a>(
     now: Instant,
 ) -> BinaryHeap<(u64, usize)> {
     clients
-        .filter(|(_, client)| client.held_bytes > 0)
+        .filter(|(_, client)| client.held_bytes() > 0)
         .map(|(key, client)| {
             let microseconds = client.time_without_progress(now).as_micros() as u64;
-            (client.held_bytes as u64 * microseconds.max(1), key)
+            (client.held_bytes() as u64 * microseconds.max(1), key)
         })
         .collect()
 }
