@@ -331,9 +331,8 @@ impl Series {
     /// Returns the counter of this status, which is created if it does not exist yet.
     fn request_counter(&self, status: &'static str) -> RefMut<'_, IntCounter> {
         let mut counts = self.request_count.borrow_mut();
-        let index = counts.iter().position(|count| count.status >= status);
-        let index = index.unwrap_or(counts.len());
-        if counts.get(index).is_none_or(|count| count.status != status) {
+        let found = counts.binary_search_by_key(&status, |count| count.status);
+        let index = found.unwrap_or_else(|index| {
             let labels = [
                 ("endpoint", self.endpoint.label()),
                 ("http_status", status),
@@ -346,7 +345,8 @@ impl Series {
                 counter: counter.expect("the name above is valid"),
             };
             counts.insert(index, count);
-        }
+            index
+        });
         RefMut::map(counts, |counts| &mut counts[index].counter)
     }
 

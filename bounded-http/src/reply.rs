@@ -77,6 +77,20 @@ impl Ending {
 }
 
 impl Response {
+    fn add_field(&mut self, name: &str, value: &str) {
+        assert!(
+            !name.is_empty() && name.bytes().all(is_token_byte),
+            "{name:?} is not the name of a header field"
+        );
+        assert!(
+            !value.contains(['\r', '\n', '\0']),
+            "{value:?} is not the value of a header field"
+        );
+        for part in ["\r\n", name, ": ", value] {
+            self.fields.push_str(part);
+        }
+    }
+
     pub fn content_type(&self) -> Option<&'static str> {
         let has_body = !matches!(self.status, Status::NoContent | Status::NotModified);
         has_body.then_some(self.content_type)
@@ -131,17 +145,7 @@ impl<M> Reply<M> {
     /// (RFC 9110, section 5.5). Check values that come from a client first.
     #[must_use]
     pub fn field(mut self, name: &str, value: &str) -> Self {
-        assert!(
-            !name.is_empty() && name.bytes().all(is_token_byte),
-            "{name:?} is not the name of a header field"
-        );
-        assert!(
-            !value.contains(['\r', '\n', '\0']),
-            "{value:?} is not the value of a header field"
-        );
-        for part in ["\r\n", name, ": ", value] {
-            self.response.fields.push_str(part);
-        }
+        self.response.add_field(name, value);
         self
     }
 
