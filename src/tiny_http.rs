@@ -128,9 +128,11 @@ fn response<M>(reply: &Reply<M>) -> Response<&[u8]> {
     };
     // Without a `Date` field, the crate reads the clock and panics if it is before 1970 or after 9999.
     let date = fmt_http_date(wall_clock::now());
-    let content_type = reply.content_type().map(|value| ("Content-Type", value));
-    let headers = [("Date", &*date)].into_iter().chain(content_type);
-    let headers = headers.chain(reply.fields()).map(header).collect();
+    let mut headers = vec![header(("Date", &date))];
+    if let Some(content_type) = reply.content_type() {
+        headers.push(header(("Content-Type", content_type)));
+    }
+    headers.extend(reply.fields().map(header));
     let body = reply.body();
     Response::new(
         StatusCode(reply.status().code()),
