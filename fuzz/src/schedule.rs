@@ -944,17 +944,18 @@ impl World {
             let waits_for_admission = client.waits_for_admission(&self.shared);
             let is_delayed = client.reply_due().is_some();
             pending += usize::from(is_delayed);
+            let waits_for_memory = self.shared.waiting_for_memory.contains(&key);
             assert!(!client.waits_for_work(), "work that is not done");
             assert!(
                 kernel.unread() == 0
                     || is_delayed
                     || waits_for_admission
+                    || waits_for_memory
                     || !kernel.is_writable()
                     || self.shared.held_bytes >= self.shared.scarce_from,
                 "unread, and nothing is waited for"
             );
             let Some(deadline) = client.deadline() else {
-                let waits_for_memory = self.shared.waiting_for_memory.contains(&key);
                 assert!(
                     is_delayed || waits_for_admission || waits_for_memory,
                     "no event or deadline ends this"
