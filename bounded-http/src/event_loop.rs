@@ -445,7 +445,10 @@ impl<V: Service> EventLoop<V> {
                 return;
             };
             match listener.accept() {
-                Ok((stream, peer)) => self.insert(stream, peer),
+                Ok((stream, peer)) => {
+                    self.eviction.lacks_descriptors = false;
+                    self.insert(stream, peer);
+                }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => self.may_accept = false,
                     // The client has disconnected already, or a signal interrupted the call.
@@ -455,6 +458,7 @@ impl<V: Service> EventLoop<V> {
                     _ if is_out_of_descriptors(&error)
                         && (self.evict_from_reserve() || self.evict()) => {}
                     _ => {
+                        self.eviction.lacks_descriptors = is_out_of_descriptors(&error);
                         let message = format!("cannot accept connections for now: {error}");
                         self.shared.service.report(&message);
                         self.accept_paused_until = Some(now + ACCEPT_PAUSE);
@@ -541,7 +545,7 @@ impl<V: Service> EventLoop<V> {
             index += 1;
         }
         // While others wait for slots, some responses close their connections.
-        let is_full = !self.has_free_slot();
+        let is_full = !self.has_free_slot() || self.eviction.lacks_descriptors;
         self.shared.turnovers = if is_full && (self.may_accept || !self.reserve.is_empty()) {
             let left = self.shared.turnovers;
             self.eviction.grant_turnovers(left, now)

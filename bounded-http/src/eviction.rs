@@ -71,6 +71,9 @@ pub struct Eviction {
     next_search: Instant,
     /// The time up to which turnovers have been granted.
     turnovers_until: Instant,
+    /// No descriptor was left for the next connection, although slots may be free. Set and cleared when
+    /// connections are accepted.
+    pub lacks_descriptors: bool,
 }
 
 impl Eviction {
@@ -79,6 +82,7 @@ impl Eviction {
             candidates: Candidates::new(),
             next_search: now,
             turnovers_until: now,
+            lacks_descriptors: false,
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -272,5 +273,43 @@ fn uploads_are_not_cut_off_at_the_connection_limit() {
         is_over.store(true, Ordering::Relaxed);
         result.expect("the whole body is sent");
         assert_eq!(client.read_response().status, 405);
+    });
+}
+
+/// The descriptors are used up before the connection limit is reached.
+#[test]
+fn busy_clients_without_a_free_descriptor_do_not_keep_operators_out() {
+    const CLIENTS: usize = 100;
+    let service = Service::start_with(SERVER, &["--fault-injection=all"], |program| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -n 300; exec \"$0\" \"$@\"", program]);
+        shell
+    });
+    let change = "/faults/process?open-files=1000000&for=1h";
+    assert_eq!(service.connect().ask("PUT", change).status, 200);
+    wait_until("the descriptors are taken", || {
+        service.scrape().count("process_open_fds") > 220
+    });
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut client = ReusingClient::new(&service);
+                while !is_over.load(Ordering::Relaxed) {
+                    client.get("/probe", Duration::ZERO);
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+        }
+        let checks = scope.spawn(|| {
+            wait_until("few descriptors are left", || {
+                service.scrape().count("process_open_fds") > 290
+            });
+            assert_served_promptly(&service, "GET", "/healthz");
+            assert_served_promptly(&service, "DELETE", "/faults");
+        });
+        let result = checks.join();
+        is_over.store(true, Ordering::Relaxed);
+        result.unwrap();
     });
 }
