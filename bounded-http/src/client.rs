@@ -91,6 +91,9 @@ pub struct Shared<V> {
     pub is_stopping: bool,
     /// Set at the end of the grace period: delayed replies are replaced with a 503.
     pub is_grace_over: bool,
+    /// From then on, responses close their connections even if the client never stops pipelining. Set
+    /// at the end of the grace period.
+    pub closes_from: Option<Instant>,
 }
 
 /// A client of the event loop.
@@ -804,10 +807,11 @@ impl<S: Stream, M> Client<S, M> {
         if self.responses_in_turn > 1 || self.connection.has_bytes_left() {
             self.pipelined_at = Some(now);
         }
-        let is_last = !self.is_pipelining()
-            && (shared.is_stopping && !self.has_just_pipelined(now)
-                || self.admission != Admission::Admitted
-                || (!self.connection.awaits_body() && shared.take_turnover()));
+        let is_last = shared.closes_from.is_some_and(|from| from <= now)
+            || !self.is_pipelining()
+                && (shared.is_stopping && !self.has_just_pipelined(now)
+                    || self.admission != Admission::Admitted
+                    || (!self.connection.awaits_body() && shared.take_turnover()));
         let date = shared.date.as_str();
         let body_length = self.connection.respond(&reply, date, is_last, now);
         let outcome = if reply.ending().is_silent() {

@@ -191,6 +191,7 @@ impl<V: Service> EventLoop<V> {
                 answer_began_at: None,
                 is_stopping: false,
                 is_grace_over: false,
+                closes_from: None,
             },
             queue: FairQueue::default(),
             reserve: Vec::new(),
@@ -788,6 +789,8 @@ impl<V: Service> EventLoop<V> {
         }
         if is_grace_over {
             self.shared.is_grace_over = true;
+            // Requests that were received before the stop signal are answered by then.
+            self.shared.closes_from = Some(now + LAST_RESPONSES_TIME / 2);
             self.shared.work_queue.clear();
             let pending = self
                 .clients
@@ -1102,6 +1105,32 @@ mod tests {
             let received = String::from_utf8_lossy(&received[..count]);
             assert_eq!(event_loop.shared.service.ended, sent_before + 1);
             assert_eq!(received.contains("Connection: close"), closes, "{received}");
+        }
+    }
+
+    /// Otherwise its last responses would be lost to a reset when the server ends.
+    #[test]
+    fn a_client_that_never_stops_pipelining_is_told_at_the_end_that_its_connection_closes() {
+        static NOW: OnceLock<Instant> = OnceLock::new();
+        // The time stands still, however busy the machine is.
+        let at_first: fn() -> Instant = || *NOW.get_or_init(Instant::now);
+        let later: fn() -> Instant = || *NOW.get_or_init(Instant::now) + LAST_RESPONSES_TIME;
+        for (clock, closes) in [(at_first, 0), (later, 1)] {
+            let (mut event_loop, address, _stop) = driven(Probe::default());
+            let streams = accepted(&mut event_loop, address, 1);
+            event_loop.grace = Duration::ZERO;
+            event_loop.shared.now = at_first();
+            event_loop.stop();
+            event_loop.advance_stop();
+            event_loop.shared.clock = clock;
+            // Whether or not it is late, every request that has been received gets its response.
+            send(&mut event_loop, 0, &streams[0], &PROBE.repeat(4));
+            while take_turn(&mut event_loop) {}
+            let mut received = vec![0; 16 * 1024];
+            let count = (&streams[0]).read(&mut received).unwrap();
+            let received = String::from_utf8_lossy(&received[..count]);
+            assert_eq!(received.matches("HTTP/1.1 200 OK").count(), 4);
+            assert_eq!(received.matches("Connection: close").count(), closes);
         }
     }
 

@@ -269,6 +269,7 @@ impl World {
             turnovers: 0,
             is_stopping: false,
             is_grace_over: false,
+            closes_from: None,
         };
         shared.date.set(time);
         Self {
@@ -833,6 +834,7 @@ impl World {
         };
         if !self.shared.is_grace_over {
             self.shared.is_grace_over = true;
+            self.shared.closes_from = Some(now + LAST_RESPONSES_TIME / 2);
             self.shared.work_queue.clear();
             for key in 0..PEERS {
                 if (self.client(key)).is_some_and(|client| client.reply_due().is_some()) {
@@ -1044,7 +1046,8 @@ impl World {
             Ending::ReserveTimeOver { is_served } => {
                 !is_served || kernel.half_close.is_some() || !kernel.is_writable()
             }
-            Ending::Turn => is_stalled,
+            // After the grace period, a client that never stops pipelining is not waited for.
+            Ending::Turn => is_stalled || self.shared.closes_from.is_some_and(|from| from <= now),
         };
         if is_excused {
             return;
