@@ -21,6 +21,11 @@ const MAX_WORK: Duration = Duration::from_secs(1);
 /// The accepted values of `exit-after`.
 pub const EXIT_AFTER_RANGE: RangeInclusive<Duration> =
     Duration::ZERO..=Duration::from_secs(24 * 3600);
+/// The value of `exit-after` for no exit.
+pub const NEVER: &str = "never";
+/// The accepted values of `exit-after`, to complete "expected …".
+pub const ACCEPTED_EXIT_AFTER: &str =
+    "never, or a duration of at most 24h with its unit, such as 20s";
 /// The accepted exit codes, to complete "expected …".
 pub const ACCEPTED_EXIT_CODE: &str = "a whole number from 0 to 255";
 
@@ -227,6 +232,13 @@ impl FailWith {
     pub const ACCEPTED_BY_TINY_HTTP: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, \
                                                      500, 502, 503 or 504), since --server \
                                                      tiny-http can send nothing else";
+
+    /// All ways to fail.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let statuses = Self::STATUSES.into_iter().map(Self::Status);
+        let endings = Self::ENDINGS.iter();
+        statuses.chain(endings.map(|(_, ending)| Self::Ending(*ending)))
+    }
 
     /// Parses a status or the name of an ending.
     pub fn parse(name: &str) -> Option<Self> {
@@ -556,12 +568,12 @@ pub static FLAGS: [Flag; 20] = [
         name: "exit-after",
         variable: "EXIT_AFTER",
         value: "DURATION",
-        default: "never",
+        default: NEVER,
         meaning: "end the process abruptly after this time: a crash",
-        accepted: "never, or a duration of at most 24h with its unit, such as 20s",
+        accepted: ACCEPTED_EXIT_AFTER,
         sets: Sets::Service(|config, value| {
             config.exit_after = match value {
-                "never" => None,
+                NEVER => None,
                 value => Some(duration(value, EXIT_AFTER_RANGE)?),
             };
             Some(())

@@ -13,7 +13,10 @@ use std::{process, thread};
 use rustix::process::{Resource, getrlimit};
 
 use super::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, query, read_end};
-use crate::config::{ACCEPTED_EXIT_CODE, Config, EXIT_AFTER_RANGE, duration, write_duration};
+use crate::config::{
+    ACCEPTED_EXIT_AFTER, ACCEPTED_EXIT_CODE, Config, EXIT_AFTER_RANGE, NEVER, duration,
+    write_duration,
+};
 use crate::log::diagnostics;
 
 /// The accepted values of `freeze`.
@@ -54,9 +57,13 @@ static SETTINGS: [Setting; 6] = [
     },
     Setting {
         name: EXIT_AFTER,
-        accepted: "a duration of at most 24h with its unit, such as 20s",
+        accepted: ACCEPTED_EXIT_AFTER,
         set: |asked, value| {
-            duration(value, EXIT_AFTER_RANGE).map(|time| asked.exit_after = Some(time))
+            asked.exits_never = value == NEVER;
+            if !asked.exits_never {
+                asked.exit_after = Some(duration(value, EXIT_AFTER_RANGE)?);
+            }
+            Some(())
         },
     },
     Setting {
@@ -88,6 +95,8 @@ static SETTINGS: [Setting; 6] = [
 ];
 const EXIT_AFTER: &str = "exit-after";
 const EXIT_CODE: &str = "exit-code";
+/// The exit code unless a change names one.
+const DEFAULT_EXIT_CODE: u8 = 1;
 /// The names that do not require `for`, because they end by themselves.
 const MOMENTARY: [&str; 4] = ["freeze", EXIT_AFTER, EXIT_CODE, FOR];
 const ACCEPTED_NAMES: &str = "freeze, exit-after, exit-code, memory, series, open-files, or for";
@@ -128,6 +137,8 @@ struct Held {
 struct Asked {
     freeze: Option<Duration>,
     exit_after: Option<Duration>,
+    /// Whether an exit that a client asked for is reverted.
+    exits_never: bool,
     exit_code: Option<u8>,
     held: Held,
 }
@@ -195,7 +206,7 @@ impl Process {
             None => read_end(value, now).map(|end| until = Some(end)),
         };
         let named = query::read(query, Some(ACCEPTED_NAMES), &accepted, set)?;
-        if asked.exit_code.is_some() && asked.exit_after.is_none() {
+        if asked.exit_code.is_some() && asked.exit_after.is_none() && !asked.exits_never {
             return Err("exit-code: expected exit-after as well\n".to_owned());
         }
         let is_held = named.iter().any(|name| !MOMENTARY.contains(name));
@@ -208,15 +219,17 @@ impl Process {
 
         self.freeze = asked.freeze.or(self.freeze);
         // An exit whose change has ended must not come back with the new `for`.
-        self.exit = self.exit(now);
+        let exit_before = self.exit(now);
+        self.exit = exit_before.filter(|_| !asked.exits_never);
         if let Some(after) = asked.exit_after {
             self.exit = Some(Exit {
                 at: now + after,
-                code: asked.exit_code.unwrap_or(1),
+                code: asked.exit_code.unwrap_or(DEFAULT_EXIT_CODE),
             });
         }
         let is_other = self.held.put(asked.held, until, now);
-        Ok(is_other || asked.freeze.is_some() || asked.exit_after.is_some())
+        let is_taken_back = exit_before.is_some() && asked.exits_never;
+        Ok(is_other || is_taken_back || asked.freeze.is_some() || asked.exit_after.is_some())
     }
 
     /// Reverts everything that has not happened yet. Returns whether there was anything.
@@ -235,15 +248,18 @@ impl Process {
         let _ = writeln!(page, "memory={memory}");
         let _ = writeln!(page, "series={}", held.series);
         let _ = writeln!(page, "open-files={}", held.open_files);
-        if let Some(time) = self.freeze {
-            let _ = writeln!(page, "freeze={}", write_duration(time));
-        }
-        if let Some(exit) = self.exit(now).or(self.exit_at_start) {
-            let left = exit.at.saturating_duration_since(now);
-            let left = Duration::from_secs(left.as_millis().div_ceil(1000) as u64);
-            let _ = writeln!(page, "exit-after={}", write_duration(left));
-            let _ = writeln!(page, "exit-code={}", exit.code);
-        }
+        let freeze = write_duration(self.freeze.unwrap_or_default());
+        let _ = writeln!(page, "freeze={freeze}");
+        let exit = self.exit(now).or(self.exit_at_start);
+        let after = exit.map_or_else(
+            || NEVER.to_owned(),
+            |exit| {
+                let left = exit.at.saturating_duration_since(now);
+                write_duration(Duration::from_secs(left.as_millis().div_ceil(1000) as u64))
+            },
+        );
+        let code = exit.map_or(DEFAULT_EXIT_CODE, |exit| exit.code);
+        let _ = writeln!(page, "exit-after={after}\nexit-code={code}");
         self.held.write_end(page, now);
     }
 
@@ -481,7 +497,8 @@ mod tests {
             process.write(&mut page, now);
             page
         };
-        let at_start = "memory=0B\nseries=0\nopen-files=0\nexit-after=3600s\nexit-code=7\n";
+        let at_start =
+            "memory=0B\nseries=0\nopen-files=0\nfreeze=0s\nexit-after=3600s\nexit-code=7\n";
         assert_eq!(page(&process), at_start);
         assert!(!process.is_active(now), "no client has asked for it");
         assert!(process.act().is_some(), "it is waited for");
@@ -490,6 +507,10 @@ mod tests {
         assert!(process.is_active(now));
         assert!(process.revert(now));
         assert_eq!(page(&process), at_start);
+        process.change("exit-after=20s", now).unwrap();
+        assert_eq!(process.change("exit-after=never", now), Ok(true));
+        assert_eq!(process.change("exit-after=never", now), Ok(false));
+        assert_eq!(page(&process), at_start, "the configured one stays");
     }
 
     #[test]

@@ -229,7 +229,7 @@ fn an_invalid_change_is_one_line_and_changes_nothing() {
         ),
         (
             "exit-after=25h",
-            "exit-after=25h: expected a duration of at most 24h with its unit, such as 20s".into(),
+            "exit-after=25h: expected never, or a duration of at most 24h with its unit, such as 20s".into(),
         ),
         (
             "exit-after=1s&exit-code=256",
@@ -254,7 +254,10 @@ fn an_invalid_change_is_one_line_and_changes_nothing() {
         assert_eq!((response.status, response.body), (400, problem + "\n"));
     }
     let shown = client.ask("GET", "/faults/process").body;
-    assert_eq!(shown, "memory=0B\nseries=0\nopen-files=0\n");
+    assert_eq!(
+        shown,
+        "memory=0B\nseries=0\nopen-files=0\nfreeze=0s\nexit-after=never\nexit-code=1\n"
+    );
 }
 
 #[cfg(feature = "tiny-http")]
