@@ -85,6 +85,16 @@ async function open(url, { javascript = true } = {}) {
         text: (id) => page.$eval(`#${id}`, (element) => element.innerText),
         shows: (id) => page.$eval(`#${id}`, (element) => element.checkVisibility()),
         click: (id) => page.$eval(`#${id}`, (element) => element.click()),
+        apply: () => page.$eval("#faults .main", (element) => element.click()),
+        // Chooses a kind of alert by its change, and waits for the command.
+        async choose(change, command) {
+            await page.select("#kind", change);
+            await this.until("command", RegExp(`${command.replace("?", "[?]")}'$`));
+        },
+        fill: (name, value) => page.$eval(`#faults [name=${name}]`, (element, value) => {
+            element.value = value;
+            element.dispatchEvent(new Event("input", { bubbles: true }));
+        }, value),
         // Waits until the text of an element has a pattern.
         async until(id, pattern, seconds = 15) {
             const wanted = { source: pattern.source, id };
@@ -111,12 +121,13 @@ const checks = {
         await tab.until("state", /^Live/);
         await tab.click("one");
         await tab.until("log", /200[^]*I'm ok!/);
-        await tab.until("changes", /app_request_count_total[^]*status and method[^]*0 → 1\s*\+1/);
-        assert.match(await tab.text("changes"), /_bucket[^]*le="0.005"} …[^]*more than 0 s and at most 0.005 s[^]*15 lines\s*\+1/);
+        await tab.until("changes", /app_request_count_total[^]*0 → 1\s*\+1\s*Counter\. Requests so far/);
+        assert.match(await tab.text("changes"), /_bucket[^]*le="0.005"} …\s*15 lines\s*\+1\s*Bucket\. Took more than 0 s and at most 0.005 s/);
         assert.equal(await metrics(service.url, PROBES), "1");
         await tab.until("bars", /0\.005\s+1\s+1\n/);
         await tab.click("ten");
-        await tab.until("changes", /1 → 11|10 → 11/);
+        // A scrape can come in between.
+        await tab.until("changes", /_count_total.*http_status="200"[^]*\d → 11\n/);
         await tab.until("times", /p50\s*2\.5 ms/);
         await tab.until("rates", /with 200[^]*Error ratio\s*0%/);
         assert.equal(await metrics(service.url, PROBES), "11");
@@ -126,7 +137,8 @@ const checks = {
         const promql = await tab.page.$eval("#times code", (element) => element.textContent);
         await tab.page.$eval("#times .copy", (element) => element.click());
         assert.equal(await tab.page.evaluate(() => getSelection().toString().replaceAll("\n", "")), promql);
-        assert.equal(await tab.text("noise") > 0, true);
+        await tab.page.$eval("details", (element) => (element.open = true));
+        await tab.until("own_changes", /endpoint="\/metrics"[^]*Counter/);
         await tab.close();
         await service.stop();
     },
@@ -136,16 +148,12 @@ const checks = {
         const tab = await open(service.url);
         await tab.until("state", /^Live/);
         await tab.page.waitForSelector("#fields input[name=fail-rate]");
-        await tab.page.select("#kind", "2");
-        await tab.page.select("#for", "30s");
-        // The shortest time that the list has is too long for a check.
-        await tab.page.$eval("#for", (element) => {
-            element.selectedOptions[0].value = "3s";
-            element.dispatchEvent(new Event("change"));
-        });
+        await tab.choose("fail-rate=0.5", `${service.url}/faults?fail-rate=0.5&for=3m`);
+        await tab.fill("fail-rate", "1");
+        await tab.fill("for", "3s");
         assert.equal(await tab.text("command"), `curl -X PUT '${service.url}/faults?fail-rate=1&for=3s'`);
-        await tab.click("apply");
-        await tab.until("told", /^In force/);
+        await tab.apply();
+        await tab.until("told", /^Done/);
         await tab.until("left", /Ends in [123] s/);
         await tab.click("one");
         await tab.until("log", /500/);
@@ -155,30 +163,113 @@ const checks = {
         await tab.page.waitForFunction(() => document.querySelector("[name=fail-rate]").value === "0");
         assert.equal(await (await fetch(`${service.url}/faults`)).text(), "fail-rate=0\nfail-with=500\nfail-latency=0s\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n");
 
-        await tab.page.$eval("[name=latency]", (element) => {
-            element.value = "many";
-            element.dispatchEvent(new Event("input", { bubbles: true }));
-        });
-        await tab.click("apply");
+        await tab.fill("latency", "many");
+        await tab.apply();
         await tab.until("told", /latency=many: expected a duration/);
-        await tab.page.select("#kind", "1");
-        await tab.page.select("#for", "");
-        await tab.click("apply");
-        await tab.until("told", /^In force/);
-        assert.match(await (await fetch(`${service.url}/faults`)).text(), /^fail-rate=0.2\n[^]*work=0s\n$/);
+        await tab.choose("fail-rate=0.5", "/faults?fail-rate=0.5&for=3m");
+        await tab.fill("for", "");
+        await tab.apply();
+        await tab.until("told", /^Done/);
+        assert.match(await (await fetch(`${service.url}/faults`)).text(), /^fail-rate=0.5\n[^]*work=0s\n$/);
         await tab.until("changes", /app_configured_fail_ratio/);
+        await tab.until("changes", /app_configured_fail_ratio[^]*0 → 0.5\s*\+0.5/);
         await tab.click("back");
-        await tab.until("told", /^As at the start/);
+        await tab.until("changes", /app_configured_fail_ratio[^]*0.5 → 0\s*-0.5/);
         assert.match(await (await fetch(`${service.url}/faults`)).text(), /^fail-rate=0\n/);
         // Somebody else changes it.
         await fetch(`${service.url}/faults?work=1ms`, { method: "PUT" });
         await tab.page.waitForFunction(() => document.querySelector("[name=work]").value === "1ms");
 
-        await tab.page.select("[name=status]", "503");
+        await tab.page.select("#own [name=fail-with]", "503");
         await tab.page.type("[name=delay]", "1s");
-        await tab.click("one");
-        await tab.until("log", /status=503&delay=1s/);
+        await tab.page.keyboard.press("Enter");
+        await tab.until("log", /fail-with=503&delay=1s/);
         await tab.until("changes", /http_status="503"/);
+        await tab.page.$eval("[name=delay]", (element) => (element.value = "<img src=x>"));
+        await tab.click("one");
+        await tab.until("log", /400[^]*delay=%3Cimg/);
+        assert.equal(await tab.page.$("#log img"), null);
+        await tab.close();
+        await service.stop();
+    },
+
+    async "every target can be changed and taken back"(server) {
+        const service = await start(server, { FAULT_INJECTION: "all" });
+        const tab = await open(service.url);
+        await tab.page.waitForSelector("#fields input[name=fail-rate]");
+        const groups = await tab.page.$$eval("#kind optgroup", (all) => all.map(({ label }) => label));
+        assert.deepEqual(groups, ["probe", "metrics", "healthz", "readyz", "process"]);
+        await tab.choose("freeze=1m&for=", "/faults/process?freeze=1m");
+        const names = await tab.page.$$eval("#fields [name]", (all) => all.map(({ name }) => name));
+        assert.deepEqual(names, ["memory", "series", "open-files", "freeze", "exit-after", "exit-code"]);
+        await tab.choose("series=20000", "/faults/process?series=20000&for=3m");
+        await tab.apply();
+        if (server === "tiny-http") {
+            await tab.until("told", /tiny-http: expected --server event-loop/);
+        } else {
+            await tab.until("changes", /app_extra[^]*20000 lines/);
+            await tab.until("settings", /^process: memory=0B series=20000 .*for=\d+s/);
+            await tab.until("left", /Ends in 1\d\d s/);
+            // The page goes on with them.
+            await tab.click("one");
+            await tab.until("changes", /_count_total[^]*0 → 1\s*\+1/);
+        }
+        await tab.page.select("#target", "readyz");
+        await tab.page.waitForSelector("#fields input[name=fail-rate]");
+        await tab.fill("fail-rate", "1");
+        await tab.apply();
+        await tab.until("settings", /readyz: fail-rate=1 /);
+        assert.equal((await fetch(`${service.url}/readyz`)).status, 500);
+        await tab.click("back");
+        await tab.page.waitForFunction(() => document.getElementById("settings").hidden);
+        assert.equal((await fetch(`${service.url}/readyz`)).status, 200);
+        await tab.close();
+        await service.stop();
+    },
+
+    async "scrapes that fail or are late are told, and there is one at a time"(server) {
+        const service = await start(server, { FAULT_INJECTION: "all" });
+        const tab = await open(service.url);
+        await tab.until("state", /^Live/);
+        let scrapes = 0, most = 0;
+        const isScrape = (request) => request.url().endsWith("/metrics");
+        tab.page.on("request", (request) => isScrape(request) && (most = Math.max(most, ++scrapes)));
+        const over = (request) => isScrape(request) && scrapes--;
+        tab.page.on("requestfinished", over);
+        tab.page.on("requestfailed", over);
+        const change = async (query) => {
+            const { ok } = await fetch(`${service.url}/faults/metrics?${query}&for=1m`, { method: "PUT" });
+            assert.ok(ok, query);
+        };
+        await change("fail-rate=1");
+        await tab.until("state", /^Scrape failed: status 500/);
+        // The text of a failure is no metric.
+        await change("fail-with=200");
+        await tab.until("state", /^Scrape failed: status 200, no metrics/);
+        if (server === "event-loop") {
+            for (const how of ["reset", "cut"]) {
+                await change(`fail-with=${how}`);
+                await tab.until("state", /^Scrape failed: (Failed to fetch|network error)/);
+            }
+        }
+        await change("fail-rate=0&latency=4s");
+        await tab.until("state", /^No response yet/);
+        await fetch(`${service.url}/faults`, { method: "DELETE" });
+        await tab.until("state", /^Live/);
+        assert.equal(most, 1);
+        await tab.close();
+        await service.stop();
+    },
+
+    async "requests without a response are told"(server) {
+        // The plain loop cannot reset.
+        const settings = server === "event-loop" ? { FAIL_RATE: "1", FAIL_WITH: "reset" } : { FAIL_RATE: "1" };
+        const service = await start(server, settings);
+        const tab = await open(service.url);
+        await tab.until("state", /^Live/);
+        await tab.click("one");
+        await tab.until("log", server === "event-loop" ? /none\s+Refused, reset or closed/ : /500\s+Failed, as configured/);
+        await tab.until("state", /^Live/);
         await tab.close();
         await service.stop();
     },
@@ -194,7 +285,6 @@ const checks = {
         await tab.page.$eval("#rate", (element) => (element.value = 50));
         await tab.click("ten");
         await tab.click("steady");
-        await tab.page.waitForFunction(() => !document.getElementById("stop").disabled);
         // As many as the loop answers at the same time.
         for (const end = Date.now() + 10_000; most < 4 && Date.now() < end;) {
             await tab.page.waitForFunction(() => true, { polling: 100 });
@@ -203,7 +293,7 @@ const checks = {
         await tab.click("steady");
         await tab.click("stop");
         await tab.until("log", /Not waited for/);
-        await tab.page.waitForFunction(() => document.getElementById("stop").disabled);
+        await tab.page.waitForFunction(() => !queued && !open.size);
         assert.equal(most, 4);
         await tab.close();
         await service.stop();
@@ -216,7 +306,7 @@ const checks = {
         await tab.click("ten");
         await tab.until("changes", /→ 10/);
         process.kill(service.pid, "SIGSTOP");
-        await tab.until("state", /^Waiting for a scrape/);
+        await tab.until("state", /^No response yet/);
         await tab.until("state", /^Scrape failed/);
         process.kill(service.pid, "SIGCONT");
         await tab.until("state", /^Live/);
@@ -316,9 +406,34 @@ const checks = {
         const text = await tab.page.$eval("body", (element) => element.innerText);
         assert.match(text, /tiny-probe \d[^]*Host \S+, version 7, config develop[^]*fail-rate=0.25/);
         const links = await tab.page.$$eval("a", (all) => all.map((link) => link.getAttribute("href")));
-        assert.deepEqual(links, ["/probe", "/metrics", "/healthz"]);
+        assert.deepEqual(links, ["/probe", "/metrics", "/healthz", "/readyz"]);
         assert.equal(await tab.shows("one"), false);
         await tab.page.setJavaScriptEnabled(true);
+        await tab.close();
+        await service.stop();
+    },
+
+    async "the keyboard reaches every control, and nothing moves by itself"(server) {
+        const service = await start(server, { FAULT_INJECTION: "on" });
+        const tab = await open(service.url);
+        await tab.page.waitForSelector("#fields input");
+        await tab.page.evaluate(() => {
+            window.reached = new Set();
+            document.addEventListener("focusin", ({ target }) => reached.add(target));
+        });
+        await tab.page.focus("a");
+        for (let presses = 0; presses < 60; presses++) {
+            await tab.page.keyboard.press("Tab");
+        }
+        const missed = await tab.page.evaluate(() => [...document.querySelectorAll("a, button, input, select, summary")]
+            .filter((control) => !control.disabled && !reached.has(control)).map(({ outerHTML }) => outerHTML));
+        assert.deepEqual(missed, []);
+        await tab.page.focus("#one");
+        await tab.page.keyboard.press("Enter");
+        await tab.until("log", /200/);
+        const moving = await tab.page.evaluate(() => [...document.querySelectorAll("*")]
+            .filter((element) => getComputedStyle(element).transitionDuration !== "0s").length + document.getAnimations().length);
+        assert.equal(moving, 0);
         await tab.close();
         await service.stop();
     },
@@ -330,7 +445,7 @@ const checks = {
             await tab.page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
             await tab.page.waitForSelector("#fields input");
             await tab.click("ten");
-            await tab.page.select("#kind", "2");
+            await tab.choose("fail-rate=0.5", "fail-rate=0.5&for=3m");
             await tab.until("changes", /_sum/);
             for (const width of [360, 800, 1024, 1280, 1600]) {
                 await tab.page.setViewport({ width, height: 900 });

@@ -205,10 +205,11 @@ impl App {
     /// Creates the service with its metrics at zero.
     pub fn new(config: &Config) -> Self {
         let metrics = Metrics::new(ROUTES.len(), &config.app_version, &config.app_config);
-        let page = Page::new(config, &metrics);
+        let faults = Faults::new(config);
+        let page = Page::new(config, &faults, &metrics);
         let app = Self {
             probe: Probe::new(config.random_seed),
-            faults: Faults::new(config),
+            faults,
             fault_injection: config.fault_injection,
             allowed_host: config.allowed_host.clone(),
             is_stopping: Arc::default(),
@@ -356,7 +357,7 @@ impl App {
         let below = path.strip_prefix(FAULTS);
         let is_below_faults = below.is_some_and(|name| name.is_empty() || name.starts_with('/'));
         let text = match self.fault_injection {
-            _ if !is_below_faults => "Not found. Try /probe, /metrics or /healthz.\n",
+            _ if !is_below_faults => "Not found. Try /, /probe, /metrics, /healthz or /readyz.\n",
             FaultInjection::Off => {
                 "Not found: fault injection is off. Start tiny-probe with --fault-injection or \
                  FAULT_INJECTION=on.\n"
@@ -762,7 +763,7 @@ mod tests {
         ask(&mut app, "PUT", "/faults?slow-rate=0.5");
         let page = ask(&mut app, "GET", "/").body;
         assert!(page.contains("\nslow-rate=0.5\n"), "{page}");
-        assert!(page.contains("data-faults=\"on\""), "{page}");
+        assert!(page.contains("data-targets=\"probe\""), "{page}");
     }
 
     fn app_with_faults() -> App {
@@ -1006,6 +1007,34 @@ mod tests {
             assert_eq!(reply.body(), body.as_bytes());
         }
         assert_eq!(ask(&mut app, "GET", "/healthz").status, Status::Ok);
+    }
+
+    /// The kinds are grouped by target.
+    #[test]
+    fn the_web_page_offers_the_kinds_of_alert_that_are_one_change() {
+        let (_, kinds) = include_str!("page/script.js")
+            .split_once("const KINDS = `")
+            .unwrap();
+        let (kinds, _) = kinds.split_once('`').unwrap();
+        let mut app = app_with_all_faults();
+        let mut path = String::new();
+        let mut offered = Vec::new();
+        for line in kinds.lines() {
+            let Some((_, query)) = line.split_once(": ") else {
+                path = format!("/faults/{line}?").replace("/probe", "");
+                continue;
+            };
+            // The page adds its `for`, unless the kind takes it away.
+            let (query, end) = match query.strip_suffix("&for=") {
+                Some(query) => (query, ""),
+                None => (query, "&for=3m"),
+            };
+            let change = format!("{path}{query}");
+            let reply = ask(&mut app, "PUT", &format!("{change}{end}"));
+            assert_eq!(reply.status, Status::Ok, "{line}: {}", reply.body);
+            offered.push(change);
+        }
+        assert!(offered.len() > 9, "{offered:?}");
     }
 
     fn app_with_all_faults() -> App {

@@ -246,6 +246,12 @@ impl Faults {
         }
     }
 
+    /// Returns the names of all failures that the server can send.
+    pub fn failures(&self) -> impl Iterator<Item = &'static str> {
+        let failures = FailWith::all().filter(|how| self.can_send(*how));
+        failures.map(FailWith::name)
+    }
+
     /// Returns every status that a request can ask for, as it is recorded.
     pub fn recorded_statuses(&self) -> impl Iterator<Item = &'static str> {
         let statuses = FailWith::STATUSES.map(Status::label);

@@ -4,7 +4,8 @@
 //! spaces: the page has to stay small. The hashes in its `Content-Security-Policy` are computed
 //! at compile time as well, so that an edited script needs no further step.
 
-use crate::config::{Config, FaultInjection};
+use crate::config::{Config, Target};
+use crate::faults::Faults;
 use crate::metrics::Metrics;
 
 mod sha256;
@@ -21,7 +22,8 @@ const SCRIPT_SOURCE: &str = concat!(
     include_str!("page/script.js")
 );
 
-const STYLE_JOINTS: &str = "{}:;,";
+/// Here, line breaks separate nothing anywhere.
+const STYLE_JOINTS: &str = "{}:;,\n";
 const SCRIPT_JOINTS: &str = "{}()[];:,=<>+-*/%!?&|.'`";
 
 static STYLE_BYTES: [u8; minify(STYLE_SOURCE, STYLE_JOINTS, None)] =
@@ -54,22 +56,26 @@ pub struct Page {
     app_config: String,
     /// As `/metrics` shows it. It tells the script which process the page came from.
     start_time: String,
-    faults: &'static str,
+    /// The targets that clients may change, with spaces between them.
+    targets: String,
+    /// The ways in which a request can be told to fail, as options of a list.
+    failures: String,
 }
 
 impl Page {
     /// The page of a service with this configuration, on this host.
-    pub fn new(config: &Config, metrics: &Metrics) -> Self {
+    pub fn new(config: &Config, faults: &Faults, metrics: &Metrics) -> Self {
         let start_time = metrics.process_start_time();
+        let targets = Target::all().filter(|target| faults.allows(*target));
+        let targets: Vec<_> = targets.map(Target::name).collect();
+        let failures = faults.failures().map(|name| format!("<option>{name}"));
         Self {
             host: escape_html(&rustix::system::uname().nodename().to_string_lossy()),
             app_version: escape_html(&config.app_version),
             app_config: escape_html(&config.app_config),
             start_time: start_time.map_or_else(String::new, |seconds| seconds.to_string()),
-            faults: match config.fault_injection {
-                FaultInjection::Off => "off",
-                FaultInjection::On | FaultInjection::All => "on",
-            },
+            targets: targets.join(" "),
+            failures: failures.collect(),
         }
     }
 
@@ -84,7 +90,8 @@ impl Page {
             app_version = self.app_version,
             app_config = self.app_config,
             start_time = self.start_time,
-            faults = self.faults,
+            targets = self.targets,
+            failures = self.failures,
             settings = escape_html(settings),
         )
     }
@@ -122,7 +129,8 @@ const fn minify(source: &str, joints: &str, mut target: Option<&mut [u8]>) -> us
             }
             continue;
         } else if byte == b'\n' {
-            if matches!(last, b'\n' | b'{' | b'(' | b'[' | b',' | b';') {
+            let is_between_parts = matches!(last, b'\n' | b'{' | b'(' | b'[' | b',' | b';');
+            if is_between_parts || contains(joints, b'\n') {
                 continue;
             }
         } else if byte == b' ' {
@@ -222,15 +230,22 @@ const fn text(bytes: &'static [u8]) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::config::FaultInjection;
 
     fn page(config: &Config) -> String {
-        Page::new(config, &Metrics::new(1, "1", "develop")).html("fail-rate=0\n")
+        let (faults, metrics) = (Faults::new(config), Metrics::new(1, "1", "develop"));
+        Page::new(config, &faults, &metrics).html(&faults.overview(Instant::now()))
     }
 
     #[test]
     fn the_page_is_at_most_20_kib() {
-        let page = page(&Config::default());
+        let page = page(&Config {
+            fault_injection: FaultInjection::All,
+            ..Config::default()
+        });
         assert!(page.len() <= 20 * 1024, "{} bytes", page.len());
     }
 
@@ -262,12 +277,14 @@ mod tests {
         for (source, expected) in [
             (
                 "a b,\n.c {\n  d: e -1px;\n  f: calc(1px + 2px);\n}\n",
-                "a b,.c{d:e -1px;f:calc(1px + 2px)}\n",
+                "a b,.c{d:e -1px;f:calc(1px + 2px)}",
             ),
-            ("@media (a: b) {\n  #c :d {\n}", "@media (a:b){#c:d{}"),
+            ("@media (a: b) {\n  c > d {\n}", "@media (a:b){c > d{}"),
         ] {
             assert_eq!(minified(source, STYLE_JOINTS), expected);
         }
+        // A space before a colon is left out, but in a selector it would have a meaning.
+        assert!(!STYLE_SOURCE.contains(" :"));
     }
 
     /// The policy is of no use for markup that names a handler or a style of its own.

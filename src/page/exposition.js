@@ -13,14 +13,14 @@ function parse(text) {
   return page;
 }
 
-// The name of a sample, and its labels with a $ before their names.
+// The name of a sample, and its labels with a $ before their names. Values stay as they are written.
 function parseKey(key) {
   const series = { key, name: key.split('{')[0] };
-  for (const [, label, value] of key.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)) {
-    series['$' + label] = value.replace(/\\(.)/g, (_, c) => (c === 'n' ? '\n' : c));
-  }
+  for (const [, label, value] of key.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)) series['$' + label] = value;
   return series;
 }
+
+const sum = values => values.reduce((a, b) => a + b, 0);
 
 // How far a counter rose between two values. If the second is lower, it started again at 0.
 const rise = (before, after) => (after < before ? after : after - before);
@@ -29,11 +29,7 @@ const rise = (before, after) => (after < before ? after : after - before);
 function rate(points, from, to) {
   const [first, last] = [points[0], points.at(-1)];
   if (points.length < 2) return NaN;
-  let increase = 0;
-  points.reduce((before, after) => {
-    increase += rise(before[1], after[1]);
-    return after;
-  });
+  const increase = sum(points.slice(1).map(([, value], index) => rise(points[index][1], value)));
   // A gap between the points and an end of the range counts if it is about one interval, otherwise
   // as half an interval, and never as more than it took the counter to rise from 0.
   const time = last[0] - first[0];

@@ -2,10 +2,9 @@
 // What the page does. Text from the service becomes text nodes, never markup.
 const $ = {};
 for (const element of document.querySelectorAll('[id]')) $[element.id] = element;
-const now = () => (performance.timeOrigin + performance.now()) / 1000;
+const now = () => Date.now() / 1000;
 const digits = value => value.toLocaleString('en', { maximumSignificantDigits: 3 });
 const seconds = value => (value < 1 ? digits(value * 1000) + ' ms' : digits(value) + ' s');
-const sum = values => values.reduce((a, b) => a + b, 0);
 
 // A response and its text, or an error after 10 s.
 async function ask(path, options) {
@@ -29,32 +28,28 @@ function say(element, text, className = element.className) {
   if (element.textContent != text) Object.assign(element, { textContent: text, className });
 }
 
-// Copies the element before it. The newer clipboard needs HTTPS.
+// Copies the element after it. The newer clipboard needs HTTPS.
 function copyButton() {
   const button = el('button.copy', 'Copy');
   button.onclick = () => {
-    getSelection().selectAllChildren(button.previousSibling);
+    getSelection().selectAllChildren(button.nextSibling);
     document.execCommand('copy');
-    button.textContent = 'Copied';
     return false;
   };
-  button.onblur = () => (button.textContent = 'Copy');
   return button;
 }
 
 // Ask. A browser opens six connections to a host. Four are for these requests, so that the scrapes
 // and the settings have theirs.
 const open = new Set();
-let queued = 0;
-let steady = 0;
+let queued = 0, steady = 0;
 
 async function send() {
   const stop = new AbortController();
   const start = now();
   const query = new URLSearchParams([...new FormData($.own)].filter(([, value]) => value));
   const path = `/probe?${query}`.replace(/\?$/, '');
-  let status = 'none';
-  let text = 'Refused, reset or closed.';
+  let status = 'none', text = 'Refused, reset or closed.';
   open.add(stop);
   try {
     [{ status }, text] = await ask(path, { signal: stop.signal });
@@ -73,17 +68,14 @@ function pump(more = 0) {
   queued += more;
   for (; queued && open.size < 4; queued--) send();
   const waiting = queued + open.size;
-  $.stop.disabled = !waiting;
   if (waiting && !steady) say($.said, `Waiting for ${waiting}.`);
 }
 
 function tick() {
   steady = setTimeout(tick, 1000 / ($.rate.value || 1));
-  if (open.size < 4) send();
-  pump();
+  pump(open.size < 4 ? 1 : 0);
 }
 
-$.one.onclick = () => pump(1);
 $.ten.onclick = () => pump(10);
 $.own.onsubmit = () => {
   pump(1);
@@ -98,27 +90,25 @@ $.steady.onclick = () => {
   if (steady) steady = 0;
   else tick();
   say($.steady, steady ? 'Stop sending' : 'Send steadily');
-  say($.said, steady ? 'At most four at a time.' : 'Stopped.');
+  say($.said, steady ? 'At most four at a time.' : '');
 };
 
 // See. Every process that answers has a history of its own, as every target of Prometheus has. Its
 // start time identifies it.
 const targets = new Map();
-let shown;
-let mixed = 0;
-let busy;
-let timer;
+let shown, busy, timer, mixed = 0;
 
 async function scrape() {
   clearTimeout(timer);
   if (busy || document.hidden) return;
   busy = true;
   const time = now();
-  const late = setTimeout(say, 2000, $.state, 'Waiting for a scrape: overloaded or frozen?', '');
+  const late = setTimeout(say, 2000, $.state, 'No response yet: overloaded or frozen?', '');
   try {
     const [{ ok, status, headers }, text] = await ask('/metrics');
-    if (!ok) throw { message: 'status ' + status };
-    take(parse(text), time, Date.parse(headers.get('Date')) / 1000);
+    const page = parse(text);
+    if (!ok || !page.samples.size) throw { message: `status ${status}, no metrics` };
+    take(page, time, Date.parse(headers.get('Date')) / 1000);
   } catch ({ message }) {
     say($.state, `Scrape failed: ${message}. Prometheus sets up to 0.`, 'bad');
   }
@@ -133,7 +123,7 @@ function take(page, time, date) {
   if (!target) {
     // Started after the last scrape, it is the same target after a restart. Otherwise it is another.
     const restart = shown && !mixed && start > shown.date - 1 ? time : 0;
-    target = { ...(restart ? shown : { points: [] }), restart, host: '' };
+    target = { ...(restart ? shown : { points: [] }), restart, host: '…' };
     if (restart) targets.clear();
     if (restart || !shown) shown = target;
     targets.set(start, target);
@@ -146,9 +136,9 @@ function take(page, time, date) {
   if (target !== shown) mixed = time;
   // The one that is shown may have gone.
   if (time - shown.points.at(-1).time > 10) shown = target;
-  say($.host, shown.host || '…');
-  const hosts = [...targets.values()].map(({ host }) => host || '…').join(', ');
-  if (mixed > time - 60) say($.state, `Several processes answer: ${hosts}. You see ${shown.host}; a request or a change reaches any.`, '');
+  say($.host, shown.host);
+  const hosts = [...targets.values()].map(({ host }) => host).join(', ');
+  if (mixed > time - 60) say($.state, `Several processes answer: ${hosts}. You see ${shown.host}; a request or change reaches any.`, '');
   else if (shown.restart > time - 60) say($.state, 'Restarted: counters began again at 0. rate() allows for that.', '');
   else say($.state, 'Live: scraped once a second.', 'ok');
   if (target === shown) draw(before);
@@ -158,22 +148,22 @@ function take(page, time, date) {
 async function learn(start) {
   let data = document.body.dataset;
   if (data.start != start) {
-    const [, text] = await ask('/').catch(() => [0, '']);
+    const [, text] = await ask('/').catch(() => []);
     data = new DOMParser().parseFromString(text, 'text/html').body.dataset;
   }
   const target = targets.get(+data.start);
   if (target) Object.assign(target, data);
   if (target === shown) loadSettings();
-  if (targets.get(start)?.host === '') setTimeout(learn, 3000, start);
+  if (targets.get(start)?.host === '…') setTimeout(learn, 3000, start);
 }
 
 const COUNT = 'app_request_count_total';
 const TIME = 'app_request_latency_seconds';
 // What a line means, if its help text does not say it.
 const MEANING = {
-  [COUNT]: 'Each path, status and method has a line of its own: a series.',
-  [TIME + '_sum']: 'All times added up. Divided by the count: their mean.',
-  [TIME + '_count']: 'All requests.',
+  [COUNT]: 'Requests so far with these labels.',
+  [TIME + '_sum']: 'The seconds that they took, added up. Divided by the count: the mean.',
+  [TIME + '_count']: 'Requests so far, fast or slow.',
 };
 
 function changedLines({ samples, TYPE, HELP }, before, bounds) {
@@ -195,15 +185,15 @@ function changedLines({ samples, TYPE, HELP }, before, bounds) {
     const most = gauge ? by : rise(last.old ?? 0, last.value);
     let text = MEANING[name] ?? HELP.get(family);
     if ($le) {
-      text = `Took more than ${bounds[bounds.indexOf($le) - 1] ?? 0} s and at most ${$le} s: counts in this and all larger buckets.`;
+      text = `Took more than ${bounds[bounds.indexOf($le) - 1] ?? 0} s and at most ${$le} s, so this bucket and all larger ones count it.`;
       if (most > by) text = 'Each request counts in the bucket of its time and all larger ones.';
     }
     return el(
       /^(process_|app_conn)|endpoint=".(metrics|faults)?"/.test(key) ? 'li.own' : 'li',
       code(length > 1 ? key + ' …' : key),
-      el('p', `${gauge ? 'Gauge' : $le ? 'Bucket' : 'Counter'}. ${text}`),
       el('span', length > 1 ? length + ' lines' : `${digits(old)} → ${digits(value)}`),
       el('b', (by > 0 ? '+' : '') + digits(by) + (most > by ? '…' + digits(most) : '')),
+      el('p', `${gauge ? 'Gauge' : $le ? 'Bucket' : 'Counter'}. ${text}`),
     );
   });
 }
@@ -212,7 +202,7 @@ function changedLines({ samples, TYPE, HELP }, before, bounds) {
 const AT = '{endpoint="/probe"}';
 const NUMBERS = [
   ...[0.5, 0.9, 0.99].map(q => ['times', 'p' + q * 100, `histogram_quantile(${q}, sum by (le) (rate(${TIME}_bucket${AT}[1m])))`, ({ histogram }) => quantile(q, histogram).value, seconds]),
-  ['rates', 'Requests per second', `sum by (http_status) (rate(${COUNT}${AT}[1m]))`, ({ total }) => total(), (_, { total, statuses }) => statuses.map(status => `${digits(total(status))} with ${status}`).join('\n')],
+  ['rates', 'Requests per second', `sum by (http_status) (rate(${COUNT}${AT}[1m]))`, ({ total }) => total(), (_, { total, statuses }) => statuses.filter(total).map(status => `${digits(total(status))} with ${status}`).join('\n') || 0],
   ['rates', 'Error ratio', `sum(rate(${COUNT}{endpoint="/probe",http_status=~"5.."}[1m])) / sum(rate(${COUNT}${AT}[1m]))`, ({ total }) => total('5') / total(), value => digits(value * 100) + '%'],
   ['costs', 'Requests in flight', 'app_requests_in_flight'],
   ['costs', 'Open connections', 'app_connections_open'],
@@ -220,9 +210,8 @@ const NUMBERS = [
   ['costs', 'Memory', 'process_resident_memory_bytes', , value => digits(value / 1e6) + ' MB'],
 ].map(([list, label, promql, compute = ({ page }) => page.samples.get(promql), write = digits]) => {
   const value = el('b');
-  const row = el('li', el('span', label), value, code(promql), copyButton());
-  $[list].append(row);
-  return { row, value, compute, write };
+  $[list].append(el('li', el('span', label), value, copyButton(), code(promql)));
+  return { value, compute, write };
 });
 
 function draw(before) {
@@ -239,7 +228,6 @@ function draw(before) {
     const rows = changedLines(page, before, bounds);
     const own = rows.filter(row => row.className);
     const asked = rows.filter(row => !row.className);
-    say($.noise, own.length);
     $.own_changes.replaceChildren(...own);
     if (asked[0]) {
       $.changes.replaceChildren(...asked);
@@ -251,123 +239,157 @@ function draw(before) {
   const here = series.filter(({ $endpoint }) => $endpoint === '/probe');
   const requests = here.filter(({ name }) => name === COUNT);
   const rates = some => sum(some.map(one => one.rate || 0));
-  const total = (status = '') => rates(requests.filter(({ $http_status }) => $http_status.startsWith(status)));
+  const of = (status = '') => requests.filter(({ $http_status }) => $http_status.startsWith(status));
+  const total = status => rates(of(status));
   const buckets = bounds.map(le => here.filter(({ $le }) => $le === le));
   const histogram = buckets.map((some, index) => [number(bounds[index]), rates(some)]);
   const cpu = series.find(({ name }) => name[0] === 'p')?.rate;
   const inputs = { page, total, histogram, cpu, statuses: values(requests, '$http_status') };
-  for (const { row, value, compute, write } of NUMBERS) {
+  for (const { value, compute, write } of NUMBERS) {
     const result = compute(inputs);
-    row.hidden = result === undefined;
     say(value, Number.isFinite(result) ? write(result, inputs) : '–');
   }
 
   const counts = histogram.map(([, count], index) => (count - (histogram[index - 1]?.[1] ?? 0)) * (to - from));
-  bounds.forEach((le, index) => {
-    if (!$.bars.rows[index]) $.bars.append(el('tr', el('th', le), el('td', el('i'), el('span')), el('td')));
-    const [, bar, counter] = $.bars.rows[index].cells;
-    bar.firstChild.style.width = `${(70 * counts[index]) / Math.max(...counts, 1)}%`;
-    say(bar.lastChild, Math.round(counts[index]) || '');
-    say(counter, sum(buckets[index].map(one => one.value)));
-  });
+  $.bars.replaceChildren(...bounds.map((le, index) => {
+    const bar = el('i.ok');
+    bar.style.width = `${(55 * counts[index]) / Math.max(...counts, 1)}%`;
+    return el('tr', el('th', le), el('td', bar, el('span', Math.round(counts[index]) || '')), el('td', sum(buckets[index].map(one => one.value))));
+  }));
   for (const mark of $.marks.children) {
     const { index, fraction } = quantile(mark.textContent.slice(1) / 100, histogram);
     mark.hidden = index === undefined;
     mark.style.top = `${(100 * (index + fraction)) / bounds.length}%`;
   }
 
-  // A column for each scrape: those with 5xx on top of the others.
-  let [peak, good, bad] = [1, '', ''];
-  points.reduce((last, point) => {
-    const risen = failed => sum(requests.map(({ key, $http_status }) => ($http_status > '499' === failed ? rise(last.samples.get(key) ?? 0, point.samples.get(key) ?? 0) : 0)));
-    const [x, ok, failed] = [59.5 - to + point.time, risen(false), risen(true)];
-    good += `M${x} 0v${-ok}`;
-    bad += `M${x} ${-ok}v${-failed}`;
-    peak = Math.max(peak, ok + failed);
-    return point;
-  });
-  $.chart.setAttribute('viewBox', `0 ${-peak} 60 ${peak}`);
-  $.good.setAttribute('d', good);
-  $.bad.setAttribute('d', bad);
-  say($.peak, peak);
+  // A column for each scrape: all requests since the last, and in front of them those with 5xx.
+  const [all, failed] = ['', '5'].map(status => points.slice(1).map(({ time, samples }, index) => {
+    const old = points[index].samples;
+    return [time, sum(of(status).map(({ key }) => rise(old.get(key) ?? 0, samples.get(key) ?? 0)))];
+  }));
+  const peak = Math.max(1, ...all.map(([, count]) => count));
+  const path = columns => columns.map(([time, count]) => `M${59.5 - to + time} 1v${-count / peak}`).join('');
+  $.good.setAttribute('d', path(all));
+  $.bad.setAttribute('d', path(failed));
 }
 
-// Break it. The kinds of alert: a label, what to change, what happens, the target after /faults.
-const KINDS = [
-  ['my own', '', 'Change a value.'],
-  ['High error ratio', 'fail-rate=0.2', 'One request in five fails.'],
-  ['Outage', 'fail-rate=1', 'Every request fails.'],
-  ['High latency', 'latency=900ms', 'Requests take 0.9 s on average.'],
-  ['Slow few', 'slow-rate=0.05&slow-latency=3s', 'One request in 20 takes 3 s: p99 rises, p50 does not.'],
-  ['High CPU', 'work=100ms', 'Ten requests a second keep one core busy.'],
-];
-$.kind.append(...KINDS.map(([label], index) => new Option(label, index)));
-$.query.append(copyButton());
-let until = 0;
-const inputs = () => [...$.fields.querySelectorAll('input')];
+// Break it. The kinds of alert, and the change that makes each fire.
+const KINDS = `probe
+Server errors: fail-rate=0.5
+Client errors: fail-rate=0.5&fail-with=404
+Throttling: fail-rate=0.5&fail-with=429
+Latency: latency=2s
+Slow errors: fail-rate=0.9&fail-with=504&fail-latency=3s
+Error budget: fail-rate=0.6
+Latency budget: latency=4s
+Upstream timeouts: slow-rate=0.5&slow-latency=10s
+Retries: fail-rate=0.5&fail-with=503
+Resets: fail-rate=0.5&fail-with=reset
+Half a body: fail-rate=0.5&fail-with=cut
+Queue: latency=2500ms
+Unexpected body: fail-rate=1&fail-with=200
+CPU: work=50ms
+metrics
+Target down: fail-rate=1&fail-with=503
+Slow scrape: latency=500ms
+Unreadable page: fail-rate=1&fail-with=200
+healthz
+Not live: fail-rate=1
+Slow probe: latency=700ms
+readyz
+Not ready: fail-rate=1&fail-with=503
+process
+Restart: exit-after=1s&for=
+Frozen: freeze=1m&for=
+Scrape limit: series=20000
+Page limit: series=60000
+Cardinality: series=5000
+Memory growth: memory=64MiB
+Out of memory: memory=128MiB
+Descriptors: open-files=420`;
+$.query.prepend(copyButton());
+let offered, until = 0;
 
+// The control of a setting. Where a request can ask for the same, it has the same list.
 function field(name) {
-  let input = inputs().find(one => one.name === name);
-  if (!input) {
-    input = Object.assign(el('input'), { name });
-    $.fields.append(el('label', name, input));
-  }
+  const known = $.faults.elements[name];
+  if (known) return known;
+  const input = $.own.elements[name]?.cloneNode(true) ?? el('input');
+  Object.assign(input, { name, was: '' });
+  $.fields.append(el('label', name, input));
   return input;
 }
 
-// Shows the settings in force, except where somebody has typed something else.
-function showSettings(text) {
-  until = 0;
-  const others = text.trim().split('\n').filter(line => {
-    const [, name, value] = /^([\w-]+)=(\S+)$/.exec(line) ?? [];
-    if (name === 'for') until = now() + parseInt(value);
-    else if (name) field(name).defaultValue = value;
-    return !name;
-  });
+function showChange() {
+  const changed = [...$.faults.elements].filter(({ name, value, was }) => name && value && value !== was);
+  const changes = changed.map(({ name, value }) => `${name}=${encodeURIComponent(value)}`);
+  const path = '/faults/' + $.target.value;
+  say($.command, `curl -X PUT '${location.origin}${path.replace('/probe', '')}?${changes.join('&')}'`);
+}
+
+// Offers what can be changed, and shows the settings in force except where somebody has typed something else.
+async function loadSettings() {
+  const { targets } = shown;
+  $.off.hidden = targets;
+  $.faults.hidden = $.own.hidden = !targets;
+  if (!targets) return;
+  if (targets !== offered) {
+    offered = targets;
+    $.target.replaceChildren(...targets.split(' ').map(name => new Option(name)));
+    $.kind.replaceChildren();
+    let group;
+    for (const line of KINDS.split('\n')) {
+      const [label, query] = line.split(': ');
+      if (query) group.append(new Option(label, query));
+      else {
+        group = Object.assign(el('optgroup'), { label });
+        if (targets.includes(label)) $.kind.append(group);
+      }
+    }
+    $.kind.value = '';
+  }
+  const target = $.target.value;
+  const [[, all], [, text]] = await Promise.all([ask('/faults'), ask('/faults/' + target)]).catch(() => [[], []]);
+  if (!text || target !== $.target.value) return;
+  const others = all.match(/^\w+: .*/gm) ?? [];
   say($.settings, others.join('\n'));
   $.settings.hidden = !others[0];
+  until = 0;
+  for (const [, name, value] of text.matchAll(/^(.+)=(.+)$/gm)) {
+    if (name === 'for') until = now() + parseInt(value);
+    const input = field(name);
+    if (input.value === input.was) input.value = value;
+    input.was = value;
+  }
   showChange();
 }
 
-function showChange() {
-  const changed = inputs().filter(({ value, defaultValue }) => value !== defaultValue);
-  const changes = changed.map(({ name, value }) => `${name}=${encodeURIComponent(value)}`);
-  if ($.for.value) changes.push('for=' + $.for.value);
-  say($.command, `curl -X PUT '${location.origin}/faults${KINDS[$.kind.value][3] ?? ''}?${changes.join('&')}'`);
+async function change(method, path) {
+  const [{ ok }, text] = await ask(path, { method }).catch(() => [{}, 'No response.']);
+  say($.told, ok ? 'Done.' : text, ok ? '' : 'bad');
+  if (ok) reload();
 }
 
-async function change(method, path, done) {
-  try {
-    const [{ ok }, text] = await ask(path, { method });
-    say($.told, ok ? done : text, ok ? '' : 'bad');
-    if (!ok) return;
-    $.fields.replaceChildren();
-    showSettings(text);
-  } catch {
-    say($.told, 'No response.', 'bad');
-  }
+// Forgets what somebody has typed.
+function reload() {
+  $.fields.replaceChildren();
+  return loadSettings();
 }
 
-function loadSettings() {
-  const on = shown.faults === 'on';
-  $.off.hidden = on;
-  $.faults.hidden = $.own.hidden = !on;
-  if (on) ask('/faults').then(([, text]) => showSettings(text), () => {});
-}
-
-$.kind.onchange = () => {
-  const [, query, hint] = KINDS[$.kind.value];
-  for (const input of inputs()) input.value = input.defaultValue;
-  for (const [name, value] of new URLSearchParams(query)) field(name).value = value;
-  say($.hint, hint);
+$.kind.onchange = async () => {
+  $.target.value = $.kind.selectedOptions[0].parentNode.label;
+  $.for.value = $.for.defaultValue;
+  await reload();
+  for (const [name, value] of new URLSearchParams($.kind.value)) field(name).value = value;
   showChange();
 };
-$.fields.oninput = $.for.onchange = showChange;
+$.target.onchange = reload;
+$.faults.oninput = showChange;
 $.faults.onsubmit = () => {
-  change('PUT', $.command.textContent.split("'")[1], 'In force.');
+  change('PUT', $.command.textContent.split("'")[1]);
   return false;
 };
-$.back.onclick = () => change('DELETE', '/faults', 'As at the start.');
+$.back.onclick = () => change('DELETE', '/faults');
 setInterval(() => {
   const left = Math.ceil(until - now());
   if (until && left < 1) loadSettings();

@@ -62,7 +62,7 @@ e -Inf
     assert.deepEqual(parseKey('a_b{x="}\\"\\\\\\n",y="le=\'1\'"}'), {
         key: 'a_b{x="}\\"\\\\\\n",y="le=\'1\'"}',
         name: "a_b",
-        $x: '}"\\\n',
+        $x: '}\\"\\\\\\n',
         $y: "le='1'",
     });
     assert.deepEqual(parseKey("a"), { key: "a", name: "a" });

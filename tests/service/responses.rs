@@ -223,7 +223,7 @@ fn the_access_log_has_a_line_per_request(server: &str) {
     let expected = [
         ["GET", "/probe?x=1", "200", "7"],
         ["HEAD", "/healthz", "200", "0"],
-        ["BREW", "/\\\"quoted\\\"", "404", "45"],
+        ["BREW", "/\\\"quoted\\\"", "404", "57"],
     ];
     assert_eq!(lines.len(), expected.len(), "{log}");
     for (line, expected) in lines.iter().zip(expected) {
@@ -252,7 +252,7 @@ fn the_access_log_in_json_has_the_same_fields_and_the_trace(server: &str) {
     let ids = r#","trace_id":"0af7651916cd43dd8448eb211c80319c","span_id":"00f067aa0ba902b7""#;
     let expected = [
         (r#""GET","path":"/probe?x=1","status":200,"bytes":7"#, ""),
-        (r#""BREW","path":"/\"quoted\"","status":404,"bytes":45"#, ""),
+        (r#""BREW","path":"/\"quoted\"","status":404,"bytes":57"#, ""),
         (r#""GET","path":"/healthz","status":200,"bytes":3"#, ids),
     ];
     assert_eq!(log.lines().count(), expected.len(), "{log}");
