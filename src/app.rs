@@ -204,8 +204,8 @@ impl Service for App {
 impl App {
     /// Creates the service with its metrics at zero.
     pub fn new(config: &Config) -> Self {
-        let metrics = Metrics::new(ROUTES.len(), &config.app_version, &config.app_config);
         let faults = Faults::new(config);
+        let metrics = Metrics::new(ROUTES.len(), &config.app_version, &config.app_config);
         let page = Page::new(config, &faults, &metrics);
         let app = Self {
             probe: Probe::new(config.random_seed),
