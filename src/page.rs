@@ -91,6 +91,11 @@ impl Page {
             app_config = self.app_config,
             start_time = self.start_time,
             targets = self.targets,
+            off = if self.targets.is_empty() {
+                ""
+            } else {
+                " hidden"
+            },
             failures = self.failures,
             settings = escape_html(settings),
         )
