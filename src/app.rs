@@ -1009,7 +1009,7 @@ mod tests {
         assert_eq!(ask(&mut app, "GET", "/healthz").status, Status::Ok);
     }
 
-    /// The kinds are grouped by target.
+    /// They are grouped by target, and are the commands of docs/alerts.md apart from `for`.
     #[test]
     fn the_web_page_offers_the_kinds_of_alert_that_are_one_change() {
         let (_, kinds) = include_str!("page/script.js")
@@ -1034,7 +1034,21 @@ mod tests {
             assert_eq!(reply.status, Status::Ok, "{line}: {}", reply.body);
             offered.push(change);
         }
-        assert!(offered.len() > 9, "{offered:?}");
+        let documented = include_str!("../docs/alerts.md");
+        let (_, catalogue) = documented.split_once("\n## The catalogue\n").unwrap();
+        let mut documented: Vec<_> = catalogue
+            .split("curl -X PUT 'localhost:808")
+            .skip(1)
+            .map(|rest| {
+                // After the port's last digit.
+                let command = rest[1..].split('\'').next().unwrap();
+                command.split("&for=").next().unwrap()
+            })
+            .collect();
+        documented.sort_unstable();
+        documented.dedup();
+        offered.sort_unstable();
+        assert_eq!(offered, documented);
     }
 
     fn app_with_all_faults() -> App {
