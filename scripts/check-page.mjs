@@ -31,6 +31,8 @@ const servers = process.argv.length > 2 ? process.argv.slice(2) : ["event-loop",
 async function start(server, settings = {}) {
     const env = { ...process.env, SERVER: server, LISTEN: "127.0.0.1:0", ...settings };
     const child = spawn(program, { env, stdio: ["ignore", "ignore", "pipe"] });
+    const kill = () => child.kill("SIGKILL");
+    const startLimit = setTimeout(kill, 30_000);
     let log = "";
     child.stderr.setEncoding("utf8");
     for await (const text of child.stderr.iterator({ destroyOnReturn: false })) {
@@ -38,18 +40,29 @@ async function start(server, settings = {}) {
         const url = / on (http:\S+)/.exec(log)?.[1];
         if (url) {
             child.stderr.resume();
+            clearTimeout(startLimit);
             return {
                 url,
                 pid: child.pid,
                 async stop() {
+                    const stopLimit = setTimeout(kill, 30_000);
                     child.kill("SIGCONT");
                     child.kill();
-                    await once(child, "exit");
+                    const [, signal] = await once(child, "exit");
+                    clearTimeout(stopLimit);
+                    assert.notEqual(signal, "SIGKILL", "after SIGTERM it did not end within 30 s");
                 },
             };
         }
     }
-    throw Error(`${program} did not start: ${log}`);
+    throw Error(`${program} did not start within 30 s: ${log}`);
+}
+
+if (servers.length > 1) {
+    // At the same time, each with its own browser, because they wait most of the time.
+    const script = fileURLToPath(import.meta.url);
+    const runs = servers.map((server) => once(spawn(process.execPath, [script, server], { stdio: "inherit" }), "exit"));
+    process.exit((await Promise.all(runs)).every(([code]) => code === 0) ? 0 : 1);
 }
 
 const browser = await puppeteer.launch({
