@@ -68,14 +68,18 @@ impl Page {
         let start_time = metrics.process_start_time();
         let targets = Target::all().filter(|target| faults.allows(*target));
         let targets: Vec<_> = targets.map(Target::name).collect();
-        let failures = faults.failures().map(|name| format!("<option>{name}"));
+        let mut failures = String::new();
+        for name in faults.failures() {
+            failures.push_str("<option>");
+            failures.push_str(name);
+        }
         Self {
             host: escape_html(&rustix::system::uname().nodename().to_string_lossy()),
             app_version: escape_html(&config.app_version),
             app_config: escape_html(&config.app_config),
             start_time: start_time.map_or_else(String::new, |seconds| seconds.to_string()),
             targets: targets.join(" "),
-            failures: failures.collect(),
+            failures,
         }
     }
 
