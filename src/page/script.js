@@ -138,7 +138,7 @@ function take(page, time, date) {
   if (time - shown.points.at(-1).time > 10) shown = target;
   say($.host, shown.host);
   const hosts = [...targets.values()].map(({ host }) => host).join(', ');
-  if (mixed > time - 60) say($.state, `Several processes answer: ${hosts}. You see ${shown.host}; a request or change reaches any.`, '');
+  if (mixed > time - 60) say($.state, `Several processes answer: ${hosts}. You see ${shown.host}; requests reach any.`, '');
   else if (shown.restart > time - 60) say($.state, 'Restarted: counters began again at 0. rate() allows for that.', '');
   else say($.state, 'Live: scraped once a second.', 'ok');
   if (target === shown) draw(before);
