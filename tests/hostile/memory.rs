@@ -152,6 +152,25 @@ fn assert_memory_is_bounded(flags: &[&str], has_small_window: bool, bytes: Strin
     assert!(peak < 12 * 1024, "{peak} KiB resident");
 }
 
+/// Sends a part of a request. The service holds its 4380 bytes.
+fn begin_request(service: &Service) -> Client {
+    let mut client = service.connect();
+    client.send(format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nCookie: {}",
+        "x".repeat(4346)
+    ));
+    client
+}
+
+/// Asserts that of this number of clients, which are all connected, not all are connected to the service.
+fn assert_some_are_reset(service: &Service, count: usize) {
+    let open = service.scrape().count("app_connections_open");
+    assert!(
+        open < count as u64,
+        "of {count} clients, {open} are connected"
+    );
+}
+
 #[test]
 fn clients_that_pipeline_and_do_not_read_are_bounded_together() {
     assert_memory_is_bounded(&[], true, request("GET", "/metrics").repeat(10_000));
@@ -210,24 +229,19 @@ fn pages_that_a_fault_delays_are_bounded_together() {
 fn a_client_that_makes_progress_is_not_reset_when_others_hold_too_much() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let service = Service::start(SERVER, &["--max-connections", "1000"]);
-    let begun = format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {}", "x".repeat(2150));
-    let send_part = || {
-        let mut client = service.connect();
-        client.send(&begun);
-        client
-    };
     // 23 KB less than the limit for all connections together.
-    let _holding: Vec<Client> = (0..930).map(|_| send_part()).collect();
+    let holding: Vec<Client> = (0..930).map(|_| begin_request(&service)).collect();
     let mut active = service.connect();
     active.send("GET /probe HTTP/1.1\r\nHost: a\r\n");
     let field = format!("Cookie: {}\r\n", "x".repeat(1000));
     let mut others = Vec::new();
     for _ in 0..12 {
         active.send(&field);
-        others.push(send_part());
-        others.push(send_part());
+        others.push(begin_request(&service));
+        others.push(begin_request(&service));
         thread::sleep(Duration::from_millis(20));
     }
     active.send("\r\n");
     assert_eq!(active.read_response().status, 200);
+    assert_some_are_reset(&service, holding.len() + others.len());
 }
