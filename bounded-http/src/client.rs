@@ -198,16 +198,24 @@ const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 
 /// Returns the keys of the clients that hold memory. The first to pop has held the most for the longest
 /// time: the number before its key is bytes multiplied by microseconds.
+///
+/// A client whose reply is delayed waits for the service. So what the reply holds does not count, unless
+/// such replies alone make memory scarce.
 pub fn memory_holders<'a, S: Stream + 'a, M: 'a>(
-    clients: impl Iterator<Item = (usize, &'a Client<S, M>)>,
+    clients: impl Iterator<Item = (usize, &'a Client<S, M>)> + Clone,
+    scarce_from: usize,
     now: Instant,
 ) -> BinaryHeap<(u64, usize)> {
+    let delayed = clients.clone().map(|(_, client)| client.delayed_bytes());
+    let counts_delayed = delayed.sum::<usize>() >= scarce_from;
     clients
-        .filter(|(_, client)| client.held_bytes() > 0)
         .map(|(key, client)| {
+            let spared = if counts_delayed { 0 } else { client.delayed_bytes() };
+            let bytes = client.held_bytes() - spared;
             let microseconds = client.time_without_progress(now).as_micros() as u64;
-            (client.held_bytes() as u64 * microseconds.max(1), key)
+            (bytes as u64 * microseconds.max(1), key)
         })
+        .filter(|(held, _)| *held > 0)
         .collect()
 }
 
@@ -383,6 +391,12 @@ impl<S: Stream, M> Client<S, M> {
     /// Returns the bytes that the client held after its last turn.
     pub fn held_bytes(&self) -> usize {
         self.held_bytes
+    }
+
+    /// Returns the bytes that its delayed reply holds.
+    fn delayed_bytes(&self) -> usize {
+        let pending = self.pending.as_ref();
+        pending.map_or(0, |pending| pending.reply.held_bytes())
     }
 
     /// Returns the time since bytes were last received or sent.
@@ -588,7 +602,7 @@ impl<S: Stream, M> Client<S, M> {
         // for all connections leaves memory for it.
         let held_bytes = self.connection.held_bytes()
             + self.counted_in_kernel()
-            + self.pending.as_ref().map_or(0, |p| p.reply.held_bytes())
+            + self.delayed_bytes()
             + usize::from(!self.connection.unsent().is_empty()) * 2 * SEND_BUFFER_SIZE;
         shared.held_bytes = shared.held_bytes - self.held_bytes + held_bytes;
         self.held_bytes = held_bytes;

@@ -671,9 +671,9 @@ impl<V: Service> EventLoop<V> {
             return;
         }
         let now = self.shared.now;
-        let mut memory_holders = memory_holders(self.clients.iter(), now);
         // Resets some more than necessary, so that the next check is not needed soon.
         let enough = self.shared.scarce_from;
+        let mut memory_holders = memory_holders(self.clients.iter(), enough, now);
         let mut count = 0_u32;
         while self.shared.held_bytes > enough
             && let Some((_, key)) = memory_holders.pop()
@@ -687,8 +687,9 @@ impl<V: Service> EventLoop<V> {
         }
         if count > 0 {
             let message = format!(
-                "reset {count} connections of clients that do not read their responses, or send \
-                 only parts of requests: all buffers together may hold {} bytes",
+                "reset {count} connections of clients that do not read their responses, send only \
+                 parts of requests, or wait for many delayed pages: all buffers together may hold \
+                 {} bytes",
                 self.max_held_bytes
             );
             self.shared.service.report(&message);

@@ -488,7 +488,7 @@ impl World {
         self.peers[key].as_mut()?.client.as_mut()
     }
 
-    fn clients(&self) -> impl Iterator<Item = (usize, &Client<SimulatedSocket, Exchange>)> {
+    fn clients(&self) -> impl Iterator<Item = (usize, &Client<SimulatedSocket, Exchange>)> + Clone {
         let clients = self.peers.iter().map(|peer| peer.as_ref()?.client.as_ref());
         clients
             .enumerate()
@@ -801,7 +801,7 @@ impl World {
             return;
         }
         let now = self.shared.now;
-        let mut memory_holders = memory_holders(self.clients(), now);
+        let mut memory_holders = memory_holders(self.clients(), self.shared.scarce_from, now);
         let stalled: HashSet<usize> = (self.clients())
             .filter(|(_, client)| client.is_stalled(now))
             .map(|(key, _)| key)

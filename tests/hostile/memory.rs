@@ -223,6 +223,36 @@ fn pages_that_a_fault_delays_are_bounded_together() {
     drop(scrapers);
 }
 
+/// A client whose response is delayed waits for the service, and makes no progress of its own.
+#[test]
+fn clients_that_wait_for_a_delayed_page_are_not_reset_when_others_hold_too_much() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    raise_descriptor_limit();
+    let service = Service::start(
+        SERVER,
+        &["--max-connections", "1000", "--fault-injection", "all"],
+    );
+    fill_page(&service);
+    let mut operator = service.connect();
+    let slow = "/faults/metrics?slow-rate=1&slow-latency=4s&for=1h";
+    assert_eq!(operator.ask("PUT", slow).status, 200);
+    let mut scrapers: Vec<Client> = (0..3)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send_request("GET", "/metrics");
+            client
+        })
+        .collect();
+    // By then, a client that does not read would be reset.
+    thread::sleep(Duration::from_millis(600));
+    let holding: Vec<Client> = (0..930).map(|_| begin_request(&service)).collect();
+    for scraper in &mut scrapers {
+        assert_eq!(scraper.read_response().status, 200);
+    }
+    assert_eq!(operator.ask("DELETE", "/faults").status, 200);
+    assert_some_are_reset(&service, holding.len());
+}
+
 /// Clients that have sent a part of a request and then stop use up the memory. A client that is sending
 /// a longer head in pieces is not reset.
 #[test]
