@@ -313,7 +313,8 @@ impl<S: Stream, M> Client<S, M> {
         self.connection.has_next_request()
     }
 
-    /// Returns since when unsent responses have made no progress, if there are any.
+    /// Returns since when unsent responses have made no progress, if there are any, or since when the
+    /// connection stays open without a response on purpose.
     pub fn stalled_since(&self) -> Option<Instant> {
         self.connection.stalled_since()
     }

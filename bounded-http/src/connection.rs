@@ -382,9 +382,11 @@ impl Connection {
         self.active_at
     }
 
-    /// Returns since when unsent responses have made no progress, if there are any.
+    /// Returns since when unsent responses have made no progress, if there are any, or since when the
+    /// connection stays open without a response on purpose.
     pub fn stalled_since(&self) -> Option<Instant> {
-        (!self.unsent().is_empty()).then_some(self.wait_began_at)
+        let is_stalled = matches!(self.state, State::Closing(Closing::Stall));
+        (is_stalled || !self.unsent().is_empty()).then_some(self.wait_began_at)
     }
 
     /// Returns when the sending side was closed, if the connection lingers.

@@ -611,8 +611,8 @@ impl<V: Service> EventLoop<V> {
     }
 
     /// Closes a connection on the reserve that has sent no complete request, or has read nothing of its
-    /// responses, for [`MIN_IDLE_TIME`]. Returns whether there was one. A part of a request does not
-    /// keep a connection on the reserve.
+    /// responses, or stays open without one on purpose, for [`MIN_IDLE_TIME`]. Returns whether there was
+    /// one. A part of a request does not keep a connection on the reserve.
     fn evict_from_reserve(&mut self) -> bool {
         let now = self.shared.now;
         for index in 0..self.reserve.len() {

@@ -13,7 +13,7 @@ const SERVER: &str = "event-loop";
 
 /// Starts a service whose four connections are occupied by delayed requests.
 fn full_service(delay: &str) -> (Service, Vec<Client>) {
-    let flags = ["--max-connections", "4", "--fault-injection"];
+    let flags = ["--max-connections", "4", "--fault-injection=all"];
     let service = Service::start(SERVER, &flags);
     let delayed = (0..4).map(|_| {
         let mut client = service.connect();
@@ -95,6 +95,22 @@ fn health_checks_are_served_while_clients_try_to_hold_the_reserve() {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+#[test]
+fn health_checks_that_hang_do_not_hold_the_reserve() {
+    let (service, _delayed) = full_service("30s");
+    let hang = "/faults/healthz?fail-rate=1&fail-with=hang&for=1h";
+    assert_eq!(service.connect().ask("PUT", hang).status, 200);
+    let _hanging: Vec<Client> = (0..16)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send_request("GET", "/healthz");
+            client
+        })
+        .collect();
+    assert_served_promptly(&service, "GET", "/faults");
+    assert_served_promptly(&service, "GET", "/metrics");
 }
 
 #[test]
