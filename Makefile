@@ -34,6 +34,7 @@ lint: ## check formatting, clippy and shell scripts
 	shellcheck scripts/*.sh .ci/run
 	$(CARGO) fmt --check --all --manifest-path bench/peers/Cargo.toml
 	$(CARGO) fmt --check --manifest-path bench/micro/Cargo.toml
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) fmt --check --all --manifest-path bounded-http/compare/Cargo.toml
 	shellcheck bench/*.sh
 

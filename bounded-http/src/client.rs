@@ -210,7 +210,11 @@ pub fn memory_holders<'a, S: Stream + 'a, M: 'a>(
     let counts_delayed = delayed.sum::<usize>() >= scarce_from;
     clients
         .map(|(key, client)| {
-            let spared = if counts_delayed { 0 } else { client.delayed_bytes() };
+            let spared = if counts_delayed {
+                0
+            } else {
+                client.delayed_bytes()
+            };
             let bytes = client.held_bytes() - spared;
             let microseconds = client.time_without_progress(now).as_micros() as u64;
             (bytes as u64 * microseconds.max(1), key)
@@ -459,12 +463,23 @@ impl<S: Stream, M> Client<S, M> {
         }
         if let Some(pending) = self.pending.take() {
             let disconnected_at = pending.half_closed_at.unwrap_or(shared.now);
-            let PendingReply { reply, received_at, .. } = *pending;
-            let ended = self.ended(reply, Outcome::Disconnected, 0, received_at, disconnected_at);
+            let PendingReply {
+                reply, received_at, ..
+            } = *pending;
+            let ended = self.ended(
+                reply,
+                Outcome::Disconnected,
+                0,
+                received_at,
+                disconnected_at,
+            );
             shared.service.ended(ended);
         }
         if let Some(incomplete) = self.incomplete.take() {
-            let IncompleteReply { mut ended, received_at } = *incomplete;
+            let IncompleteReply {
+                mut ended,
+                received_at,
+            } = *incomplete;
             ended.duration = shared.now.saturating_duration_since(received_at);
             shared.service.ended(ended);
         }
@@ -506,8 +521,7 @@ impl<S: Stream, M> Client<S, M> {
         // Once the sending side is closed, the kernel no longer tells whether everything is delivered,
         // and what it holds could not be counted. So the sending side is closed after delivery. There
         // is an event when the client has read more, or else the deadline passes.
-        if self.connection.wants_half_close()
-            && (shared.is_stopping || self.socket.has_delivered())
+        if self.connection.wants_half_close() && (shared.is_stopping || self.socket.has_delivered())
         {
             self.socket.close_sending_side()?;
             self.connection.linger(shared.now);
@@ -574,7 +588,11 @@ impl<S: Stream, M> Client<S, M> {
     fn read<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Received> {
         let is_scarce = shared.held_bytes >= shared.scarce_from;
         let length = shared.read_buffer.len();
-        let length = if is_scarce { length.min(SCARCE_READ_SIZE) } else { length };
+        let length = if is_scarce {
+            length.min(SCARCE_READ_SIZE)
+        } else {
+            length
+        };
         let received = self.socket.read(&mut shared.read_buffer[..length])?;
         match received {
             Received::Nothing => {}
@@ -678,7 +696,11 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Answers received requests, until the turn ends or a reply is delayed or takes work.
-    fn answer_received<V: Service<Memo = M>>(&mut self, turn_ends: Instant, shared: &mut Shared<V>) {
+    fn answer_received<V: Service<Memo = M>>(
+        &mut self,
+        turn_ends: Instant,
+        shared: &mut Shared<V>,
+    ) {
         loop {
             if !self.can_answer(shared) {
                 return;

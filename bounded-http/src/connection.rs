@@ -143,7 +143,8 @@ impl Connection {
             State::Lingering(_) => return self.wait_began_at = now,
             _ => {}
         }
-        let is_between_requests = matches!(self.state, State::Reading) && self.buffers.received.is_empty();
+        let is_between_requests =
+            matches!(self.state, State::Reading) && self.buffers.received.is_empty();
         if (is_between_requests || self.is_stopping) && self.unsent().is_empty() {
             self.wait_began_at = now;
         }

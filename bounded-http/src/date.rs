@@ -26,9 +26,7 @@ impl Date {
     pub fn set(&mut self, now: SystemTime) {
         let epoch = SystemTime::UNIX_EPOCH;
         let now = now.clamp(epoch, epoch + LATEST);
-        let second = now
-            .duration_since(epoch)
-            .map_or(0, |age| age.as_secs());
+        let second = now.duration_since(epoch).map_or(0, |age| age.as_secs());
         if second != self.second || self.text.is_empty() {
             self.second = second;
             self.text.clear();

@@ -77,6 +77,7 @@ pub struct Eviction {
 }
 
 impl Eviction {
+    /// Creates the state at the start: no candidates, and no turnovers granted.
     pub fn new(now: Instant) -> Self {
         Self {
             candidates: Candidates::new(),

@@ -58,32 +58,27 @@
 //!
 //! # Features
 //!
-//! `internals` makes private modules public for the tests of this repository. They may change in any
-//! release.
+//! `internals` makes parts of private modules public for the tests of this repository. They may change
+//! in any release.
 
 #![warn(clippy::unwrap_used)]
 
-/// Declares modules that are private, except with the feature `internals`.
-macro_rules! internal {
-    ($($module:ident)*) => {$(
-        #[cfg(feature = "internals")]
-        #[doc(hidden)]
-        pub mod $module;
-        #[cfg(not(feature = "internals"))]
-        mod $module;
-    )*};
-}
-
-internal!(client connection date eviction listener request_head socket timer_queue);
-
+mod client;
+mod connection;
+mod date;
 mod descriptors;
 mod event_loop;
+mod eviction;
 mod fair_queue;
 mod http;
+mod listener;
 mod reply;
 mod request;
+mod request_head;
 mod server;
 mod service;
+mod socket;
+mod timer_queue;
 mod work;
 
 pub use self::descriptors::raise_descriptor_limit;
@@ -93,6 +88,36 @@ pub use self::request::{Field, Request};
 pub use self::server::{Handle, Limits, Server};
 pub use self::service::{Ended, Outcome, Service};
 pub use self::work::work;
+
+/// The parts that tests, fuzz targets and benchmarks of this repository use without a socket.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals {
+    pub mod client {
+        pub use crate::client::*;
+    }
+    pub mod connection {
+        pub use crate::connection::*;
+    }
+    pub mod date {
+        pub use crate::date::*;
+    }
+    pub mod eviction {
+        pub use crate::eviction::*;
+    }
+    pub mod listener {
+        pub use crate::listener::*;
+    }
+    pub mod request_head {
+        pub use crate::request_head::*;
+    }
+    pub mod socket {
+        pub use crate::socket::*;
+    }
+    pub mod timer_queue {
+        pub use crate::timer_queue::*;
+    }
+}
 
 /// Tests the code in the README.
 #[cfg(doctest)]

@@ -136,7 +136,10 @@ fn parse_lines<'a>(
 /// the method or the target is too long (RFC 9112, section 3).
 fn too_long(request_line: &[u8]) -> Rejection {
     match request_line.iter().position(|byte| !is_token_byte(*byte)) {
-        None => Rejection::new(Status::NotImplemented, "The method is longer than 16 KiB.\n"),
+        None => Rejection::new(
+            Status::NotImplemented,
+            "The method is longer than 16 KiB.\n",
+        ),
         Some(end) if end > 0 && request_line[end] == b' ' => Rejection::new(
             Status::UriTooLong,
             "The request line is longer than 16 KiB.\n",
@@ -186,9 +189,7 @@ fn check<'a>(
     }
     // RFC 9112, section 3.2.
     if framing.hosts > 1 || (framing.hosts == 0 && !is_http_1_0) {
-        return Err(Rejection::bad_request(
-            "Expected exactly one Host field.\n",
-        ));
+        return Err(Rejection::bad_request("Expected exactly one Host field.\n"));
     }
     Ok(RequestHead {
         method,
@@ -226,7 +227,9 @@ impl Framing {
                 let number = read_length(value)
                     .ok_or(Rejection::bad_request("Content-Length is not a number.\n"))?;
                 if framing.content_length.replace(number).is_some() {
-                    return Err(Rejection::bad_request("Content-Length was sent more than once.\n"));
+                    return Err(Rejection::bad_request(
+                        "Content-Length was sent more than once.\n",
+                    ));
                 }
             } else if name.eq_ignore_ascii_case("Transfer-Encoding") {
                 let codings = &mut framing.transfer_encoding;

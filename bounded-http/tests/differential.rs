@@ -13,8 +13,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use bounded_http::connection::Connection;
-use bounded_http::request_head::{MAX_BODY_BYTES, MAX_FIELDS, MAX_HEAD_BYTES, field_space};
+use bounded_http::internals::connection::Connection;
+use bounded_http::internals::request_head::{
+    MAX_BODY_BYTES, MAX_FIELDS, MAX_HEAD_BYTES, field_space,
+};
 use bounded_http::{Reply, Status};
 use http_net::{BodyFraming, HttpError, Limits, Response, ServerConn, ServerEvent, Version};
 

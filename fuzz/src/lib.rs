@@ -6,10 +6,10 @@ mod drive;
 #[path = "../../tests/support/request_heads.rs"]
 mod request_heads;
 
-mod responses;
 pub mod connection;
 pub mod faults;
 pub mod fields;
 pub mod flags;
+mod responses;
 pub mod schedule;
 mod simulated_socket;

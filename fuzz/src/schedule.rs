@@ -12,16 +12,16 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bounded_http::Service;
-use bounded_http::client::{Admission, Client, Evictable, Next, Shared, memory_holders};
-use bounded_http::connection::{
+use bounded_http::internals::client::{Admission, Client, Evictable, Next, Shared, memory_holders};
+use bounded_http::internals::connection::{
     Buffers, KEEP_ALIVE_TIMEOUT, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING, LINGERING_TIMEOUT,
     MAX_UNSENT_BYTES, WRITE_TIMEOUT,
 };
-use bounded_http::eviction::{
+use bounded_http::internals::eviction::{
     MAX_CHECKS_IN_WAIT, MAX_CHECKS_OVERDUE, MAX_TIME_ON_RESERVE, SEARCH_INTERVAL, candidates,
 };
-use bounded_http::listener::{RECEIVE_BUFFER_SIZE, SEND_BUFFER_SIZE};
-use bounded_http::request_head::MAX_HEAD_BYTES;
+use bounded_http::internals::listener::{RECEIVE_BUFFER_SIZE, SEND_BUFFER_SIZE};
+use bounded_http::internals::request_head::MAX_HEAD_BYTES;
 use tiny_probe::app::{App, Exchange};
 use tiny_probe::config::{Config, FaultInjection, ProbeSettings};
 use tiny_probe::metrics::{Format, InForce};

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::rc::Rc;
 use std::time::Instant;
 
-use bounded_http::socket::{Readiness, Stream};
+use bounded_http::internals::socket::{Readiness, Stream};
 
 /// The number of bytes that the kernel receives before they are read. The rest waits at the client.
 const RECEIVE_QUEUE: usize = 16 * 1024;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use bounded_http::connection::{Connection, MAX_UNSENT_BYTES};
-use bounded_http::request_head::{MAX_HEAD_BYTES, field_space};
+use bounded_http::internals::connection::{Connection, MAX_UNSENT_BYTES};
+use bounded_http::internals::request_head::{MAX_HEAD_BYTES, field_space};
 use bounded_http::{Reply, Service, Status};
 use tiny_probe::app::App;
 use tiny_probe::config::{Config, FaultInjection};
@@ -341,7 +341,7 @@ fn while_stopping_connections_close_after_200_milliseconds_of_silence() {
 
 #[test]
 fn sent_bytes_are_released_however_slowly_the_client_reads() {
-    use bounded_http::connection::Buffers;
+    use bounded_http::internals::connection::Buffers;
 
     let mut driver = Driver::new();
     let mut spare = Buffers::default();

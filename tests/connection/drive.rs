@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use bounded_http::connection::{Buffers, Connection, MAX_UNSENT_BYTES};
-use bounded_http::request_head::{Rejection, RequestHead, field_space};
+use bounded_http::internals::connection::{Buffers, Connection, MAX_UNSENT_BYTES};
+use bounded_http::internals::request_head::{Rejection, RequestHead, field_space};
 use bounded_http::{Request, Service};
 use tiny_probe::app::App;
 

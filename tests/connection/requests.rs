@@ -195,8 +195,8 @@ fn heads_are_limited_in_bytes_and_fields() {
 
 #[test]
 fn the_last_response_closes_unless_another_request_has_arrived() {
-    use bounded_http::connection::Connection;
-    use bounded_http::request_head::field_space;
+    use bounded_http::internals::connection::Connection;
+    use bounded_http::internals::request_head::field_space;
     use bounded_http::{Reply, Status};
     use std::time::Instant;
     let request = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use bounded_http::connection::Connection;
-use bounded_http::request_head::{self, field_space};
+use bounded_http::internals::connection::Connection;
+use bounded_http::internals::request_head::{self, field_space};
 use bounded_http::{Method, Request, Service};
 use divan::{Bencher, black_box};
 use micro::{Driven, request_of};

@@ -3,8 +3,8 @@
 
 use std::time::Instant;
 
-use bounded_http::connection::{Buffers, Connection};
-use bounded_http::request_head::field_space;
+use bounded_http::internals::connection::{Buffers, Connection};
+use bounded_http::internals::request_head::field_space;
 use bounded_http::{Ended, Outcome, Request, Service};
 use tiny_probe::app::App;
 use tiny_probe::config::Config;
