@@ -1,8 +1,8 @@
 //! One client: its socket, its connection, and what a turn does with them.
 //!
 //! ```text
-//! respond if a reply is due -> answer received requests -> read, answer -> write -> expire or
-//! half-close
+//! respond if a reply is due -> answer received requests -> read and answer more
+//!     -> write -> expire, reset or half-close
 //! ```
 //!
 //! A turn does what can be done without waiting, and is bounded in time: a client that pipelines a
@@ -47,6 +47,8 @@ const MAX_UNCHECKED_BYTES: usize = 24 * 1024;
 /// The maximum number of bytes that one read takes while memory is scarce. Further requests wait in the
 /// kernel.
 const SCARCE_READ_SIZE: usize = 1024;
+/// How long a client that holds memory may make no progress while others wait for memory.
+const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 
 /// The body of the 503 for refused requests.
 const TOO_BUSY: &str = "Every connection is taken. Try again later.\n";
@@ -193,9 +195,6 @@ pub enum Evictable {
     Idle(Instant),
 }
 
-/// How long a client that holds memory may make no progress while others wait for memory.
-const STALL_TOLERANCE: Duration = Duration::from_millis(500);
-
 /// Returns the keys of the clients that hold memory. The first to pop has held the most for the longest
 /// time: the number before its key is bytes multiplied by microseconds.
 ///
@@ -300,9 +299,9 @@ impl<S: Stream, M> Client<S, M> {
         self.connection.is_idle() && !self.socket.has_delivered()
     }
 
-    /// Reads what the client has sent, and returns whether there was anything. The next turn answers
-    /// it.
-    pub fn has_unread<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> bool {
+    /// Reads what the client has sent before its next turn, which answers it. Returns whether there was
+    /// anything.
+    pub fn read_ahead<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> bool {
         self.socket.assume_readable();
         self.connection.borrow_buffers(&mut shared.spare_buffers);
         let has_read = self.can_read()
@@ -313,7 +312,7 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Returns whether a complete or invalid request has been received and not answered.
-    pub fn has_request(&mut self) -> bool {
+    pub fn has_next_request(&mut self) -> bool {
         self.connection.has_next_request()
     }
 
@@ -447,7 +446,7 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Closes the connection. Tells the service how the exchanges that have no response yet ended.
+    /// Closes the connection. Tells the service how the exchanges ended whose end it has not been told.
     /// `is_lost` means that the connection has failed, so that responses on their way are lost.
     pub fn close<V: Service<Memo = M>>(mut self, is_lost: bool, shared: &mut Shared<V>) {
         shared.held_bytes -= self.held_bytes;
@@ -458,7 +457,7 @@ impl<S: Stream, M> Client<S, M> {
         }
         if let Some(received_at) = shared.answer_began_at.take() {
             let reply = Reply::text(Status::InternalServerError, "");
-            let ended = self.ended(reply, Outcome::Panicked, 0, received_at, Instant::now());
+            let ended = self.describe_end(reply, Outcome::Panicked, 0, received_at, Instant::now());
             shared.service.ended(without_memo(ended));
         }
         if let Some(pending) = self.pending.take() {
@@ -466,7 +465,7 @@ impl<S: Stream, M> Client<S, M> {
             let PendingReply {
                 reply, received_at, ..
             } = *pending;
-            let ended = self.ended(
+            let ended = self.describe_end(
                 reply,
                 Outcome::Disconnected,
                 0,
@@ -742,9 +741,6 @@ impl<S: Stream, M> Client<S, M> {
                     reply,
                     received_at,
                 }));
-                if shared.is_grace_over {
-                    self.advance_pending(shared);
-                }
             }
             if turn_ends <= shared.now {
                 return;
@@ -800,7 +796,7 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Describes how an exchange ended at `end`.
-    fn ended<N>(
+    fn describe_end<N>(
         &self,
         reply: Reply<N>,
         outcome: Outcome,
@@ -830,8 +826,23 @@ impl<S: Stream, M> Client<S, M> {
             .is_some_and(|at| now < at + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING)
     }
 
-    /// Passes a response to the connection, which sends it or does what its ending says. Returns how
-    /// the exchange ended.
+    /// Returns whether the connection closes after the response that is being sent, even though the
+    /// client would keep it open: because the server is stopping, because the connection is on the
+    /// reserve, or to make room for others. Takes a turnover for the last.
+    fn is_last_response<V>(&self, shared: &mut Shared<V>) -> bool {
+        if shared.closes_from.is_some_and(|from| from <= shared.now) {
+            return true;
+        }
+        if self.is_pipelining() {
+            return false;
+        }
+        (shared.is_stopping && !self.has_just_pipelined(shared.now))
+            || self.admission != Admission::Admitted
+            || (!self.connection.awaits_body() && shared.take_turnover())
+    }
+
+    /// Queues a response on the connection, which then does what its ending says. Returns how the
+    /// exchange ended.
     fn send<V, N>(
         &mut self,
         reply: Reply<N>,
@@ -844,11 +855,7 @@ impl<S: Stream, M> Client<S, M> {
         if self.responses_in_turn > 1 || self.connection.has_bytes_left() {
             self.pipelined_at = Some(now);
         }
-        let is_last = shared.closes_from.is_some_and(|from| from <= now)
-            || !self.is_pipelining()
-                && (shared.is_stopping && !self.has_just_pipelined(now)
-                    || self.admission != Admission::Admitted
-                    || (!self.connection.awaits_body() && shared.take_turnover()));
+        let is_last = self.is_last_response(shared);
         let date = shared.date.as_str();
         let body_length = self.connection.respond(&reply, date, is_last, now);
         let outcome = if reply.ending().is_silent() {
@@ -856,7 +863,7 @@ impl<S: Stream, M> Client<S, M> {
         } else {
             Outcome::Responded
         };
-        self.ended(reply, outcome, body_length, received_at, now)
+        self.describe_end(reply, outcome, body_length, received_at, now)
     }
 }
 

@@ -57,7 +57,7 @@ pub struct Connection {
     /// arrive that may complete it.
     lacks_complete_head: bool,
     /// The client sends no more. Set when the end of its bytes has been read, never cleared.
-    is_half_closed: bool,
+    has_received_end: bool,
     /// The server has been told to stop. Silence is then tolerated for a short time only.
     is_stopping: bool,
     /// When the current wait began. The deadline counts from here. Progress starts a new wait.
@@ -128,7 +128,7 @@ impl Connection {
             sent: 0,
             state: State::Reading,
             lacks_complete_head: true,
-            is_half_closed: false,
+            has_received_end: false,
             is_stopping: false,
             wait_began_at: now,
             active_at: now,
@@ -160,7 +160,7 @@ impl Connection {
 
     /// Records that the client has closed its sending side. It may still wait for responses.
     pub fn receive_end(&mut self) {
-        self.is_half_closed = true;
+        self.has_received_end = true;
     }
 
     /// Shortens the time for which the client may be silent, because the server was told to stop.
@@ -326,14 +326,14 @@ impl Connection {
             State::DiscardingBody(_) | State::Lingering(_) | State::Closing(Closing::Stall) => true,
             State::AwaitingResponse(_) | State::Closing(_) => false,
         };
-        wants && !self.is_half_closed
+        wants && !self.has_received_end
     }
 
     /// Returns whether the sending side must be closed now. [`linger`](Self::linger) must be called
     /// then.
     pub fn wants_half_close(&self) -> bool {
         matches!(self.state, State::Closing(Closing::HalfClose))
-            && !self.is_half_closed
+            && !self.has_received_end
             && self.unsent().is_empty()
     }
 
@@ -355,7 +355,7 @@ impl Connection {
             State::DiscardingBody(_) | State::Closing(_) | State::Lingering(_) => true,
             State::AwaitingResponse(_) => false,
         };
-        is_over && self.is_half_closed && self.unsent().is_empty()
+        is_over && self.has_received_end && self.unsent().is_empty()
     }
 
     /// Returns whether every complete request is answered and all responses are sent. The rest of a

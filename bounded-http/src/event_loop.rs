@@ -569,7 +569,7 @@ impl<V: Service> EventLoop<V> {
             return checks >= MAX_CHECKS_OVERDUE
                 || (client.evictable().is_some() && !client.is_queued);
         }
-        let has_unread = client.has_unread(&mut self.shared);
+        let has_unread = client.read_ahead(&mut self.shared);
         let has_nothing_to_answer = !(has_unread || waits || client.is_queued);
         self.reserve[index].checks_overdue = Some(0);
         self.queue_turn(key);
@@ -589,7 +589,7 @@ impl<V: Service> EventLoop<V> {
                 {
                     continue;
                 }
-                if client.has_unread(&mut self.shared) {
+                if client.read_ahead(&mut self.shared) {
                     self.queue_turn(key);
                     continue;
                 }
@@ -628,7 +628,7 @@ impl<V: Service> EventLoop<V> {
             if since.is_none_or(|since| now < since + MIN_IDLE_TIME) {
                 continue;
             }
-            if client.has_unread(&mut self.shared) && client.has_request() {
+            if client.read_ahead(&mut self.shared) && client.has_next_request() {
                 self.queue_turn(key);
                 continue;
             }

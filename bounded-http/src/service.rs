@@ -13,9 +13,10 @@ use crate::request::Request;
 ///
 /// A closure `FnMut(&Request<'_>) -> Reply` is a service, too.
 ///
-/// For each request, the server calls [`is_urgent`](Self::is_urgent) (only when no connection is free),
-/// then [`answer`](Self::answer) or [`refuse`](Self::refuse), then [`ended`](Self::ended). For an
-/// invalid request, which the server rejects itself, it calls only `ended`.
+/// For each request, the server calls [`answer`](Self::answer) or [`refuse`](Self::refuse), then
+/// [`ended`](Self::ended). When connections or memory are scarce, it calls
+/// [`is_urgent`](Self::is_urgent) before that, perhaps more than once. For an invalid request, which the
+/// server rejects itself, it calls only `ended`.
 ///
 /// ```
 /// use bounded_http::{Ended, Reply, Request, Service, Status};
@@ -44,7 +45,7 @@ use crate::request::Request;
 /// # Panics
 ///
 /// A panic in `answer`, `refuse` or `ended` closes the connection that it concerns and affects no
-/// other. A panic in any other method ends the server.
+/// other. A panic in any other method can end the server.
 pub trait Service {
     /// What the service remembers about a request between [`answer`](Self::answer) and
     /// [`ended`](Self::ended), such as the labels of a metric or the beginning of a log line. The
@@ -61,8 +62,9 @@ pub trait Service {
         let _ = ended;
     }
 
-    /// Returns whether a request must be answered even when every connection is taken, as health checks
-    /// and scrapes must be. By default, none is urgent.
+    /// Returns whether a request must be answered even when every connection is taken, or when the
+    /// connections hold as much memory as they may. Health checks and scrapes are such requests. By
+    /// default, none is urgent.
     fn is_urgent(&self, request: &Request<'_>) -> bool {
         let _ = request;
         false

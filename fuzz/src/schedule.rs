@@ -664,7 +664,7 @@ impl World {
                     (checks >= MAX_CHECKS_OVERDUE || is_served, is_served)
                 } else {
                     peer.checks_overdue = Some(0);
-                    let has_unread = client.has_unread(&mut self.shared);
+                    let has_unread = client.read_ahead(&mut self.shared);
                     let is_served = !(has_unread || waits || client.is_queued);
                     (is_served, is_served)
                 };
@@ -698,7 +698,7 @@ impl World {
         while let Some(Reverse((evictable, key))) = candidates.pop() {
             let peer = self.peers[key].as_mut().expect("it is a candidate");
             let client = peer.client.as_mut().expect("it is a candidate");
-            if client.has_unread(&mut self.shared) {
+            if client.read_ahead(&mut self.shared) {
                 self.queue_turn(key);
             } else if !client.is_reading_last_response() {
                 self.close(key, Ending::Evicted(evictable));
