@@ -19,7 +19,9 @@
 //! | `connection` | what the bytes mean, and what exceeds a limit |
 //! | `request_head` | which requests are valid |
 //! | `fair_queue` | which client gets the next turn |
+//! | `event_loop::reserve` | which connections get a slot, and what happens to the others |
 //! | `eviction` | which connections are closed at the connection limit |
+//! | `event_loop::stop` | how the server ends |
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -34,19 +36,21 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 use slab::Slab;
 
-use crate::client::{Admission, Client, Evictable, Next, Shared, memory_holders};
-use crate::connection::{Buffers, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
+use self::reserve::Reserved;
+use self::stop::Stop;
+use crate::client::{Admission, Client, Next, Shared, memory_holders};
+use crate::connection::Buffers;
 use crate::date::Date;
-use crate::eviction::{
-    Eviction, MAX_CHECKS_IN_WAIT, MAX_CHECKS_OVERDUE, MAX_READERS_SKIPPED, MAX_TIME_ON_RESERVE,
-    MIN_IDLE_TIME, RESERVE_SIZE, SEARCH_INTERVAL,
-};
+use crate::eviction::{Eviction, RESERVE_SIZE, SEARCH_INTERVAL};
 use crate::fair_queue::FairQueue;
 use crate::listener::BACKLOG;
 use crate::server::Limits;
 use crate::service::Service;
 use crate::socket::Readiness;
 use crate::timer_queue::TimerQueue;
+
+mod reserve;
+mod stop;
 
 const LISTENER: Token = Token(usize::MAX - 1);
 const STOP: Token = Token(usize::MAX - 2);
@@ -75,10 +79,6 @@ const HELD_BYTES_PER_CONNECTION: usize = 4 * 1024;
 const MEMORY_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 /// The limit for all connections together is never lower than this.
 const MIN_HELD_BYTES: usize = 1024 * 1024;
-/// How long the server waits for the last responses to be sent: the 503s that replace delayed replies
-/// when the grace period is over.
-const LAST_RESPONSES_TIME: Duration = Duration::from_millis(500);
-
 /// The state of a running server.
 pub struct EventLoop<V: Service> {
     poll: Poll,
@@ -120,27 +120,6 @@ pub struct EventLoop<V: Service> {
     next_service_call: Option<Instant>,
     /// The schedule of the shutdown. `None` until the stop signal.
     stop: Option<Stop>,
-}
-
-/// A connection on the reserve.
-struct Reserved {
-    key: usize,
-    accepted_at: Instant,
-    /// The number of checks that have found a request of it waiting for a slot.
-    checks_in_wait: u32,
-    /// The number of checks after its time on the reserve was over. `None` before.
-    checks_overdue: Option<u32>,
-}
-
-/// The schedule of an orderly shutdown.
-struct Stop {
-    /// When the listener is closed. Until then clients can still connect, so that a service that
-    /// restarts is without a listener only for a short time.
-    listener_closes: Instant,
-    /// When delayed replies are replaced with a 503.
-    grace_ends: Instant,
-    /// When the server stops waiting for these to be sent. `None` until the grace period is over.
-    last_responses_end: Option<Instant>,
 }
 
 impl<V: Service> EventLoop<V> {
@@ -252,7 +231,7 @@ impl<V: Service> EventLoop<V> {
         }
         let keys: Vec<usize> = self.clients.iter().map(|(key, _)| key).collect();
         for key in keys {
-            self.close(key, false);
+            self.close(key);
         }
         self.finish_wake_up();
         Ok(())
@@ -290,7 +269,7 @@ impl<V: Service> EventLoop<V> {
             return;
         };
         if readiness.is_error {
-            return self.close(key, true);
+            return self.close_lost(key);
         }
         client.update_readiness(readiness, self.shared.now);
         self.queue_turn(key);
@@ -347,13 +326,13 @@ impl<V: Service> EventLoop<V> {
         let next = match catch_unwind(turn) {
             Ok(Ok(next)) => next,
             Ok(Err(_)) => {
-                self.close(key, true);
+                self.close_lost(key);
                 return Next::Close;
             }
             Err(_) => Next::Close,
         };
         if next == Next::Close {
-            self.close(key, false);
+            self.close(key);
         } else {
             let deadline = self.clients.get(key).and_then(Client::deadline);
             self.plan_sweep(deadline);
@@ -418,7 +397,7 @@ impl<V: Service> EventLoop<V> {
             return;
         };
         if client.has_failed() {
-            return self.close(key, true);
+            return self.close_lost(key);
         }
         client.work();
         self.queue_turn(key);
@@ -494,148 +473,9 @@ impl<V: Service> EventLoop<V> {
         let deadline = client.deadline();
         self.plan_sweep(deadline);
         if admission == Admission::Waiting {
-            self.reserve.push(Reserved {
-                key,
-                accepted_at: now,
-                checks_in_wait: 0,
-                checks_overdue: None,
-            });
+            self.reserve.push(Reserved::new(key, now));
         }
         self.shared.service.connections_changed(self.clients.len());
-    }
-
-    /// Returns whether fewer connections than the limit allows are open, not counting the reserve.
-    fn has_free_slot(&self) -> bool {
-        self.clients.len() - self.reserve.len() < self.max_clients
-    }
-
-    /// Gives free slots to connections on the reserve, and evicts others for those whose requests wait.
-    /// Refuses requests that have waited too long. While others wait, lets responses close their
-    /// connections.
-    fn serve_reserve(&mut self) {
-        let is_check_due = self.next_reserve_check <= self.shared.now;
-        if is_check_due {
-            self.next_reserve_check = self.shared.now + SEARCH_INTERVAL;
-        }
-        let now = self.shared.now;
-        let mut index = 0;
-        while let Some(reserved) = self.reserve.get(index) {
-            let (key, accepted_at) = (reserved.key, reserved.accepted_at);
-            let waits = self.clients[key].waits_for_admission(&self.shared);
-            if self.has_free_slot() || (waits && self.evict()) {
-                // Searches by key, because the index may be stale after the eviction.
-                self.reserve.retain(|reserved| reserved.key != key);
-                self.clients[key].set_admission(Admission::Admitted);
-                self.queue_turn(key);
-                continue;
-            }
-            let is_over = accepted_at + MAX_TIME_ON_RESERVE <= now;
-            if is_over && self.ends_on_reserve(index, waits, is_check_due) {
-                self.close(key, false);
-                continue;
-            }
-            if waits {
-                let checks_in_wait = &mut self.reserve[index].checks_in_wait;
-                *checks_in_wait += u32::from(is_check_due);
-                if self.is_refusing || *checks_in_wait > MAX_CHECKS_IN_WAIT || is_over {
-                    self.is_refusing = true;
-                    self.clients[key].set_admission(Admission::Refused);
-                    self.queue_turn(key);
-                }
-            }
-            index += 1;
-        }
-        // While others wait for slots, some responses close their connections.
-        let is_full = !self.has_free_slot() || self.eviction.lacks_descriptors;
-        self.shared.turnovers = if is_full && (self.may_accept || !self.reserve.is_empty()) {
-            let left = self.shared.turnovers;
-            self.eviction.grant_turnovers(left, now)
-        } else {
-            0
-        };
-    }
-
-    /// Returns whether a connection whose time on the reserve is over can be closed. Requests received
-    /// by then are answered first, unless that takes more than [`MAX_CHECKS_OVERDUE`] checks.
-    fn ends_on_reserve(&mut self, index: usize, waits: bool, is_check_due: bool) -> bool {
-        let Reserved {
-            key,
-            checks_overdue,
-            ..
-        } = self.reserve[index];
-        let client = &mut self.clients[key];
-        if let Some(checks) = checks_overdue {
-            self.reserve[index].checks_overdue = Some(checks + u32::from(is_check_due));
-            return checks >= MAX_CHECKS_OVERDUE
-                || (client.evictable().is_some() && !client.is_queued);
-        }
-        let has_unread = client.read_ahead(&mut self.shared);
-        let has_nothing_to_answer = !(has_unread || waits || client.is_queued);
-        self.reserve[index].checks_overdue = Some(0);
-        self.queue_turn(key);
-        has_nothing_to_answer
-    }
-
-    /// Closes the best candidate for eviction, if there is one. Returns whether there was.
-    fn evict(&mut self) -> bool {
-        let mut reading = 0;
-        for _ in 0..2 {
-            while let Some((evictable, key)) = self.eviction.next_candidate() {
-                let Some(client) = self.clients.get_mut(key) else {
-                    continue;
-                };
-                if client.evictable() != Some(evictable)
-                    || client.admission() != Admission::Admitted
-                {
-                    continue;
-                }
-                if client.read_ahead(&mut self.shared) {
-                    self.queue_turn(key);
-                    continue;
-                }
-                if client.is_reading_last_response() {
-                    reading += 1;
-                    if reading == MAX_READERS_SKIPPED {
-                        return false;
-                    }
-                    continue;
-                }
-                self.close(key, false);
-                return true;
-            }
-            let admitted = (self.clients.iter())
-                .filter(|(_, client)| client.admission() == Admission::Admitted);
-            self.eviction.search(admitted, self.shared.now);
-        }
-        false
-    }
-
-    /// Closes a connection on the reserve that has sent no complete request, or has read nothing of its
-    /// responses, or stays open without one on purpose, for [`MIN_IDLE_TIME`]. Returns whether there was
-    /// one. A part of a request does not keep a connection on the reserve.
-    fn evict_from_reserve(&mut self) -> bool {
-        let now = self.shared.now;
-        for index in 0..self.reserve.len() {
-            let Reserved {
-                key, accepted_at, ..
-            } = self.reserve[index];
-            let client = &mut self.clients[key];
-            let since = match client.evictable() {
-                Some(Evictable::Idle(_)) => Some(accepted_at),
-                Some(Evictable::HalfClosed(since)) => Some(since),
-                None => client.stalled_since(),
-            };
-            if since.is_none_or(|since| now < since + MIN_IDLE_TIME) {
-                continue;
-            }
-            if client.read_ahead(&mut self.shared) && client.has_next_request() {
-                self.queue_turn(key);
-                continue;
-            }
-            self.close(key, false);
-            return true;
-        }
-        false
     }
 
     /// Keeps the bytes that all connections hold within the limit. Resets connections if they hold too
@@ -681,7 +521,7 @@ impl<V: Service> EventLoop<V> {
             let is_stalled = self.clients[key].is_stalled(now);
             // A client that makes progress is spared unless the limit itself is exceeded.
             if is_stalled || self.shared.held_bytes > self.max_held_bytes {
-                self.close(key, true);
+                self.close_lost(key);
                 count += 1;
             }
         }
@@ -696,9 +536,17 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// Closes a connection. `is_lost` means that it has failed, so that responses on their way to the
-    /// client are lost.
-    fn close(&mut self, key: usize, is_lost: bool) {
+    /// Closes a connection.
+    fn close(&mut self, key: usize) {
+        self.remove(key, false);
+    }
+
+    /// Closes a connection that has failed or is reset. Responses on their way to the client are lost.
+    fn close_lost(&mut self, key: usize) {
+        self.remove(key, true);
+    }
+
+    fn remove(&mut self, key: usize, is_lost: bool) {
         let Some(client) = self.clients.try_remove(key) else {
             return;
         };
@@ -740,86 +588,6 @@ impl<V: Service> EventLoop<V> {
         let again = self.shared.service.before_wait();
         self.next_service_call = again.map(|time| self.shared.now + time);
     }
-
-    /// Starts an orderly shutdown: every received request is answered, and then its connection is
-    /// closed.
-    fn stop(&mut self) {
-        if self.stop.is_some() {
-            return;
-        }
-        let now = self.shared.now;
-        // Clients whose connections are closed now may connect again at once.
-        let listener_closes = if self.clients.is_empty() {
-            now
-        } else {
-            now + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING
-        };
-        self.stop = Some(Stop {
-            listener_closes,
-            grace_ends: now + self.grace,
-            last_responses_end: None,
-        });
-        self.shared.is_stopping = true;
-        let keys: Vec<usize> = self.clients.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.clients[key].stop(now);
-            let deadline = self.clients[key].deadline();
-            self.plan_sweep(deadline);
-            self.queue_turn(key);
-        }
-    }
-
-    /// Takes the steps of the shutdown that are due.
-    fn advance_stop(&mut self) {
-        let Some(stop) = &mut self.stop else {
-            return;
-        };
-        let now = self.shared.now;
-        let is_grace_over = stop.grace_ends <= now && stop.last_responses_end.is_none();
-        if is_grace_over {
-            stop.last_responses_end = Some(now + LAST_RESPONSES_TIME);
-        }
-        if self.listener.is_some() && stop.listener_closes <= now {
-            // Accepts what the kernel has completed, whatever the limit: closing the listener resets
-            // it.
-            self.may_accept = true;
-            self.accept_paused_until = None;
-            self.accept(BACKLOG.into(), usize::MAX);
-            self.listener = None;
-            self.may_accept = false;
-        }
-        if is_grace_over {
-            self.shared.is_grace_over = true;
-            // Requests that were received before the stop signal are answered by then.
-            self.shared.closes_from = Some(now + LAST_RESPONSES_TIME / 2);
-            self.shared.work_queue.clear();
-            let pending = self
-                .clients
-                .iter()
-                .filter(|(_, client)| client.reply_due().is_some());
-            let pending: Vec<usize> = pending.map(|(key, _)| key).collect();
-            for key in pending {
-                self.queue_turn(key);
-            }
-        }
-    }
-
-    /// Returns when the next step of the shutdown is due.
-    fn next_stop_step(&self, stop: &Stop) -> Instant {
-        if self.listener.is_some() {
-            stop.listener_closes
-        } else {
-            stop.last_responses_end.unwrap_or(stop.grace_ends)
-        }
-    }
-
-    fn has_ended(&self) -> bool {
-        self.stop.as_ref().is_some_and(|stop| {
-            let last_responses_end = stop.last_responses_end;
-            last_responses_end.is_some_and(|end| end <= self.shared.now)
-                || (self.listener.is_none() && self.clients.is_empty())
-        })
-    }
 }
 
 /// The events that a client's socket is polled for. Linux reports urgent data, at which a read may stop
@@ -847,6 +615,7 @@ mod tests {
     use mio::event::Event;
     use rustix::net::sockopt;
 
+    use super::stop::LAST_RESPONSES_TIME;
     use super::*;
     use crate::client::TURN_TIME;
     use crate::http::Status;
@@ -1000,7 +769,7 @@ mod tests {
         is_readable: true,
         is_read_closed: false,
         is_writable: false,
-        is_urgent: false,
+        has_urgent_data: false,
         is_error: false,
     };
     const PROBE: &str = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -1165,7 +934,7 @@ mod tests {
         event_loop.queue_due();
         while take_turn(&mut event_loop) {}
         assert_eq!(event_loop.shared.work_queue, [0, 1, 2, 3]);
-        event_loop.close(1, true);
+        event_loop.close_lost(1);
         assert_eq!(event_loop.shared.work_queue, [0, 2, 3]);
         let half_closed = Readiness {
             is_read_closed: true,

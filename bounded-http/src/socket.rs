@@ -69,7 +69,7 @@ pub struct Readiness {
     /// Bytes can be written.
     pub is_writable: bool,
     /// There is urgent data.
-    pub is_urgent: bool,
+    pub has_urgent_data: bool,
     /// The connection was reset.
     pub is_error: bool,
 }
@@ -80,7 +80,7 @@ impl From<&Event> for Readiness {
             is_readable: event.is_readable(),
             is_read_closed: event.is_read_closed(),
             is_writable: event.is_writable(),
-            is_urgent: event.is_priority(),
+            has_urgent_data: event.is_priority(),
             is_error: event.is_error(),
         }
     }
@@ -133,7 +133,7 @@ impl<S: Stream> Socket<S> {
         self.is_readable |= readiness.is_readable;
         self.is_read_closed |= readiness.is_read_closed;
         self.is_write_blocked &= !readiness.is_writable;
-        self.has_urgent_data |= readiness.is_urgent;
+        self.has_urgent_data |= readiness.has_urgent_data;
     }
 
     /// Makes the next turn read even without an event. What the kernel has received counts as received.

@@ -227,7 +227,7 @@ impl Kernel {
             is_readable: self.unread() > 0 || is_over,
             is_read_closed: is_over,
             is_writable: self.is_writable(),
-            is_urgent: self
+            has_urgent_data: self
                 .urgent
                 .is_some_and(|urgent| (self.read..self.received.len()).contains(&urgent)),
             is_error: self.is_reset,
