@@ -407,6 +407,7 @@ impl App {
             return self.not_found(request.path());
         };
         let now = request.received_at();
+        // /faults alone is probe for PUT, and every target for GET and DELETE.
         let named = (request.path() != FAULTS).then_some(target);
         if let Err((status, text)) = self.check_change(request) {
             return Reply::text(status, text);
@@ -453,7 +454,8 @@ impl App {
         Ok(())
     }
 
-    /// Prints a change, and exposes at 0 the series that the target can now record.
+    /// Prints a change, and exposes at 0 the series that the target can now record. `named` is the target
+    /// that the path names, if it names one.
     fn announce_change(&self, request: &Request<'_>, target: Target, named: Option<Target>) {
         let now = request.received_at();
         if let Target::Route(route) = target {

@@ -187,7 +187,7 @@ impl Metrics {
             connections_max: gauge(&CONNECTIONS_MAX),
             connections_open: gauge(&CONNECTIONS_OPEN),
             requests_in_flight: gauge(&REQUESTS_IN_FLIGHT),
-            fault_active: array::from_fn(|_| targets.next().expect("it gives this many")),
+            fault_active: array::from_fn(|_| targets.next().expect("there are this many targets")),
             process: Process::current(),
             version_name: labeled_name(VERSION.name, &[("config", config), ("version", version)]),
             page: Cell::default(),

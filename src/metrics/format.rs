@@ -12,7 +12,8 @@ pub enum Format {
 }
 
 impl Format {
-    /// The value of `Content-Type`. Prometheus 3 rejects a page whose content type it does not know.
+    /// Returns the value of `Content-Type`. Prometheus 3 rejects a page whose content type it does not
+    /// know.
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -32,7 +33,7 @@ impl Format {
         }
     }
 
-    /// The type, subtype and version that a media range is compared with.
+    /// Returns the type, subtype and version that a media range is compared with.
     fn media_type(self) -> [&'static [u8]; 3] {
         match self {
             Self::Text => [b"text", b"plain", b"0.0.4"],
@@ -76,8 +77,8 @@ impl MediaRange<'_> {
         let is_same = |accepted: &[u8], own: &[u8]| accepted.eq_ignore_ascii_case(own);
         let by_name = match (self.kind, self.subtype) {
             (b"*", b"*") => 1,
-            (accepted, b"*") if is_same(accepted, kind) => 2,
-            (accepted, b) if is_same(accepted, kind) && is_same(b, subtype) => 3,
+            (_, b"*") if is_same(self.kind, kind) => 2,
+            _ if is_same(self.kind, kind) && is_same(self.subtype, subtype) => 3,
             _ => return None,
         };
         let mut parameters = 0;

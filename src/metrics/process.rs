@@ -21,7 +21,7 @@ pub struct Process {
     tasks: Option<File>,
     /// /proc/self/fd, kept open for the same reason.
     fds: Option<File>,
-    /// In seconds since the epoch.
+    /// When the process started, in seconds since the epoch.
     start_time: Option<f64>,
 }
 
@@ -57,7 +57,7 @@ impl Process {
         }
     }
 
-    /// When it started, in seconds since the epoch.
+    /// Returns when the process started, in seconds since the epoch.
     pub fn start_time(&self) -> Option<f64> {
         self.start_time
     }
@@ -120,7 +120,7 @@ fn read_memory(statm: &File) -> Option<Memory> {
     })
 }
 
-/// Reads one of the numbers that spaces separate.
+/// Parses the number at this index of a text in which spaces separate the fields.
 fn number(text: &[u8], index: usize) -> Option<u64> {
     let field = text.split(|byte| *byte == b' ').nth(index)?;
     str::from_utf8(field).ok()?.parse().ok()
