@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Changes the code in about a thousand places, one at a time, and checks that a test fails for each change.
+# Changes the code in about two thousand places, one at a time, and checks that a test fails for each change.
 #
 # Usage: scripts/mutants.sh     (needs cargo-mutants; .cargo/mutants.toml lists the changes left out and why)
 #

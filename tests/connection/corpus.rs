@@ -32,12 +32,12 @@ fn replay(target: &str, check: fn(&[u8])) {
 }
 
 #[test]
-fn connection_inputs() {
+fn the_collected_inputs_of_connection_pass_its_check() {
     replay("connection", connection::check);
 }
 
 #[test]
-fn schedule_inputs() {
+fn the_collected_inputs_of_schedule_pass_its_check() {
     replay("schedule", |input| {
         schedule::check(input, |leave| {
             leave();
@@ -47,16 +47,16 @@ fn schedule_inputs() {
 }
 
 #[test]
-fn faults_inputs() {
+fn the_collected_inputs_of_faults_pass_its_check() {
     replay("faults", faults::check);
 }
 
 #[test]
-fn fields_inputs() {
+fn the_collected_inputs_of_fields_pass_its_check() {
     replay("fields", fields::check);
 }
 
 #[test]
-fn flags_inputs() {
+fn the_collected_inputs_of_flags_pass_its_check() {
     replay("flags", flags::check);
 }

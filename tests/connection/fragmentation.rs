@@ -41,7 +41,7 @@ fn check(app: &mut App, bytes: &[u8], pieces: Vec<&[u8]>) {
 }
 
 #[test]
-fn one_byte_at_a_time() {
+fn bytes_that_arrive_one_by_one_get_the_same_responses() {
     let mut app = App::new(&Config::default());
     for conversation in conversations() {
         let bytes = conversation.as_bytes();
@@ -50,7 +50,7 @@ fn one_byte_at_a_time() {
 }
 
 #[test]
-fn every_split_in_two() {
+fn bytes_that_arrive_in_two_pieces_get_the_same_responses() {
     let mut app = App::new(&Config::default());
     for conversation in conversations() {
         let bytes = conversation.as_bytes();
@@ -62,7 +62,7 @@ fn every_split_in_two() {
 }
 
 #[test]
-fn random_pieces_of_random_conversations() {
+fn bytes_that_arrive_in_random_pieces_get_the_same_responses() {
     let mut app = App::new(&Config::default());
     let mut random = Rng::with_seed(9112);
     let heads: Vec<&[u8]> = REQUEST_HEADS
