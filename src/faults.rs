@@ -97,13 +97,11 @@ impl<S: Clone + PartialEq> Change<S> {
         is_change
     }
 
-    /// Writes the last line of a page: the time until the change ends, in whole seconds.
+    /// Writes the last line of a page: the time until the change ends.
     fn write_end(&self, page: &mut String, now: Instant) {
         if let Some(until) = self.end(now) {
-            let seconds = (until - now + Duration::from_nanos(999_999_999)).as_secs();
-            let left = config::write_duration(Duration::from_secs(seconds));
             // Writing to a String cannot fail, here and below.
-            let _ = writeln!(page, "for={left}");
+            let _ = writeln!(page, "for={}", write_time_left(until, now));
         }
     }
 }
@@ -178,6 +176,7 @@ impl Faults {
         let set = &mut |name: &'static str, value: &str| match setting(name) {
             Some((_, setting)) => {
                 (setting.set)(&mut changed, value)?;
+                // With tiny-http, a failure must have a status.
                 self.can_send(changed.fail_with).then_some(())
             }
             None => read_end(value, now).map(|end| until = Some(end)),
@@ -324,6 +323,12 @@ const MISSING_END: &str = "for is missing: expected for=TIME, a duration from 1s
 
 fn read_end(value: &str, now: Instant) -> Option<Instant> {
     config::duration(value, CHANGE_DURATION_RANGE).map(|time| now + time)
+}
+
+/// Writes the time until `end`, rounded up to whole seconds.
+fn write_time_left(end: Instant, now: Instant) -> String {
+    let left = end.saturating_duration_since(now) + Duration::from_nanos(999_999_999);
+    config::write_duration(Duration::from_secs(left.as_secs()))
 }
 
 /// Returns the settings of a route, each with its flag.

@@ -658,6 +658,7 @@ impl<S: Stream, M> Client<S, M> {
         let Some(half_closed_at) = half_closed_at else {
             return self.respond(reply, received_at, shared);
         };
+        // The client may have disconnected. The service is told how the exchange ended when that is known.
         self.confirm(false, shared);
         let mut ended = self.send(reply, received_at, shared);
         ended.body = Cow::default();

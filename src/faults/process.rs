@@ -12,7 +12,7 @@ use std::{process, thread};
 
 use rustix::process::{Resource, getrlimit};
 
-use super::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, query, read_end};
+use super::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, query, read_end, write_time_left};
 use crate::config::{
     ACCEPTED_EXIT_AFTER, ACCEPTED_EXIT_CODE, Config, EXIT_AFTER_RANGE, NEVER, duration,
     write_duration,
@@ -251,13 +251,7 @@ impl Process {
         let freeze = write_duration(self.freeze.unwrap_or_default());
         let _ = writeln!(page, "freeze={freeze}");
         let exit = self.exit(now).or(self.exit_at_start);
-        let after = exit.map_or_else(
-            || NEVER.to_owned(),
-            |exit| {
-                let left = exit.at.saturating_duration_since(now);
-                write_duration(Duration::from_secs(left.as_millis().div_ceil(1000) as u64))
-            },
-        );
+        let after = exit.map_or_else(|| NEVER.to_owned(), |exit| write_time_left(exit.at, now));
         let code = exit.map_or(DEFAULT_EXIT_CODE, |exit| exit.code);
         let _ = writeln!(page, "exit-after={after}\nexit-code={code}");
         self.held.write_end(page, now);
