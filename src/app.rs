@@ -95,7 +95,6 @@ const REQUESTED_FAILURE: &str = "Failed, as this request asked.\n";
 pub struct App {
     probe: Probe,
     faults: Faults,
-    fault_injection: FaultInjection,
     allowed_host: Option<String>,
     /// The service has been told to stop. Set by a signal handler.
     is_stopping: Arc<AtomicBool>,
@@ -210,7 +209,6 @@ impl App {
         let app = Self {
             probe: Probe::new(config.random_seed),
             faults,
-            fault_injection: config.fault_injection,
             allowed_host: config.allowed_host.clone(),
             is_stopping: Arc::default(),
             metrics,
@@ -237,7 +235,7 @@ impl App {
         for status in configured {
             self.metrics.expose(Method::Get, probe, status);
         }
-        if self.fault_injection != FaultInjection::Off {
+        if self.faults.scope() != FaultInjection::Off {
             for status in self.faults.recorded_statuses() {
                 self.metrics.expose(Method::Get, probe, status);
             }
@@ -298,7 +296,7 @@ impl App {
         }
         match route.target {
             Some(RouteTarget::Probe)
-                if self.fault_injection == FaultInjection::Off
+                if self.faults.scope() == FaultInjection::Off
                     && Faults::asks_for_fault(request.query()) =>
             {
                 self.reply_with_faults(route, RouteTarget::Probe, request)
@@ -316,7 +314,7 @@ impl App {
         target: RouteTarget,
         request: &Request<'_>,
     ) -> Reply {
-        if target == RouteTarget::Probe && self.fault_injection != FaultInjection::Off {
+        if target == RouteTarget::Probe && self.faults.scope() != FaultInjection::Off {
             match self.faults.request_fault(request.query()) {
                 Ok(None) => {}
                 Ok(Some(fault)) => return requested_response(fault),
@@ -356,7 +354,7 @@ impl App {
     fn not_found(&self, path: &str) -> Reply {
         let below = path.strip_prefix(FAULTS);
         let is_below_faults = below.is_some_and(|name| name.is_empty() || name.starts_with('/'));
-        let text = match self.fault_injection {
+        let text = match self.faults.scope() {
             _ if !is_below_faults => "Not found. Try /, /probe, /metrics, /healthz or /readyz.\n",
             FaultInjection::Off => {
                 "Not found: fault injection is off. Start tiny-probe with --fault-injection or \

@@ -126,6 +126,11 @@ impl Faults {
         self.routes[target as usize].settings(now)
     }
 
+    /// Returns which targets clients may change.
+    pub fn scope(&self) -> FaultInjection {
+        self.scope
+    }
+
     /// Returns whether clients may change what a target does.
     pub fn allows(&self, target: Target) -> bool {
         match self.scope {
