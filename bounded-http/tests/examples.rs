@@ -16,8 +16,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use client::{Client, get, wait_until};
 
-/// How long a scrape may take while hostile clients are connected.
-const PROMPTLY: Duration = Duration::from_secs(2);
+/// How long a scrape may take while hostile clients are connected, as the README says. Behind 400 silent
+/// clients it takes 1.9 seconds: the 284 in the backlog are accepted sixteen at a time, and closed after
+/// 100 ms.
+const PROMPTLY: Duration = Duration::from_secs(3);
 
 /// A running example. Dropping it kills the process.
 struct Example {
