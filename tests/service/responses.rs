@@ -113,9 +113,10 @@ fn the_landing_page_links_to_the_other_routes(server: &str) {
         "<title>tiny-probe</title>",
         env!("CARGO_PKG_VERSION"),
         "&lt;7&gt;",
-        "href=\"/metrics\"",
-        "href=\"/probe\"",
-        "href=\"/healthz\"",
+        "href=/metrics>",
+        "href=/probe>",
+        "href=/healthz>",
+        "href=/readyz>",
         "fail-rate=0\n",
     ] {
         assert!(page.body.contains(part), "{part}");
