@@ -334,6 +334,18 @@ impl<S: Stream, M> Client<S, M> {
             .is_some_and(|pending| pending.waits_for_work)
     }
 
+    /// Replaces its delayed reply with a 503 that is due now, because its time on the reserve is over.
+    /// Returns whether it has one. Work is not interrupted.
+    pub fn refuse_delayed(&mut self, now: Instant) -> bool {
+        let pending = self.pending.as_mut();
+        let Some(pending) = pending.filter(|pending| !pending.waits_for_work) else {
+            return false;
+        };
+        pending.reply.response = unavailable(TOO_BUSY).response;
+        pending.due = now;
+        true
+    }
+
     /// Returns whether the client has closed its sending side. It may have disconnected.
     pub fn is_half_closed(&self) -> bool {
         self.socket.is_read_closed()

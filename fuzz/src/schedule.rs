@@ -664,8 +664,9 @@ impl World {
                     (checks >= MAX_CHECKS_OVERDUE || is_served, is_served)
                 } else {
                     peer.checks_overdue = Some(0);
-                    let has_unread = client.read_ahead(&mut self.shared);
-                    let is_served = !(has_unread || waits || client.is_queued);
+                    let is_delayed = client.refuse_delayed(now);
+                    let has_unread = !is_delayed && client.read_ahead(&mut self.shared);
+                    let is_served = !(has_unread || waits || is_delayed || client.is_queued);
                     (is_served, is_served)
                 };
                 if ends {

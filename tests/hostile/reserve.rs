@@ -114,6 +114,19 @@ fn health_checks_that_hang_do_not_hold_the_reserve() {
 }
 
 #[test]
+fn a_delayed_response_that_outlasts_the_time_on_the_reserve_becomes_a_503() {
+    let (service, _delayed) = full_service("30s");
+    let slow = "/faults/metrics?slow-rate=1&slow-latency=1h&for=1h";
+    assert_eq!(service.connect().ask("PUT", slow).status, 200);
+    let mut scraper = service.connect();
+    let response = scraper.ask("GET", "/metrics");
+    assert_eq!(response.status, 503, "{response:?}");
+    assert_eq!(response.field("Retry-After"), Some("1"));
+    assert_eq!(response.field("Connection"), Some("close"));
+    scraper.expect_close();
+}
+
+#[test]
 fn connections_in_the_backlog_are_answered_when_the_service_stops_at_the_limit() {
     let (mut service, _delayed) = full_service("2s");
     service.pause();

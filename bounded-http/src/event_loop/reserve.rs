@@ -93,7 +93,8 @@ impl<V: Service> EventLoop<V> {
     }
 
     /// Returns whether a connection whose time on the reserve is over can be closed. Requests received
-    /// by then are answered first, unless that takes more than [`MAX_CHECKS_OVERDUE`] checks.
+    /// by then are answered first, unless that takes more than [`MAX_CHECKS_OVERDUE`] checks. A delayed
+    /// reply becomes a 503.
     fn ends_on_reserve(&mut self, index: usize, waits: bool, is_check_due: bool) -> bool {
         let Reserved {
             key,
@@ -106,8 +107,9 @@ impl<V: Service> EventLoop<V> {
             return checks >= MAX_CHECKS_OVERDUE
                 || (client.evictable().is_some() && !client.is_queued);
         }
-        let has_unread = client.read_ahead(&mut self.shared);
-        let has_nothing_to_answer = !(has_unread || waits || client.is_queued);
+        let is_delayed = client.refuse_delayed(self.shared.now);
+        let has_unread = !is_delayed && client.read_ahead(&mut self.shared);
+        let has_nothing_to_answer = !(has_unread || waits || is_delayed || client.is_queued);
         self.reserve[index].checks_overdue = Some(0);
         self.queue_turn(key);
         has_nothing_to_answer
