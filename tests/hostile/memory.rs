@@ -2,7 +2,7 @@
 //! including what the kernel holds.
 
 use std::collections::HashSet;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::clients::raise_descriptor_limit;
 use crate::crowd::{assert_served_promptly, connect_with_small_window};
-use crate::support::{Client, Service, TIMEOUT, request};
+use crate::support::{Client, Service, TIMEOUT, request, wait_until};
 
 const SERVER: &str = "event-loop";
 const CLIENTS: usize = 990;
@@ -162,13 +162,11 @@ fn begin_request(service: &Service) -> Client {
     client
 }
 
-/// Asserts that of this number of clients, which are all connected, not all are connected to the service.
-fn assert_some_are_reset(service: &Service, count: usize) {
-    let open = service.scrape().count("app_connections_open");
-    assert!(
-        open < count as u64,
-        "of {count} clients, {open} are connected"
-    );
+/// Waits until the service has reset some of this number of clients.
+fn wait_until_some_are_reset(service: &Service, count: usize) {
+    wait_until("some are reset", || {
+        service.scrape().count("app_connections_open") < count as u64
+    });
 }
 
 #[test]
@@ -250,28 +248,54 @@ fn clients_that_wait_for_a_delayed_page_are_not_reset_when_others_hold_too_much(
         assert_eq!(scraper.read_response().status, 200);
     }
     assert_eq!(operator.ask("DELETE", "/faults").status, 200);
-    assert_some_are_reset(&service, holding.len());
+    wait_until_some_are_reset(&service, holding.len());
 }
 
 /// Clients that have sent a part of a request and then stop use up the memory. A client that is sending
 /// a longer head in pieces is not reset.
 #[test]
 fn a_client_that_makes_progress_is_not_reset_when_others_hold_too_much() {
+    const ATTEMPTS: usize = 5;
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..ATTEMPTS {
+        let (longest_pause, is_served) = make_progress_while_others_hold_too_much();
+        // On a busy machine the client itself may pause until it counts as stalled.
+        if is_served || longest_pause < Duration::from_millis(400) {
+            return assert!(is_served, "it is reset");
+        }
+    }
+    panic!("the client paused for too long in each of {ATTEMPTS} attempts");
+}
+
+/// Returns the longest pause of a client that makes progress, and whether it gets its response.
+fn make_progress_while_others_hold_too_much() -> (Duration, bool) {
     let service = Service::start(SERVER, &["--max-connections", "1000"]);
     // 23 KB less than the limit for all connections together.
     let holding: Vec<Client> = (0..930).map(|_| begin_request(&service)).collect();
-    let mut active = service.connect();
-    active.send("GET /probe HTTP/1.1\r\nHost: a\r\n");
-    let field = format!("Cookie: {}\r\n", "x".repeat(1000));
+    let active = service.connect();
+    let mut pieces = vec!["GET /probe HTTP/1.1\r\nHost: a\r\n".to_owned()];
+    pieces.resize(13, format!("Cookie: {}\r\n", "x".repeat(1000)));
     let mut others = Vec::new();
-    for _ in 0..12 {
-        active.send(&field);
+    let mut longest_pause = Duration::ZERO;
+    let mut sent_at = Instant::now();
+    for piece in pieces {
+        let is_sent = (&active.stream).write_all(piece.as_bytes()).is_ok();
+        longest_pause = longest_pause.max(sent_at.elapsed());
+        if !is_sent {
+            return (longest_pause, false);
+        }
+        sent_at = Instant::now();
         others.push(begin_request(&service));
         others.push(begin_request(&service));
         thread::sleep(Duration::from_millis(20));
     }
-    active.send("\r\n");
-    assert_eq!(active.read_response().status, 200);
-    assert_some_are_reset(&service, holding.len() + others.len());
+    let mut response = [0; 12];
+    let is_served = (&active.stream).write_all(b"\r\n").is_ok()
+        && (&active.stream).read_exact(&mut response).is_ok()
+        && response == *b"HTTP/1.1 200";
+    longest_pause = longest_pause.max(sent_at.elapsed());
+    if is_served {
+        wait_until_some_are_reset(&service, holding.len() + others.len());
+    }
+    (longest_pause, is_served)
 }
