@@ -518,7 +518,9 @@ impl<V: Service> EventLoop<V> {
         while self.shared.held_bytes > enough
             && let Some((_, key)) = memory_holders.pop()
         {
-            let is_stalled = self.clients[key].is_stalled(now);
+            // A queued client may have sent or read something that its next turn will find.
+            let client = &self.clients[key];
+            let is_stalled = client.is_stalled(now) && !client.is_queued;
             // A client that makes progress is spared unless the limit itself is exceeded.
             if is_stalled || self.shared.held_bytes > self.max_held_bytes {
                 self.close_lost(key);

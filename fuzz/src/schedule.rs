@@ -804,7 +804,7 @@ impl World {
         let now = self.shared.now;
         let mut memory_holders = memory_holders(self.clients(), self.shared.scarce_from, now);
         let stalled: HashSet<usize> = (self.clients())
-            .filter(|(_, client)| client.is_stalled(now))
+            .filter(|(_, client)| client.is_stalled(now) && !client.is_queued)
             .map(|(key, _)| key)
             .collect();
         while self.shared.held_bytes > self.shared.scarce_from
