@@ -47,6 +47,9 @@ const MAX_UNCHECKED_BYTES: usize = 24 * 1024;
 /// The maximum number of bytes that one read takes while memory is scarce. Further requests wait in the
 /// kernel.
 const SCARCE_READ_SIZE: usize = 1024;
+/// While fewer bytes are unsent, they can wait for the responses of the next turn. With one more small
+/// response, the buffer is 4 KiB.
+const MIN_WRITE_SIZE: usize = 3 * 1024;
 /// How long a client that holds memory may make no progress while others wait for memory.
 const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 
@@ -511,7 +514,9 @@ impl<S: Stream, M> Client<S, M> {
             self.read(shared)?;
             self.answer_received(turn_ends, shared);
         }
-        self.write(shared.now)?;
+        if !self.collects_responses(shared) {
+            self.write(shared.now)?;
+        }
         if self
             .confirmation_ends()
             .is_some_and(|end| end <= shared.now)
@@ -616,6 +621,15 @@ impl<S: Stream, M> Client<S, M> {
         Ok(received)
     }
 
+    /// Returns whether unsent responses wait for those of the next turn: a client that pipelines gets its
+    /// responses in fewer writes, which cost as much as some requests.
+    fn collects_responses<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
+        self.connection.unsent().len() < MIN_WRITE_SIZE
+            && shared.held_bytes < shared.scarce_from
+            && !shared.is_stopping
+            && self.can_answer(shared)
+    }
+
     fn write(&mut self, now: Instant) -> io::Result<()> {
         while !self.connection.unsent().is_empty()
             && let Some(count) = self.socket.write(self.connection.unsent())?
@@ -633,7 +647,7 @@ impl<S: Stream, M> Client<S, M> {
         let held_bytes = self.connection.held_bytes()
             + self.counted_in_kernel()
             + self.delayed_bytes()
-            + usize::from(!self.connection.unsent().is_empty()) * 2 * SEND_BUFFER_SIZE;
+            + usize::from(self.socket.is_write_blocked()) * 2 * SEND_BUFFER_SIZE;
         shared.held_bytes = shared.held_bytes - self.held_bytes + held_bytes;
         self.held_bytes = held_bytes;
     }

@@ -906,6 +906,29 @@ mod tests {
         }
     }
 
+    /// A write costs as much as some requests.
+    #[test]
+    fn responses_of_several_turns_are_sent_together() {
+        let (mut event_loop, address, _stop) = driven(Probe::default());
+        let streams = accepted(&mut event_loop, address, 1);
+        send(&mut event_loop, 0, &streams[0], &PROBE.repeat(3));
+        for turn in 1..=3 {
+            // The time is over from the beginning, so that each turn answers one request.
+            event_loop.shared.now -= 2 * TURN_TIME;
+            assert!(take_turn(&mut event_loop));
+            assert_eq!(event_loop.shared.service.ended, turn);
+            let mut received = vec![0; 16 * 1024];
+            streams[0].set_nonblocking(turn < 3).unwrap();
+            match (&streams[0]).read(&mut received) {
+                Ok(count) => {
+                    let received = String::from_utf8_lossy(&received[..count]);
+                    assert_eq!((turn, received.matches("I'm ok!").count()), (3, 3));
+                }
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+    }
+
     #[test]
     fn work_waits_for_new_clients_but_not_forever() {
         let (mut event_loop, _, _stop) = driven(Probe::default());

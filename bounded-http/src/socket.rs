@@ -146,6 +146,11 @@ impl<S: Stream> Socket<S> {
         self.is_readable
     }
 
+    /// Returns whether the kernel takes no more bytes for now.
+    pub fn is_write_blocked(&self) -> bool {
+        self.is_write_blocked
+    }
+
     /// Returns whether the client has closed its sending side.
     pub fn is_read_closed(&self) -> bool {
         self.is_read_closed
