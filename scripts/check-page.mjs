@@ -176,7 +176,9 @@ const checks = {
         await tab.page.waitForFunction(() => document.querySelector("[name=fail-rate]").value === "0");
         assert.equal(await (await fetch(`${service.url}/faults`)).text(), "fail-rate=0\nfail-with=500\nfail-latency=0s\nslow-rate=0\nlatency=0s\nslow-latency=9s\nwork=0s\n");
 
+        // The next change ends by itself, too.
         await tab.fill("latency", "many");
+        assert.match(await tab.text("command"), /[?]latency=many&for=6s'$/);
         await tab.apply();
         await tab.until("told", /latency=many: expected a duration/);
         await tab.choose("fail-rate=0.5", "/faults?fail-rate=0.5&for=3m");
@@ -189,6 +191,7 @@ const checks = {
         await tab.click("back");
         await tab.until("changes", /app_configured_fail_ratio[^]*0.5 → 0\s*-0.5/);
         assert.match(await (await fetch(`${service.url}/faults`)).text(), /^fail-rate=0\n/);
+        assert.equal(await tab.page.$eval("#kind", (element) => element.value), "");
         // Somebody else changes it.
         await fetch(`${service.url}/faults?work=1ms`, { method: "PUT" });
         await tab.page.waitForFunction(() => document.querySelector("[name=work]").value === "1ms");

@@ -110,7 +110,7 @@ async function scrape() {
     if (!ok || !page.samples.size) throw { message: `status ${status}, no metrics` };
     take(page, time, Date.parse(headers.get('Date')) / 1000);
   } catch ({ message }) {
-    say($.state, `Scrape failed: ${message}. Prometheus sets up to 0.`, 'bad');
+    say($.state, `Scrape failed: ${message}. In Prometheus, up is 0.`, 'bad');
   }
   clearTimeout(late);
   busy = false;
@@ -162,8 +162,8 @@ const TIME = 'app_request_latency_seconds';
 // What a line means, if its help text does not say it.
 const MEANING = {
   [COUNT]: 'Requests so far with these labels.',
-  [TIME + '_sum']: 'The seconds that they took, added up. Divided by the count: the mean.',
-  [TIME + '_count']: 'Requests so far, fast or slow.',
+  [TIME + '_sum']: 'The seconds that they took in all. Divided by the count: the mean.',
+  [TIME + '_count']: 'Requests so far.',
 };
 
 function changedLines({ samples, TYPE, HELP }, before, bounds) {
@@ -356,7 +356,11 @@ async function loadSettings() {
   $.settings.hidden = !others[0];
   until = 0;
   for (const [, name, value] of text.matchAll(/^(.+)=(.+)$/gm)) {
-    if (name === 'for') until = now() + parseInt(value);
+    // What is left of a change says nothing about how long the next one is to last.
+    if (name === 'for') {
+      until = now() + parseInt(value);
+      continue;
+    }
     const input = field(name);
     if (input.value === input.was) input.value = value;
     input.was = value;
@@ -389,7 +393,11 @@ $.faults.onsubmit = () => {
   change('PUT', $.command.textContent.split("'")[1]);
   return false;
 };
-$.back.onclick = () => change('DELETE', '/faults');
+$.back.onclick = () => {
+  // So that the same kind can be chosen again.
+  $.kind.value = '';
+  change('DELETE', '/faults');
+};
 setInterval(() => {
   const left = Math.ceil(until - now());
   if (until && left < 1) loadSettings();
