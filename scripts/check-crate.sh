@@ -7,13 +7,21 @@ cd "$(dirname "$0")/.."
 . scripts/waits.sh
 cargo=${CARGO:-cargo}
 
-"$cargo" package --locked --workspace --allow-dirty --quiet
-echo "ok      both crates can be packaged"
-
 project=$(mktemp -d)
 service=
 trap '[ -z "$service" ] || end "$service" "the service"; rm -rf "$project"' EXIT
 trap 'exit 1' INT TERM
+
+# Cargo keeps the unpacked bounded-http of an earlier run under the same version, and would compile tiny-probe
+# with that. So its sources are unpacked in a new home, which shares everything else.
+home=${CARGO_HOME:-$HOME/.cargo}
+mkdir -p "$project/home/registry"
+for shared in config.toml registry/index registry/cache; do
+    if [ -e "$home/$shared" ]; then ln -s "$home/$shared" "$project/home/$shared"; fi
+done
+CARGO_HOME=$project/home "$cargo" package --locked --workspace --allow-dirty --quiet
+echo "ok      both crates can be packaged"
+
 "$cargo" new --quiet --vcs none --name quotes "$project/quotes"
 "$cargo" add --quiet --manifest-path "$project/quotes/Cargo.toml" --path bounded-http
 "$cargo" add --quiet --manifest-path "$project/quotes/Cargo.toml" --no-default-features prometheus
