@@ -194,60 +194,46 @@ fn clients_that_pipeline_behind_a_delayed_response_are_bounded_together() {
     assert_memory_is_bounded(&["--fault-injection"], true, requests);
 }
 
+/// Starts a service that delays the exposition, and has this number of clients wait for it.
+fn scrape_with_latency(latency: &str, count: usize) -> (Service, Vec<Client>) {
+    raise_descriptor_limit();
+    let flags = ["--max-connections", "1000", "--fault-injection", "all"];
+    let service = Service::start(SERVER, &flags);
+    fill_page(&service);
+    let change = format!("/faults/metrics?slow-rate=1&slow-latency={latency}&for=1h");
+    assert_eq!(service.connect().ask("PUT", &change).status, 200);
+    let scrape = |_| {
+        let mut client = service.connect();
+        client.send_request("GET", "/metrics");
+        client
+    };
+    let scrapers = (0..count).map(scrape).collect();
+    (service, scrapers)
+}
+
 /// A delayed page is held in memory until it is sent. All of them together would take 20 MB.
 #[test]
 fn pages_that_a_fault_delays_are_bounded_together() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    raise_descriptor_limit();
-    let service = Service::start(
-        SERVER,
-        &["--max-connections", "1000", "--fault-injection", "all"],
-    );
-    fill_page(&service);
-    let mut operator = service.connect();
-    let slow = "/faults/metrics?slow-rate=1&slow-latency=1h&for=1h";
-    assert_eq!(operator.ask("PUT", slow).status, 200);
-    let scrapers: Vec<Client> = (0..CLIENTS)
-        .map(|_| {
-            let mut client = service.connect();
-            client.send_request("GET", "/metrics");
-            client
-        })
-        .collect();
+    let (service, _scrapers) = scrape_with_latency("1h", CLIENTS);
     // Connections are accepted, and requests answered, in the order of their arrival.
     assert_eq!(service.get("/healthz").status, 200);
     let peak = service.status("VmHWM");
     assert!(peak < 12 * 1024, "{peak} KiB resident");
-    drop(scrapers);
 }
 
 /// A client whose response is delayed waits for the service, and makes no progress of its own.
 #[test]
 fn clients_that_wait_for_a_delayed_page_are_not_reset_when_others_hold_too_much() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    raise_descriptor_limit();
-    let service = Service::start(
-        SERVER,
-        &["--max-connections", "1000", "--fault-injection", "all"],
-    );
-    fill_page(&service);
-    let mut operator = service.connect();
-    let slow = "/faults/metrics?slow-rate=1&slow-latency=4s&for=1h";
-    assert_eq!(operator.ask("PUT", slow).status, 200);
-    let mut scrapers: Vec<Client> = (0..3)
-        .map(|_| {
-            let mut client = service.connect();
-            client.send_request("GET", "/metrics");
-            client
-        })
-        .collect();
+    let (service, mut scrapers) = scrape_with_latency("4s", 3);
     // By then, a client that does not read would be reset.
     thread::sleep(Duration::from_millis(600));
     let holding: Vec<Client> = (0..930).map(|_| begin_request(&service)).collect();
     for scraper in &mut scrapers {
         assert_eq!(scraper.read_response().status, 200);
     }
-    assert_eq!(operator.ask("DELETE", "/faults").status, 200);
+    assert_eq!(service.connect().ask("DELETE", "/faults").status, 200);
     wait_until_some_are_reset(&service, holding.len());
 }
 
