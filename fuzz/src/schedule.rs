@@ -347,7 +347,12 @@ impl World {
                 self.send(&raw);
             }
             // o: sets how many bytes the kernel's send queue accepts.
-            15 => self.with_kernel(|kernel| kernel.send_queue = (count * 512).max(512)),
+            15 => self.with_kernel(|kernel| {
+                // The server decides when to close by the room that the kernel has then.
+                if kernel.half_close.is_none() {
+                    kernel.send_queue = (count * 512).max(512);
+                }
+            }),
             // q: evicts a connection.
             17 if !self.is_suspended => drop(self.evict()),
             // r: sets how much the client reads at a time.
