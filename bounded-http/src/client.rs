@@ -423,9 +423,10 @@ impl<S: Stream, M> Client<S, M> {
         now.saturating_duration_since(self.connection.active_at())
     }
 
-    /// Returns whether the client has made no progress for [`STALL_TOLERANCE`].
+    /// Returns whether the client has made no progress for [`STALL_TOLERANCE`]. A queued client may have
+    /// sent or read something that its next turn will find.
     pub fn is_stalled(&self, now: Instant) -> bool {
-        self.time_without_progress(now) >= STALL_TOLERANCE
+        !self.is_queued && self.time_without_progress(now) >= STALL_TOLERANCE
     }
 
     /// Ends the wait for memory.
@@ -559,10 +560,7 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Decides what the event loop does after the turn.
     fn next<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> Next {
-        let wants_memory = self.connection.can_answer()
-            && self.connection.unsent().is_empty()
-            && shared.held_bytes >= shared.full_from;
-        if wants_memory && !self.waits_for_memory {
+        if self.waits_for_service() && shared.is_memory_full() && !self.waits_for_memory {
             self.waits_for_memory = true;
             shared.waiting_for_memory.push(self.key);
         }
@@ -594,17 +592,15 @@ impl<S: Stream, M> Client<S, M> {
     /// Returns whether a request may have been received that can be answered now. While memory is
     /// scarce, the client must have read its last response first.
     fn can_answer<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
-        let is_scarce = shared.held_bytes >= shared.scarce_from;
         self.connection.can_answer()
-            && (!is_scarce || self.connection.unsent().is_empty())
-            && (shared.held_bytes < shared.full_from || self.is_next_urgent(shared))
+            && (!shared.is_memory_scarce() || self.connection.unsent().is_empty())
+            && (!shared.is_memory_full() || self.is_next_urgent(shared))
             && !self.waits_for_admission(shared)
     }
 
     fn read<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Received> {
-        let is_scarce = shared.held_bytes >= shared.scarce_from;
         let length = shared.read_buffer.len();
-        let length = if is_scarce {
+        let length = if shared.is_memory_scarce() {
             length.min(SCARCE_READ_SIZE)
         } else {
             length
@@ -625,7 +621,7 @@ impl<S: Stream, M> Client<S, M> {
     /// responses in fewer writes, which cost as much as some requests.
     fn collects_responses<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         self.connection.unsent().len() < MIN_WRITE_SIZE
-            && shared.held_bytes < shared.scarce_from
+            && !shared.is_memory_scarce()
             && !shared.is_stopping
             && self.can_answer(shared)
     }
@@ -908,6 +904,16 @@ fn without_memo<M>(ended: Ended<()>) -> Ended<M> {
 }
 
 impl<V> Shared<V> {
+    /// Returns whether memory is scarce: see [`scarce_from`](Self::scarce_from).
+    pub fn is_memory_scarce(&self) -> bool {
+        self.held_bytes >= self.scarce_from
+    }
+
+    /// Returns whether memory is full: see [`full_from`](Self::full_from).
+    pub fn is_memory_full(&self) -> bool {
+        self.held_bytes >= self.full_from
+    }
+
     /// Takes one of the granted turnovers. Returns whether there was one.
     fn take_turnover(&mut self) -> bool {
         let may_close = self.turnovers > 0;

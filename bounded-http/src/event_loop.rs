@@ -484,8 +484,7 @@ impl<V: Service> EventLoop<V> {
     fn limit_held_bytes(&mut self) {
         let now = self.shared.now;
         let is_over = self.shared.held_bytes > self.max_held_bytes;
-        let is_full = self.shared.held_bytes >= self.shared.full_from;
-        if is_over || (is_full && self.next_memory_check <= now) {
+        if is_over || (self.shared.is_memory_full() && self.next_memory_check <= now) {
             for (_, client) in &mut self.clients {
                 client.check_delivery(&mut self.shared);
             }
@@ -494,7 +493,7 @@ impl<V: Service> EventLoop<V> {
             let took = now.elapsed();
             self.next_memory_check = now + (10 * took).max(MEMORY_CHECK_INTERVAL);
         }
-        if self.shared.held_bytes < self.shared.full_from {
+        if !self.shared.is_memory_full() {
             for key in mem::take(&mut self.shared.waiting_for_memory) {
                 if let Some(client) = self.clients.get_mut(key) {
                     client.stop_waiting_for_memory();
@@ -507,7 +506,7 @@ impl<V: Service> EventLoop<V> {
     /// Resets connections that have made no progress, those first that have held the most for the
     /// longest time.
     fn reset_stalled(&mut self) {
-        if self.shared.held_bytes < self.shared.full_from {
+        if !self.shared.is_memory_full() {
             return;
         }
         let now = self.shared.now;
@@ -518,9 +517,7 @@ impl<V: Service> EventLoop<V> {
         while self.shared.held_bytes > enough
             && let Some((_, key)) = memory_holders.pop()
         {
-            // A queued client may have sent or read something that its next turn will find.
-            let client = &self.clients[key];
-            let is_stalled = client.is_stalled(now) && !client.is_queued;
+            let is_stalled = self.clients[key].is_stalled(now);
             // A client that makes progress is spared unless the limit itself is exceeded.
             if is_stalled || self.shared.held_bytes > self.max_held_bytes {
                 self.close_lost(key);

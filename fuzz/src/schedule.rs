@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -783,8 +783,7 @@ impl World {
     fn limit_held_bytes(&mut self) {
         let now = self.shared.now;
         let is_over = self.shared.held_bytes > self.max_held_bytes;
-        let is_full = self.shared.held_bytes >= self.shared.full_from;
-        if is_over || (is_full && self.next_memory_check <= now) {
+        if is_over || (self.shared.is_memory_full() && self.next_memory_check <= now) {
             self.next_memory_check = now + SEARCH_INTERVAL;
             let peers = self.peers.iter_mut().flatten();
             for client in peers.filter_map(|peer| peer.client.as_mut()) {
@@ -792,7 +791,7 @@ impl World {
             }
             self.reset_stalled();
         }
-        if self.shared.held_bytes < self.shared.full_from {
+        if !self.shared.is_memory_full() {
             for key in std::mem::take(&mut self.shared.waiting_for_memory) {
                 if let Some(client) = self.client(key) {
                     client.stop_waiting_for_memory();
@@ -803,19 +802,18 @@ impl World {
     }
 
     fn reset_stalled(&mut self) {
-        if self.shared.held_bytes < self.shared.full_from {
+        if !self.shared.is_memory_full() {
             return;
         }
         let now = self.shared.now;
         let mut memory_holders = memory_holders(self.clients(), self.shared.scarce_from, now);
-        let stalled: HashSet<usize> = (self.clients())
-            .filter(|(_, client)| client.is_stalled(now) && !client.is_queued)
-            .map(|(key, _)| key)
-            .collect();
         while self.shared.held_bytes > self.shared.scarce_from
             && let Some((_, key)) = memory_holders.pop()
         {
-            if stalled.contains(&key) || self.shared.held_bytes > self.max_held_bytes {
+            let is_stalled = self
+                .client(key)
+                .is_some_and(|client| client.is_stalled(now));
+            if is_stalled || self.shared.held_bytes > self.max_held_bytes {
                 self.close(key, Ending::HoldsTooMuch);
             }
         }
@@ -960,7 +958,7 @@ impl World {
                     || waits_for_admission
                     || waits_for_memory
                     || !kernel.is_writable()
-                    || self.shared.held_bytes >= self.shared.scarce_from,
+                    || self.shared.is_memory_scarce(),
                 "unread, and nothing is waited for"
             );
             let Some(deadline) = client.deadline() else {
