@@ -11,60 +11,20 @@ which depend on wrk as well. The ratio is to the first binary in the same round.
 """
 
 import argparse
-import json
-import os
-import socket
 import statistics
-import subprocess
 import sys
-import time
+from pathlib import Path
+
+from run import LOADS, Failed, load, start, stop, tiny_probe
 
 ACCEPT = ("application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
           "text/plain;version=0.0.4;q=0.5,*/*;q=0.1")
-LOADS = {
-    "GET /probe": ["--connections", "64", "/probe"],
-    "scrape": ["--connections", "1", "--header", f"Accept: {ACCEPT}", "/metrics"],
-}
-QUANTITIES = ["CPU, µs", "requests/s", "p99.9, ms"]
+# One connection, as Prometheus has. The load of bench/run.py has sixteen.
+LOADS["scrape"] = ("scrape", "/metrics", 1, 1, ["-H", f"Accept: {ACCEPT}"])
+# The loads of each round by key, and the quantities by key: the heading, a factor for the unit, and the digits.
+COMPARED = {"c64": "GET /probe", "scrape": "scrape"}
+QUANTITIES = {"cpu": ("CPU, µs", 1e6, 2), "rate": ("requests/s", 1, 0), "p99.9": ("p99.9, ms", 1e3, 2)}
 SECONDS = 2
-LUA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.lua")
-
-
-def start(binary):
-    """Starts a binary on a free port and waits until it accepts connections. Returns the process and its port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen([binary, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return process, port
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                sys.exit(f"compare: {binary} did not listen within 10 s")
-            time.sleep(0.01)
-
-
-def cpu_seconds(process):
-    """Returns the user and system time so far, by the clock of clock_getcpuclockid(3)."""
-    return time.clock_gettime(~process.pid << 3 | 2)
-
-
-def measure(process, port, options):
-    """Returns a value for each quantity."""
-    *options, path = options
-    command = ["wrk", "--threads", "1", "--duration", f"{SECONDS}s", "--script", LUA, *options,
-               f"http://127.0.0.1:{port}{path}"]
-    before = cpu_seconds(process)
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS + 30).stdout
-    used = cpu_seconds(process) - before
-    result = json.loads(output.splitlines()[-1])
-    if any(result["failed"].values()):
-        sys.exit(f"compare: not every request succeeded: {result['failed']}")
-    requests = result["requests"]
-    return [used / requests * 1e6, requests / result["seconds"], result["p99.9"] * 1e3]
 
 
 def summary(values, digits):
@@ -72,34 +32,46 @@ def summary(values, digits):
     return f"{middle} ({low} to {high})"
 
 
+def compare(servers, rounds):
+    started = []
+    try:
+        for server in servers:
+            start(server)
+            started.append(server)
+        for done in range(rounds):
+            # Every other round in reverse, so that no binary always has the earlier turn.
+            for key in COMPARED:
+                for server in servers[::-1 if done % 2 else 1]:
+                    load(server, key, SECONDS)
+                    if server.failures[key]:
+                        raise Failed(f"{server.name}: not every request succeeded: {server.failures[key]}")
+    finally:
+        for server in started:
+            stop(server)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("binaries", nargs="+", type=os.path.abspath, metavar="BINARY")
+    parser.add_argument("binaries", nargs="+", type=Path, metavar="BINARY")
     arguments = parser.parse_args()
-    times = {(load, index): [] for load in LOADS for index in range(len(arguments.binaries))}
-    started = []
+    for binary in arguments.binaries:
+        if not binary.exists():
+            parser.error(f"{binary} does not exist: expected the path of a built tiny-probe")
     try:
-        for binary in arguments.binaries:
-            started.append(start(binary))
-        for done in range(arguments.rounds):
-            # Every other round in reverse, so that no binary always has the earlier turn.
-            order = list(enumerate(started))[::-1 if done % 2 else 1]
-            for load, options in LOADS.items():
-                for index, (process, port) in order:
-                    times[load, index].append(measure(process, port, options))
-    finally:
-        for process, _ in started:
-            process.terminate()
-            process.wait()
+        servers = [tiny_probe(binary.resolve(), "event-loop", name=str(binary)) for binary in arguments.binaries]
+        compare(servers, arguments.rounds)
+    except Failed as failure:
+        sys.exit(f"compare: {failure}")
     print(f"median (minimum to maximum) of {arguments.rounds} rounds")
-    for load in LOADS:
-        for number, quantity in enumerate(QUANTITIES):
-            values = [[value[number] for value in times[load, index]] for index in range(len(started))]
-            for binary, own in zip(arguments.binaries, values):
-                ratios = [value / first for value, first in zip(own, values[0])]
-                digits = 0 if number == 1 else 2
-                print(f"{load:<11} {quantity:<11} {summary(own, digits):<30} ratio {summary(ratios, 3)}  {binary}")
+    for key, heading in COMPARED.items():
+        for quantity, (name, factor, digits) in QUANTITIES.items():
+            first = servers[0].samples[f"{key} {quantity}"]
+            for binary, server in zip(arguments.binaries, servers):
+                values = server.samples[f"{key} {quantity}"]
+                ratios = summary([value / other for value, other in zip(values, first)], 3)
+                own = summary([value * factor for value in values], digits)
+                print(f"{heading:<11} {name:<11} {own:<30} ratio {ratios}  {binary}")
 
 
 if __name__ == "__main__":

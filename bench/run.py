@@ -387,6 +387,7 @@ def load(server, key, seconds):
     server.add(f"{key} rate", requests / result["seconds"])
     if requests:
         server.add(f"{key} p99", result["p99"])
+        server.add(f"{key} p99.9", result["p99.9"])
         server.add(f"{key} cpu", cpu / requests)
     failed = server.failures.setdefault(key, {})
     for kind, count in result["failed"].items():
