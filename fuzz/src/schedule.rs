@@ -334,8 +334,9 @@ impl World {
             10 => self.with_kernel(|kernel| kernel.takes_whole_writes = count % 2 == 1),
             // k: the client resets the connection.
             11 => self.with_kernel(Kernel::reset),
-            // l: sets the limit on memory.
+            // l: sets the limit on memory. With none, it would be full even if nobody held any.
             12 => {
+                let count = count.max(1);
                 self.max_held_bytes = (count * 4096).max(MAX_HELD_BYTES);
                 self.shared.scarce_from = count * 2048;
                 self.shared.full_from = count * 3072;
