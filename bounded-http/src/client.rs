@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 use crate::connection::{Buffers, Connection, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING};
 use crate::date::Date;
 use crate::http::Status;
-use crate::listener::SEND_BUFFER_SIZE;
+use crate::listener::{
+    LARGE_RECEIVE_BUFFER_SIZE, LARGE_SEND_BUFFER_SIZE, RECEIVE_BUFFER_SIZE, SEND_BUFFER_SIZE,
+};
 use crate::reply::{Reply, unavailable};
 use crate::request::Request;
 use crate::request_head::{Rejection, field_space};
@@ -38,12 +40,15 @@ pub const TURN_TIME: Duration = Duration::from_micros(50);
 /// then it is not known whether the client has disconnected or reads the response.
 const CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 
-/// The maximum number of bytes that the kernel holds for a client that does not read. It fills the last
-/// segment, however small the buffer.
-const MAX_IN_KERNEL_BYTES: usize = 64 * 1024 + 2 * SEND_BUFFER_SIZE;
+/// The size of the last segment in the kernel's send buffer. The kernel fills it, however small the buffer.
+const MAX_SEGMENT_BYTES: usize = 64 * 1024;
 /// When more written bytes than this may be in the kernel, it is asked whether it has delivered them.
 /// The question costs a system call.
-const MAX_UNCHECKED_BYTES: usize = 24 * 1024;
+const MAX_UNCHECKED_BYTES: usize = 16 * 1024;
+/// How many more bytes the kernel may hold in a large receive buffer. It doubles both sizes.
+const MORE_TO_RECEIVE: usize = 2 * (LARGE_RECEIVE_BUFFER_SIZE - RECEIVE_BUFFER_SIZE);
+/// How many more bytes the kernel may hold in a large send buffer.
+const MORE_TO_SEND: usize = 2 * (LARGE_SEND_BUFFER_SIZE - SEND_BUFFER_SIZE);
 /// The maximum number of bytes that one read takes while memory is scarce. Further requests wait in the
 /// kernel.
 const SCARCE_READ_SIZE: usize = 1024;
@@ -87,6 +92,8 @@ pub struct Shared<V> {
     pub full_from: usize,
     /// The keys of the clients that wait for memory, each once.
     pub waiting_for_memory: Vec<usize>,
+    /// How many more clients may have large buffers.
+    pub large_buffers: LargeBuffers,
     /// How many more responses may close their connection to make room for others.
     pub turnovers: usize,
     /// When the request was received that the service is answering now. Set before each call and
@@ -101,7 +108,28 @@ pub struct Shared<V> {
     pub closes_from: Option<Instant>,
 }
 
+/// How many more clients may have large buffers in the kernel. They are not counted as held, because the
+/// event loop cannot know how full they are, so their number is bounded.
+pub struct LargeBuffers {
+    to_receive: usize,
+    to_send: usize,
+}
+
+impl LargeBuffers {
+    /// Returns as many buffers of each kind as take `bytes` more than small ones.
+    pub fn new(bytes: usize) -> Self {
+        Self {
+            to_receive: bytes / MORE_TO_RECEIVE,
+            to_send: bytes / MORE_TO_SEND,
+        }
+    }
+}
+
 /// A client of the event loop.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are independent of each other"
+)]
 pub struct Client<S, M> {
     key: usize,
     peer: SocketAddr,
@@ -119,6 +147,11 @@ pub struct Client<S, M> {
     responses_in_turn: usize,
     /// When the client was last seen to have sent several requests at once.
     pipelined_at: Option<Instant>,
+    /// The kernel's receive buffer is large. Set when the client pipelines, never cleared: the client may
+    /// have been told that it can send so much.
+    receives_more: bool,
+    /// The kernel's send buffer is large. Set when it is full and a long response remains, never cleared.
+    sends_more: bool,
     /// The deadline has passed, and all events up to then are known. Set by a sweep, cleared when the
     /// client has made progress.
     is_overdue: bool,
@@ -245,6 +278,8 @@ impl<S: Stream, M> Client<S, M> {
             admission,
             responses_in_turn: 0,
             pipelined_at: None,
+            receives_more: false,
+            sends_more: false,
             is_overdue: false,
             is_queued: false,
             finish_tag: 0,
@@ -252,6 +287,12 @@ impl<S: Stream, M> Client<S, M> {
             waits_for_memory: false,
             held_bytes: 0,
         }
+    }
+
+    /// Returns its stream.
+    #[cfg(test)]
+    pub fn stream(&self) -> &S {
+        self.socket.stream()
     }
 
     /// Records what an event says about the socket.
@@ -436,7 +477,12 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Adds written bytes to those that may be in the kernel, which is asked only now and then.
     fn count_written(&mut self, count: usize) {
-        self.in_kernel = (self.in_kernel + count).min(MAX_IN_KERNEL_BYTES);
+        let buffer_size = if self.sends_more {
+            LARGE_SEND_BUFFER_SIZE
+        } else {
+            SEND_BUFFER_SIZE
+        };
+        self.in_kernel = (self.in_kernel + count).min(MAX_SEGMENT_BYTES + 2 * buffer_size);
         if self.in_kernel > MAX_UNCHECKED_BYTES && self.socket.has_delivered() {
             self.in_kernel = 0;
         }
@@ -466,6 +512,8 @@ impl<S: Stream, M> Client<S, M> {
     /// `is_lost` means that the connection has failed, so that responses on their way are lost.
     pub fn close<V: Service<Memo = M>>(mut self, is_lost: bool, shared: &mut Shared<V>) {
         shared.held_bytes -= self.held_bytes;
+        shared.large_buffers.to_receive += usize::from(self.receives_more);
+        shared.large_buffers.to_send += usize::from(self.sends_more);
         // Unread responses must not stay in the kernel's memory. During a shutdown they may.
         let is_read = self.connection.unsent().is_empty() && self.socket.has_delivered();
         if !is_read && !shared.is_stopping {
@@ -516,7 +564,7 @@ impl<S: Stream, M> Client<S, M> {
             self.answer_received(turn_ends, shared);
         }
         if !self.collects_responses(shared) {
-            self.write(shared.now)?;
+            self.write(shared)?;
         }
         if self
             .confirmation_ends()
@@ -529,7 +577,7 @@ impl<S: Stream, M> Client<S, M> {
                 return Ok(Next::Close);
             };
             self.reject(rejection, shared.now, shared);
-            self.write(shared.now)?;
+            self.write(shared)?;
         }
         if self.connection.wants_reset() {
             self.socket.reset_on_close();
@@ -594,7 +642,8 @@ impl<S: Stream, M> Client<S, M> {
     fn can_answer<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         self.connection.can_answer()
             && (!shared.is_memory_scarce() || self.connection.unsent().is_empty())
-            && (!shared.is_memory_full() || self.is_next_urgent(shared))
+            && (!shared.is_memory_full()
+                || (self.socket.has_delivered() && self.is_next_urgent(shared)))
             && !self.waits_for_admission(shared)
     }
 
@@ -612,9 +661,40 @@ impl<S: Stream, M> Client<S, M> {
             Received::Bytes(count) => {
                 let bytes = &shared.read_buffer[..count];
                 self.connection.receive(bytes, shared.now);
+                self.enlarge_receive_buffer(count, shared);
             }
         }
         Ok(received)
+    }
+
+    /// Enlarges the kernel's receive buffer for a client that pipelines, reads its responses, and fills half of
+    /// the small buffer. That is the size of the segments that clients send while it is small.
+    fn enlarge_receive_buffer<V>(&mut self, received: usize, shared: &mut Shared<V>) {
+        if !self.receives_more
+            && self.pipelined_at.is_some()
+            && !self.socket.is_write_blocked()
+            && received >= RECEIVE_BUFFER_SIZE / 2
+            && shared.large_buffers.to_receive > 0
+        {
+            shared.large_buffers.to_receive -= 1;
+            self.receives_more = true;
+            self.socket.enlarge_receive_buffer();
+        }
+    }
+
+    /// Enlarges the kernel's send buffer if it is full and more than a small one remains to be sent. Returns
+    /// whether it did.
+    fn enlarge_send_buffer<V>(&mut self, shared: &mut Shared<V>) -> bool {
+        let enlarges = !self.sends_more
+            && self.connection.unsent().len() > 2 * SEND_BUFFER_SIZE
+            && !shared.is_memory_scarce()
+            && shared.large_buffers.to_send > 0;
+        if enlarges {
+            shared.large_buffers.to_send -= 1;
+            self.sends_more = true;
+            self.socket.enlarge_send_buffer();
+        }
+        enlarges
     }
 
     /// Returns whether unsent responses wait for those of the next turn: a client that pipelines gets its
@@ -626,20 +706,22 @@ impl<S: Stream, M> Client<S, M> {
             && self.can_answer(shared)
     }
 
-    fn write(&mut self, now: Instant) -> io::Result<()> {
-        while !self.connection.unsent().is_empty()
-            && let Some(count) = self.socket.write(self.connection.unsent())?
-        {
-            self.connection.mark_sent(count, now);
-            self.count_written(count);
+    fn write<V>(&mut self, shared: &mut Shared<V>) -> io::Result<()> {
+        while !self.connection.unsent().is_empty() {
+            if let Some(count) = self.socket.write(self.connection.unsent())? {
+                self.connection.mark_sent(count, shared.now);
+                self.count_written(count);
+            } else if !self.enlarge_send_buffer(shared) {
+                break;
+            }
         }
         Ok(())
     }
 
     fn return_buffers<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) {
         self.connection.return_buffers(&mut shared.spare_buffers);
-        // Unread bytes from the client are in the kernel's receive buffer. It is small, and the limit
-        // for all connections leaves memory for it.
+        // Unread bytes from the client are in the kernel's receive buffer. It is small or one of a limited
+        // number of large ones, and the limit for all connections leaves memory for it.
         let held_bytes = self.connection.held_bytes()
             + self.counted_in_kernel()
             + self.delayed_bytes()

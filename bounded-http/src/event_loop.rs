@@ -38,7 +38,7 @@ use slab::Slab;
 
 use self::reserve::Reserved;
 use self::stop::Stop;
-use crate::client::{Admission, Client, Next, Shared, memory_holders};
+use crate::client::{Admission, Client, LargeBuffers, Next, Shared, memory_holders};
 use crate::connection::Buffers;
 use crate::date::Date;
 use crate::eviction::{Eviction, RESERVE_SIZE, SEARCH_INTERVAL};
@@ -166,6 +166,7 @@ impl<V: Service> EventLoop<V> {
                 scarce_from: max_held_bytes / 2,
                 full_from: max_held_bytes / 4 * 3,
                 waiting_for_memory: Vec::new(),
+                large_buffers: LargeBuffers::new(max_held_bytes / 4),
                 turnovers: 0,
                 answer_began_at: None,
                 is_stopping: false,
@@ -484,7 +485,7 @@ impl<V: Service> EventLoop<V> {
     fn limit_held_bytes(&mut self) {
         let now = self.shared.now;
         let is_over = self.shared.held_bytes > self.max_held_bytes;
-        if is_over || (self.shared.is_memory_full() && self.next_memory_check <= now) {
+        if is_over || (self.shared.is_memory_scarce() && self.next_memory_check <= now) {
             for (_, client) in &mut self.clients {
                 client.check_delivery(&mut self.shared);
             }
@@ -622,7 +623,8 @@ mod tests {
     use crate::request::Request;
     use crate::service::Ended;
 
-    /// Answers /probe and /open, panics at any other path, and counts exchanges that ended.
+    /// Answers some paths, of which only /open is urgent, panics at any other, and counts exchanges that
+    /// ended.
     #[derive(Default)]
     struct Probe {
         work: Duration,
@@ -636,9 +638,15 @@ mod tests {
         fn answer(&mut self, request: &Request<'_>) -> Reply {
             match request.path() {
                 "/probe" => Reply::text(Status::Ok, "I'm ok!").work(self.work),
+                "/long" => Reply::text(Status::Ok, "x".repeat(1 << 20)),
+                "/page" => Reply::text(Status::Ok, "x".repeat(12 * 1024)),
                 "/open" => Reply::text(Status::Ok, format!("{} open", self.open)),
                 path => panic!("{path}"),
             }
+        }
+
+        fn is_urgent(&self, request: &Request<'_>) -> bool {
+            request.path() == "/open"
         }
 
         fn ended(&mut self, _: Ended<()>) {
@@ -923,6 +931,135 @@ mod tests {
                 }
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
+        }
+    }
+
+    const PAGE: &str = "GET /page HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    /// Most of what counts as held may have been read long ago. If the kernel were not asked before memory is
+    /// full, a thousand clients that pipeline would get one response in each turn.
+    #[test]
+    fn while_memory_is_scarce_the_kernel_is_asked_what_it_still_holds() {
+        let (mut event_loop, address, _stop) = driven(Probe::default());
+        let streams = accepted(&mut event_loop, address, 1);
+        send(&mut event_loop, 0, &streams[0], PAGE);
+        while take_turn(&mut event_loop) {}
+        assert!(event_loop.shared.held_bytes > 12 * 1024);
+        event_loop.limit_held_bytes();
+        assert!(event_loop.shared.held_bytes > 12 * 1024);
+        event_loop.shared.scarce_from = 12 * 1024;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while event_loop.shared.held_bytes > 0 {
+            assert!(Instant::now() < deadline, "waited in vain for an ACK");
+            event_loop.shared.now = Instant::now();
+            event_loop.limit_held_bytes();
+        }
+    }
+
+    /// Returns whether the last response is delivered within half a second. The client's kernel sends an ACK
+    /// after at most 200 ms, unless the client must read first.
+    fn is_delivered(client: &Client<mio::net::TcpStream, ()>) -> bool {
+        let end = Instant::now() + Duration::from_millis(500);
+        while client.is_reading_last_response() {
+            if end < Instant::now() {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
+    /// Otherwise clients that pipeline urgent requests and read slowly would be reset.
+    #[test]
+    fn while_memory_is_full_an_urgent_request_waits_until_the_client_has_read_its_last_response() {
+        let (mut event_loop, address, _stop) = driven(Probe::default());
+        let streams = accepted(&mut event_loop, address, 1);
+        // The pages fill the client's receive buffer, and then a part of the send buffer.
+        while is_delivered(&event_loop.clients[0]) {
+            assert!(event_loop.shared.service.ended < 10_000);
+            send(&mut event_loop, 0, &streams[0], PAGE);
+            while take_turn(&mut event_loop) {}
+        }
+        let pages = event_loop.shared.service.ended;
+        event_loop.shared.scarce_from = 0;
+        event_loop.shared.full_from = 0;
+        let urgent = "GET /open HTTP/1.1\r\nHost: a\r\n\r\n";
+        send(&mut event_loop, 0, &streams[0], urgent);
+        while take_turn(&mut event_loop) {}
+        assert_eq!(event_loop.shared.service.ended, pages);
+
+        let mut received = vec![0; pages * 12 * 1024];
+        (&streams[0]).read_exact(&mut received).unwrap();
+        wait_for(&mut event_loop, Token(0), Event::is_writable);
+        event_loop.handle_event(0, READABLE);
+        while take_turn(&mut event_loop) {}
+        assert_eq!(event_loop.shared.service.ended, pages + 1);
+    }
+
+    /// Linux doubles the size that it is told (socket(7)).
+    const FACTOR: usize = if cfg!(target_os = "linux") { 2 } else { 1 };
+
+    /// Returns the sizes of the kernel's receive buffer and send buffer for a client.
+    fn buffer_sizes(event_loop: &EventLoop<Probe>, key: usize) -> (usize, usize) {
+        let stream = event_loop.clients[key].stream();
+        let received = sockopt::socket_recv_buffer_size(stream).unwrap();
+        let sent = sockopt::socket_send_buffer_size(stream).unwrap();
+        (received / FACTOR, sent / FACTOR)
+    }
+
+    #[test]
+    fn clients_that_pipeline_get_larger_receive_buffers_up_to_a_number() {
+        let (mut event_loop, address, _stop) = driven(Probe::default());
+        event_loop.shared.large_buffers = LargeBuffers::new(2 * 2 * (8192 - 2304));
+        let streams = accepted(&mut event_loop, address, 4);
+        for round in 0..3 {
+            for (key, stream) in streams.iter().enumerate() {
+                // The last client sends one request at a time.
+                let count = if key == 3 { 1 } else { 60 };
+                send(&mut event_loop, key, stream, &PROBE.repeat(count));
+                while take_turn(&mut event_loop) {}
+                let mut responses = vec![0; 64 * 1024];
+                assert_ne!((&*stream).read(&mut responses).unwrap(), 0);
+            }
+            let expected = if round == 0 {
+                [2304; 4]
+            } else {
+                [8192, 8192, 2304, 2304]
+            };
+            let sizes = [0, 1, 2, 3].map(|key| buffer_sizes(&event_loop, key));
+            assert_eq!(sizes, expected.map(|size| (size, 4096)));
+        }
+        // A closed connection makes room for another.
+        event_loop.close(0);
+        for _ in 0..2 {
+            send(&mut event_loop, 2, &streams[2], &PROBE.repeat(60));
+            while take_turn(&mut event_loop) {}
+        }
+        assert_eq!(buffer_sizes(&event_loop, 2).0, 8192);
+    }
+
+    /// A client on the same machine delays its ACK of a single segment of 64 KiB, and the kernel sends no
+    /// other until then. A page of 477 KB took 270 ms.
+    #[test]
+    fn clients_with_long_responses_get_larger_send_buffers_up_to_a_number() {
+        // While memory is scarce, no buffer becomes larger.
+        for (scarce_from, large) in [(usize::MAX, 40 * 1024), (0, 4096)] {
+            let (mut event_loop, address, _stop) = driven(Probe::default());
+            event_loop.shared.scarce_from = scarce_from;
+            event_loop.shared.large_buffers = LargeBuffers::new(2 * (40 * 1024 - 4096));
+            let streams = accepted(&mut event_loop, address, 3);
+            for (key, path) in ["/probe", "/long", "/long"].into_iter().enumerate() {
+                let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+                send(&mut event_loop, key, &streams[key], &request);
+                while take_turn(&mut event_loop) {}
+            }
+            let sizes = [0, 1, 2].map(|key| buffer_sizes(&event_loop, key).1);
+            assert_eq!(sizes, [4096, large, 4096]);
+            // A closed connection makes room for another.
+            event_loop.close(1);
+            event_loop.handle_event(2, READABLE);
+            while take_turn(&mut event_loop) {}
+            assert_eq!(buffer_sizes(&event_loop, 2).1, large);
         }
     }
 

@@ -9,6 +9,8 @@ use mio::net::TcpStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 
+use crate::listener::{LARGE_RECEIVE_BUFFER_SIZE, LARGE_SEND_BUFFER_SIZE};
+
 /// A byte stream that can be polled. The event loop uses TCP. Tests and fuzz targets use streams that
 /// do on demand what a kernel does only now and then.
 pub trait Stream: Read + Write {
@@ -26,6 +28,12 @@ pub trait Stream: Read + Write {
     /// response at once, however small its buffer, and hold it for a client that does not read. Once
     /// the sending side is closed, the result is always true.
     fn has_delivered(&self) -> bool;
+
+    /// Enlarges the kernel's receive buffer to [`LARGE_RECEIVE_BUFFER_SIZE`].
+    fn enlarge_receive_buffer(&mut self);
+
+    /// Enlarges the kernel's send buffer to [`LARGE_SEND_BUFFER_SIZE`].
+    fn enlarge_send_buffer(&mut self);
 
     /// Makes closing the stream reset the connection. The kernel then drops the bytes that the client
     /// has not read. Otherwise it holds them in memory for minutes.
@@ -47,6 +55,15 @@ impl Stream for TcpStream {
         let mut socket = [PollFd::new(self, PollFlags::OUT)];
         let polled = poll(&mut socket, Some(&Timespec::default()));
         polled.is_err() || !socket[0].revents().is_empty()
+    }
+
+    fn enlarge_receive_buffer(&mut self) {
+        // If this fails, the client is only served less efficiently.
+        let _ = sockopt::set_socket_recv_buffer_size(self, LARGE_RECEIVE_BUFFER_SIZE);
+    }
+
+    fn enlarge_send_buffer(&mut self) {
+        let _ = sockopt::set_socket_send_buffer_size(self, LARGE_SEND_BUFFER_SIZE);
     }
 
     fn reset_on_close(&mut self) {
@@ -128,6 +145,12 @@ impl<S: Stream> Socket<S> {
         }
     }
 
+    /// Returns the stream.
+    #[cfg(test)]
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
     /// Records what an event says.
     pub fn update(&mut self, readiness: Readiness) {
         self.is_readable |= readiness.is_readable;
@@ -172,6 +195,17 @@ impl<S: Stream> Socket<S> {
     /// Returns whether the kernel has delivered most of what was written.
     pub fn has_delivered(&self) -> bool {
         self.stream.has_delivered()
+    }
+
+    /// Enlarges the kernel's receive buffer.
+    pub fn enlarge_receive_buffer(&mut self) {
+        self.stream.enlarge_receive_buffer();
+    }
+
+    /// Enlarges the kernel's send buffer, which then takes more bytes.
+    pub fn enlarge_send_buffer(&mut self) {
+        self.stream.enlarge_send_buffer();
+        self.is_write_blocked = false;
     }
 
     /// Makes closing the socket reset the connection.

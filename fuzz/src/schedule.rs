@@ -12,7 +12,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bounded_http::Service;
-use bounded_http::internals::client::{Admission, Client, Evictable, Next, Shared, memory_holders};
+use bounded_http::internals::client::{
+    Admission, Client, Evictable, LargeBuffers, Next, Shared, memory_holders,
+};
 use bounded_http::internals::connection::{
     Buffers, KEEP_ALIVE_TIMEOUT, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING, LINGERING_TIMEOUT,
     MAX_UNSENT_BYTES, WRITE_TIMEOUT,
@@ -20,7 +22,7 @@ use bounded_http::internals::connection::{
 use bounded_http::internals::eviction::{
     MAX_CHECKS_IN_WAIT, MAX_CHECKS_OVERDUE, MAX_TIME_ON_RESERVE, SEARCH_INTERVAL, candidates,
 };
-use bounded_http::internals::listener::{RECEIVE_BUFFER_SIZE, SEND_BUFFER_SIZE};
+use bounded_http::internals::listener::{LARGE_SEND_BUFFER_SIZE, RECEIVE_BUFFER_SIZE};
 use bounded_http::internals::request_head::MAX_HEAD_BYTES;
 use tiny_probe::app::{App, Exchange};
 use tiny_probe::config::{Config, FaultInjection, ProbeSettings};
@@ -48,8 +50,10 @@ const MAX_WAKE_UPS: usize = 50_000;
 const MAX_HELD_BYTES: usize = MAX_HEAD_BYTES
     + READ_SIZE
     + 2 * (MAX_UNSENT_BYTES + MAX_RESPONSE_BYTES)
-    + 2 * SEND_BUFFER_SIZE
+    + 2 * LARGE_SEND_BUFFER_SIZE
     + 2 * RECEIVE_BUFFER_SIZE;
+/// Enough for one large send buffer.
+const MAX_LARGE_BUFFER_BYTES: usize = 2 * LARGE_SEND_BUFFER_SIZE;
 /// The maximum memory of a client apart from its buffers.
 const MAX_BYTES_BESIDE_BUFFERS: usize = 1024;
 /// The maximum number of consecutive turns without progress: one may read nothing, and another may find
@@ -266,6 +270,7 @@ impl World {
             full_from: usize::MAX,
             waiting_for_memory: Vec::new(),
             answer_began_at: None,
+            large_buffers: LargeBuffers::new(MAX_LARGE_BUFFER_BYTES),
             turnovers: 0,
             is_stopping: false,
             is_grace_over: false,
@@ -784,7 +789,7 @@ impl World {
     fn limit_held_bytes(&mut self) {
         let now = self.shared.now;
         let is_over = self.shared.held_bytes > self.max_held_bytes;
-        if is_over || (self.shared.is_memory_full() && self.next_memory_check <= now) {
+        if is_over || (self.shared.is_memory_scarce() && self.next_memory_check <= now) {
             self.next_memory_check = now + SEARCH_INTERVAL;
             let peers = self.peers.iter_mut().flatten();
             for client in peers.filter_map(|peer| peer.client.as_mut()) {

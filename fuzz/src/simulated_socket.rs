@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::rc::Rc;
 use std::time::Instant;
 
+use bounded_http::internals::listener::LARGE_SEND_BUFFER_SIZE;
 use bounded_http::internals::socket::{Readiness, Stream};
 
 /// The number of bytes that the kernel receives before they are read. The rest waits at the client.
@@ -138,6 +139,15 @@ impl Stream for SimulatedSocket {
         let has_room = kernel.is_writable() || kernel.is_reset || kernel.half_close.is_some();
         kernel.awaits_room |= !has_room;
         has_room
+    }
+
+    fn enlarge_receive_buffer(&mut self) {
+        // The server never knows how much is unread, so one size is enough here.
+    }
+
+    fn enlarge_send_buffer(&mut self) {
+        let mut kernel = self.kernel.borrow_mut();
+        kernel.send_queue = kernel.send_queue.max(2 * LARGE_SEND_BUFFER_SIZE);
     }
 
     fn reset_on_close(&mut self) {

@@ -46,6 +46,22 @@ impl Crowd {
         }
     }
 
+    /// Pipelines requests and reads the responses, so that some clients get large buffers.
+    fn pipeline(&self) {
+        let requests = request("GET", "/probe").repeat(60);
+        for (stream, _) in &self.clients {
+            stream.set_nonblocking(false).unwrap();
+            let mut client = Client::from(stream.try_clone().unwrap());
+            for _ in 0..3 {
+                client.send(&requests);
+                for _ in 0..60 {
+                    assert_eq!(client.read_response().status, 200);
+                }
+            }
+            stream.set_nonblocking(true).unwrap();
+        }
+    }
+
     /// Sends what the kernel accepts, and returns the number of bytes. The service may close
     /// connections of clients that do not read.
     fn send(&mut self) -> usize {
@@ -109,10 +125,19 @@ fn fill_page(service: &Service) {
 /// memory stays within 16 MiB and that /healthz is served meanwhile.
 fn assert_memory_is_bounded(flags: &[&str], has_small_window: bool, bytes: String) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let service = start(flags);
+    let crowd = Crowd::connect(&service, has_small_window, bytes);
+    assert_memory_stays_bounded(&service, crowd);
+}
+
+fn start(flags: &[&str]) -> Service {
     let arguments = [&["--max-connections", "1000"], flags].concat();
     let service = Service::start(SERVER, &arguments);
     fill_page(&service);
-    let mut crowd = Crowd::connect(&service, has_small_window, bytes);
+    service
+}
+
+fn assert_memory_stays_bounded(service: &Service, mut crowd: Crowd) {
     let started = Instant::now();
     let mut progress_at = started;
     let mut most = 0;
@@ -125,7 +150,7 @@ fn assert_memory_is_bounded(flags: &[&str], has_small_window: bool, bytes: Strin
         // The table is not read atomically. It can show a connection that is being closed twice, or
         // bytes that are gone, so the lowest of several readings is used.
         let queued = (0..3)
-            .map(|_| queued_kib(&service))
+            .map(|_| queued_kib(service))
             .min()
             .unwrap_or_default();
         let total = process + queued + KERNEL_KIB_PER_CONNECTION * CLIENTS as u64;
@@ -142,8 +167,8 @@ fn assert_memory_is_bounded(flags: &[&str], has_small_window: bool, bytes: Strin
         );
         thread::sleep(Duration::from_millis(50));
     }
-    assert_served_promptly(&service, "GET", "/healthz");
-    assert_served_promptly(&service, "GET", "/metrics");
+    assert_served_promptly(service, "GET", "/healthz");
+    assert_served_promptly(service, "GET", "/metrics");
     let peak = service.status("VmHWM");
     println!(
         "at most {most} KiB in all; at the peak {peak} KiB resident, {} bytes sent",
@@ -180,6 +205,17 @@ fn clients_that_pipeline_and_do_not_read_are_bounded_together() {
 fn clients_with_large_windows_that_do_not_read_are_bounded_together() {
     let requests = request("GET", "/metrics") + &request("GET", "/probe").repeat(20);
     assert_memory_is_bounded(&[], false, requests.repeat(1000));
+}
+
+/// The clients that read first have large buffers in the kernel.
+#[test]
+fn clients_that_pipeline_and_read_before_they_stop_reading_are_bounded_together() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let service = start(&[]);
+    let requests = request("GET", "/metrics").repeat(10_000);
+    let crowd = Crowd::connect(&service, false, requests);
+    crowd.pipeline();
+    assert_memory_stays_bounded(&service, crowd);
 }
 
 #[test]
