@@ -96,6 +96,12 @@ pub struct EventLoop<V: Service> {
     queue: FairQueue,
     /// The connections above the limit, oldest first.
     reserve: Vec<Reserved>,
+    /// Spare descriptors for connections on the reserve, which nothing else in the process, or in the
+    /// system, can take. One is closed when no other descriptor is left for a connection. They are never
+    /// polled. A poll needs no path, and takes less memory than a socket.
+    spare: Vec<Poll>,
+    /// The number of spare descriptors that should be open. 0 before it runs.
+    max_spare: usize,
     eviction: Eviction,
     /// When the reserve is checked next. Checks are counted: see `MAX_CHECKS_IN_WAIT`.
     next_reserve_check: Instant,
@@ -175,6 +181,8 @@ impl<V: Service> EventLoop<V> {
             },
             queue: FairQueue::default(),
             reserve: Vec::new(),
+            spare: Vec::new(),
+            max_spare: 0,
             eviction: Eviction::new(now),
             next_reserve_check: now,
             is_refusing: false,
@@ -196,6 +204,11 @@ impl<V: Service> EventLoop<V> {
     /// If polling fails. An error of a connection only ends that connection.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(MAX_EVENTS);
+        // If few descriptors are left, ordinary connections get half of them.
+        self.max_spare = 2 * RESERVE_SIZE;
+        self.open_spare();
+        self.max_spare = self.spare.len() / 2;
+        self.spare.truncate(self.max_spare);
         // The service is called before the first wait, too.
         self.finish_wake_up();
         while !self.has_ended() {
@@ -426,24 +439,28 @@ impl<V: Service> EventLoop<V> {
                 return;
             };
             match listener.accept() {
-                Ok((stream, peer)) => {
-                    self.eviction.lacks_descriptors = false;
-                    self.insert(stream, peer);
-                }
+                Ok((stream, peer)) => self.insert(stream, peer),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => self.may_accept = false,
                     // The client has disconnected already, or a signal interrupted the call.
                     ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
-                    // Something else in the process, or in the system, uses the descriptors. If idle
-                    // connections stayed open, no client could connect, not even for an urgent request.
-                    _ if is_out_of_descriptors(&error)
-                        && (self.evict_from_reserve() || self.evict()) => {}
                     _ => {
-                        self.eviction.lacks_descriptors = is_out_of_descriptors(&error);
-                        let message = format!("cannot accept connections for now: {error}");
-                        self.shared.service.report(&message);
-                        self.accept_paused_until = Some(now + ACCEPT_PAUSE);
-                        return;
+                        // If slots are free, something else in the process, or in the system, uses the
+                        // descriptors. That is like the connection limit: the next connection goes to
+                        // the reserve.
+                        let had_free_slot = self.has_free_slot();
+                        let can_retry = is_out_of_descriptors(&error)
+                            && (self.spare.pop().is_some()
+                                || self.evict_from_reserve()
+                                || self.evict());
+                        if had_free_slot || !can_retry {
+                            let message = format!("accepting a connection failed: {error}");
+                            self.shared.service.report(&message);
+                        }
+                        if !can_retry {
+                            self.accept_paused_until = Some(now + ACCEPT_PAUSE);
+                            return;
+                        }
                     }
                 },
             }

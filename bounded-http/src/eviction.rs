@@ -7,6 +7,9 @@
 //!
 //! A few connections above the limit are the reserve. Urgent requests on it are answered at once. Any
 //! other request waits for a slot, and gets a 503 if none becomes free.
+//!
+//! The same happens when something else uses the descriptors before the limit is reached, because the
+//! reserve has descriptors of its own.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -71,9 +74,6 @@ pub struct Eviction {
     next_search: Instant,
     /// The time up to which turnovers have been granted.
     turnovers_until: Instant,
-    /// No descriptor was left for the next connection, although slots may be free. Set and cleared when
-    /// connections are accepted.
-    pub lacks_descriptors: bool,
 }
 
 impl Eviction {
@@ -83,7 +83,6 @@ impl Eviction {
             candidates: Candidates::new(),
             next_search: now,
             turnovers_until: now,
-            lacks_descriptors: false,
         }
     }
 

@@ -88,7 +88,7 @@ pub trait Service {
         None
     }
 
-    /// Called with a message about the server itself: that it cannot accept connections, or that it has
+    /// Called with a message about the server itself: that accepting a connection failed, or that it has
     /// reset some to limit its memory. The server itself prints nothing.
     fn report(&mut self, message: &dyn Display) {
         let _ = message;

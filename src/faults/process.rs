@@ -27,8 +27,9 @@ const MAX_MEMORY_BYTES: usize = 1024 * MIB;
 const MAX_SERIES: u32 = 100_000;
 /// The maximum of `open-files`. The descriptor limit is usually lower.
 const MAX_OPEN_FILES: usize = 1_000_000;
-/// The number of descriptors that stay free for connections and for files that the service opens.
-const FREE_DESCRIPTORS: usize = 64;
+/// The number of descriptors that stay free for connections and for files that the service opens. The
+/// server keeps those of its reserve itself.
+const FREE_DESCRIPTORS: usize = 48;
 
 const MIB: usize = 1024 * 1024;
 /// The minimum size of an allocation. After blocks have been freed, glibc allocates blocks of up to 32

@@ -310,6 +310,20 @@ fn more_clients_than_descriptors_are_all_served() {
     });
 }
 
+/// The reserve takes no more than half of those that are left.
+#[test]
+fn ordinary_requests_are_served_with_hardly_any_descriptors() {
+    let service = Service::start_with(SERVER, &[], |program| {
+        let mut command = Command::new("sh");
+        let limit = "ulimit -n 20; exec \"$0\" \"$@\"";
+        command.args(["-c", limit]).arg(program);
+        command
+    });
+    for _ in 0..50 {
+        assert_eq!(service.get("/probe").status, 200);
+    }
+}
+
 /// Returns a function that sets the service's descriptor limit, up to a maximum.
 #[cfg(target_os = "linux")]
 fn descriptor_limit(service: &Service, maximum: u64) -> impl Fn(u64) + use<> {
@@ -325,24 +339,20 @@ fn descriptor_limit(service: &Service, maximum: u64) -> impl Fn(u64) + use<> {
     }
 }
 
-/// Connects ten clients, and leaves the service no descriptor for the last one, which has sent a
-/// request. The first three wait for delayed responses. The service needs fault injection. Returns the
-/// clients and a function that restores the limit.
+/// Connects ten clients, and leaves the service no descriptor for the last seven, not even for the reserve.
+/// The first three wait for delayed responses. The last one has sent a request. The service needs fault
+/// injection. Returns the clients and a function that restores the limit.
 #[cfg(target_os = "linux")]
 fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>) {
     let page = service.scrape();
     let set_limit = descriptor_limit(service, page.count("process_max_fds"));
-    // Enough for three clients, because the count includes the connection of the scrape.
-    set_limit(page.count("process_open_fds") + 2);
-    let mut clients = Vec::new();
-    for number in 0..10 {
-        let mut client = service.connect();
-        // Idle connections would be closed to make room.
-        if number < 3 {
-            client.send_request("GET", "/probe?delay=5s");
-        }
-        clients.push(client);
+    let mut clients: Vec<Client> = (0..3).map(|_| service.connect()).collect();
+    for client in &mut clients {
+        client.send_delayed("/probe?delay=5s");
     }
+    // The kernel gives no descriptor a number that is not below the limit, whichever are closed.
+    set_limit(0);
+    clients.extend((3..10).map(|_| service.connect()));
     let waiting = &mut clients[9];
     let timeout = Some(std::time::Duration::from_millis(200));
     waiting.stream.set_read_timeout(timeout).unwrap();
@@ -369,7 +379,7 @@ fn accepting_pauses_while_there_are_no_descriptors() {
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
     let diagnostics = service.stderr();
-    let expected = "tiny-probe: cannot accept connections for now: Too many open files";
+    let expected = "tiny-probe: accepting a connection failed: Too many open files";
     assert!(diagnostics.starts_with(expected), "{diagnostics}");
     assert!(diagnostics.lines().count() < 10, "{diagnostics}");
 }

@@ -2,6 +2,7 @@
 //! it.
 
 use std::io::Write;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -124,6 +125,40 @@ fn a_delayed_response_that_outlasts_the_time_on_the_reserve_becomes_a_503() {
     assert_eq!(response.field("Retry-After"), Some("1"));
     assert_eq!(response.field("Connection"), Some("close"));
     scraper.expect_close();
+}
+
+/// Something else in the process takes the descriptors before the connection limit is reached.
+#[test]
+fn the_reserve_is_served_when_delayed_responses_hold_every_descriptor() {
+    let service = Service::start_with(SERVER, &["--fault-injection=all"], |program| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -n 300; exec \"$0\" \"$@\"", program]);
+        shell
+    });
+    let open = || service.scrape().count("process_open_fds");
+    let open_at_start = open();
+    let change = "/faults/process?open-files=1000000&for=1h";
+    assert_eq!(service.connect().ask("PUT", change).status, 200);
+    wait_until("the descriptors are taken", || open() > 220);
+    // These are more clients than free descriptors.
+    let mut delayed: Vec<Client> = (0..100).map(|_| service.connect()).collect();
+    for client in &mut delayed {
+        client.send_request("GET", "/probe?delay=30s");
+    }
+    assert_served_promptly(&service, "GET", "/healthz");
+    assert_served_promptly(&service, "GET", "/metrics");
+    wait_until("every descriptor is open", || open() == 300);
+    let refused = service.get("/probe");
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert_eq!(refused.field("Retry-After"), Some("1"));
+    assert_served_promptly(&service, "DELETE", "/faults");
+    wait_until("other requests are served", || {
+        service.get("/probe").status == 200
+    });
+    drop(delayed);
+    wait_until("the reserve has its descriptors again", || {
+        open() == open_at_start
+    });
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn extra_descriptors_are_open_until_the_change_is_reverted() {
     // If the limit is lower, some descriptors are left for connections.
     put(&mut changer, "open-files=1000000&for=1h");
     wait_until("as many as can be are open", || open() > 220);
-    assert!(open() < 300 - 50);
+    assert!(open() < 300 - 40);
     assert_eq!(service.get("/healthz").status, 200);
     service.waits();
     changer.ask("DELETE", "/faults");

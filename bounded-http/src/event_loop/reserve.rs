@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use mio::Poll;
+
 use super::EventLoop;
 use crate::client::{Admission, Evictable};
 use crate::eviction::{
@@ -33,13 +35,26 @@ impl Reserved {
 }
 
 impl<V: Service> EventLoop<V> {
-    /// Returns whether fewer connections than the limit allows are open, not counting the reserve.
+    /// Returns whether fewer connections than the limit allows are open, not counting the reserve, and
+    /// descriptors are left for one more. Each missing spare descriptor is that of a connection on the
+    /// reserve, so that one gets no slot.
     pub(super) fn has_free_slot(&self) -> bool {
         self.clients.len() - self.reserve.len() < self.max_clients
+            && self.max_spare - self.spare.len() < self.reserve.len().max(1)
+    }
+
+    /// Opens the spare descriptors that are missing, as long as any are left.
+    pub(super) fn open_spare(&mut self) {
+        while self.spare.len() < self.max_spare
+            && let Ok(unused) = Poll::new()
+        {
+            self.spare.push(unused);
+        }
     }
 
     /// Serves each connection on the reserve. While others wait, lets responses close their connections.
     pub(super) fn serve_reserve(&mut self) {
+        self.open_spare();
         let now = self.shared.now;
         let is_check_due = self.next_reserve_check <= now;
         if is_check_due {
@@ -52,7 +67,7 @@ impl<V: Service> EventLoop<V> {
                 index += 1;
             }
         }
-        let is_full = !self.has_free_slot() || self.eviction.lacks_descriptors;
+        let is_full = !self.has_free_slot();
         self.shared.turnovers = if is_full && (self.may_accept || !self.reserve.is_empty()) {
             let left = self.shared.turnovers;
             self.eviction.grant_turnovers(left, now)
