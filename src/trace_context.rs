@@ -12,11 +12,17 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// Parses the value of `traceparent` (Trace Context, section 3.2.2). Returns `None` if it is malformed,
-    /// if its version is not 00, or if the trace is not sampled.
+    /// Parses the value of `traceparent` (Trace Context, section 3.2.2). Returns `None` if it is malformed or
+    /// if the trace is not sampled. A later version may append fields. They are ignored, as the section
+    /// "Versioning of traceparent" requires.
     pub fn sampled(traceparent: &[u8]) -> Option<Self> {
-        let value: &[u8; 55] = traceparent.try_into().ok()?;
-        let has_shape = value.starts_with(b"00-") && value[35] == b'-' && value[52] == b'-';
+        let (value, appended) = traceparent.split_first_chunk::<55>()?;
+        let is_known = match hexadecimal(&value[..2])? {
+            0 => appended.is_empty(),
+            0xff => false,
+            _ => matches!(appended, [] | [b'-', ..]),
+        };
+        let has_shape = is_known && value[2] == b'-' && value[35] == b'-' && value[52] == b'-';
         let flags = has_shape.then(|| hexadecimal(&value[53..]))??;
         let is_sampled = flags & 1 == 1;
         is_sampled.then_some(Self {
@@ -61,7 +67,27 @@ mod tests {
     }
 
     #[test]
-    fn a_traceparent_that_is_unsampled_malformed_or_of_another_version_is_ignored() {
+    fn the_known_fields_of_a_later_version_are_parsed() {
+        let known = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let version_00 = TraceContext::sampled(format!("00-{known}").as_bytes());
+        assert!(version_00.is_some());
+        for (version, appended) in [
+            ("01", ""),
+            ("01", "-"),
+            ("cc", "-what-is-to-come"),
+            ("fe", "-\u{e9}"),
+        ] {
+            let value = format!("{version}-{known}{appended}");
+            assert_eq!(
+                TraceContext::sampled(value.as_bytes()),
+                version_00,
+                "{value}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_traceparent_that_is_unsampled_or_malformed_is_ignored() {
         for value in [
             // Not sampled.
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
@@ -69,10 +95,17 @@ mod tests {
             // All zeros.
             "00-00000000000000000000000000000000-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
-            // Another version.
-            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00-01",
+            // The version that is invalid, and others that are malformed.
             "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-is-to-come",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-is-to-come",
+            "CC-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "0g-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            // A later version whose known fields are not followed by a dash, or are malformed.
+            "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01.what-is-to-come",
+            "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-010",
+            "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0",
+            "cc-0af7651916cd43dd8448eb211c80319c.b7ad6b7169203331-01-what-is-to-come",
             // Digits other than lowercase hexadecimal ones.
             "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-B7AD6B7169203331-01",
@@ -88,6 +121,7 @@ mod tests {
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 ",
             " 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-is-to-come",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-001",
             "00_0af7651916cd43dd8448eb211c80319c_b7ad6b7169203331_01",
             "00-0af7651916cd43dd8448eb211c80319cb-7ad6b7169203331-01",

@@ -54,8 +54,8 @@ pub fn check(input: &[u8]) {
     );
     if let Some(trace) = trace {
         let (trace_id, span_id) = (trace.trace_id, trace.span_id);
-        let sent = format!("00-{trace_id:032x}-{span_id:016x}-");
-        assert_eq!(traceparent[..53], *sent.as_bytes());
+        let sent = format!("-{trace_id:032x}-{span_id:016x}-");
+        assert_eq!(traceparent[2..53], *sent.as_bytes());
         let labels =
             format!("{{trace_id=\"{trace_id:032x}\",span_id=\"{span_id:016x}\"}} 0.000003 ");
         assert!(
