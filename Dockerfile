@@ -37,6 +37,8 @@ RUN mkdir src bounded-http/src && \
     cargo build --release --locked --target "$(uname -m)-unknown-linux-musl"
 COPY bounded-http/src bounded-http/src
 COPY src src
+# What `tiny-probe --version` prints; `make image` passes it.
+ARG TINY_PROBE_COMMIT
 # cargo compares modification times, and the copied files can be older than the placeholders above.
 RUN touch bounded-http/src/lib.rs src/lib.rs src/main.rs && \
     cargo build --release --locked --target "$(uname -m)-unknown-linux-musl"

@@ -108,7 +108,11 @@ TARGET ?= $(shell uname -m)-unknown-linux-musl
 STATIC = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release/tiny-probe
 RUNNER = $(CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER)
 
+# The commit that `tiny-probe --version` prints. Without Git, set COMMIT in the environment.
+COMMIT ?= $(or $(shell git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null),unknown)
+
 .PHONY: static
+static: export TINY_PROBE_COMMIT = $(COMMIT)
 static: export RUSTFLAGS := $(RUSTFLAGS) --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src=crates
 static: ## build the static binary target/*-musl/release/tiny-probe
 	$(CARGO) build --release --locked --target $(TARGET)
@@ -116,6 +120,7 @@ static: ## build the static binary target/*-musl/release/tiny-probe
 .PHONY: check-static
 check-static: static ## check that the binary is static, and send it requests with curl
 	scripts/check-static.sh $(STATIC)
+	$(RUNNER) $(STATIC) --version | grep -F '(commit $(COMMIT), '
 	PROGRAM=$(STATIC) RUNNER='$(RUNNER)' scripts/with-service.sh scripts/smoke.sh
 
 .PHONY: test-static
@@ -139,7 +144,7 @@ LABELS = --label org.opencontainers.image.version="$$(sed -n 's/^version = "\(.*
 
 .PHONY: image
 image: ## build the container image app:metrics; needs only Docker
-	docker build --tag $(IMAGE) $(LABELS) $(BUILD_OPTIONS) .
+	docker build --tag $(IMAGE) $(LABELS) --build-arg TINY_PROBE_COMMIT=$(COMMIT) $(BUILD_OPTIONS) .
 
 .PHONY: static-image
 static-image: static ## build the same image from the static binary, without pulling a build image

@@ -19,6 +19,12 @@ use tiny_probe::{healthcheck, shutdown};
 
 const NAME_AND_VERSION: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
+/// The commit that the program was built from. Releases and images know it, because `make` passes it to cargo.
+const COMMIT: &str = match option_env!("TINY_PROBE_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
 fn main() -> ExitCode {
     let command = match Command::parse(env::args_os().skip(1), |name| env::var_os(name)) {
         Ok(command) => command,
@@ -28,7 +34,7 @@ fn main() -> ExitCode {
         Command::Serve(config) => serve(&config),
         Command::Healthcheck(listen) => healthcheck::check(listen),
         Command::Help => print(&config::help()),
-        Command::Version => print(&format!("{NAME_AND_VERSION}\n")),
+        Command::Version => print(&version()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -109,6 +115,17 @@ fn url(listen: Listen, address: SocketAddr) -> String {
         // The system has no IPv6.
         Listen::EveryAddress(_) => format!("http://localhost:{port} (every IPv4 address)"),
     }
+}
+
+/// Returns the output of `--version`, such as `tiny-probe 0.2.0 (commit 9f1c0d3a72b4, x86_64-linux-musl)`.
+fn version() -> String {
+    let (architecture, system) = (env::consts::ARCH, env::consts::OS);
+    let libc = if cfg!(target_env = "musl") {
+        "-musl"
+    } else {
+        ""
+    };
+    format!("{NAME_AND_VERSION} (commit {COMMIT}, {architecture}-{system}{libc})\n")
 }
 
 fn print(text: &str) -> Result<(), String> {

@@ -1,5 +1,6 @@
 //! Flags, environment variables, exit codes and messages.
 
+use std::env::consts::{ARCH, OS};
 use std::net::{Ipv6Addr, TcpListener};
 
 use crate::support::{Client, Service, run};
@@ -185,8 +186,18 @@ fn help_and_version_are_printed() {
 
     let version = run(&["--version"], &[]);
     assert_eq!(version.status.code(), Some(0));
-    let expected = concat!("tiny-probe ", env!("CARGO_PKG_VERSION"), "\n");
-    assert_eq!(String::from_utf8(version.stdout).unwrap(), expected);
+    let version = String::from_utf8(version.stdout).unwrap();
+    let libc = if cfg!(target_env = "musl") {
+        "-musl"
+    } else {
+        ""
+    };
+    let expected = format!(
+        "tiny-probe {} (commit {}, {ARCH}-{OS}{libc})\n",
+        env!("CARGO_PKG_VERSION"),
+        option_env!("TINY_PROBE_COMMIT").unwrap_or("unknown"),
+    );
+    assert_eq!(version, expected);
 }
 
 fn the_start_line_has_version_server_and_url(server: &str) {
