@@ -76,6 +76,10 @@ smoke: build ## start the built binary on a free port and send it requests with 
 	SERVER=event-loop scripts/with-service.sh scripts/smoke.sh
 	SERVER=tiny-http scripts/with-service.sh scripts/smoke.sh
 
+.PHONY: check-readme
+check-readme: ## run the commands of README.md and compare their output with the text
+	scripts/check-readme.sh
+
 .PHONY: check-metrics
 check-metrics: build ## check the exposition with promtool
 	SERVER=event-loop scripts/with-service.sh scripts/check-metrics.sh
@@ -171,11 +175,11 @@ docker-stop: ## stop and remove the container of docker-run
 
 # The image of the manifests and the runbook_url of the alerts name the account. A registry accepts only lower case.
 .PHONY: set-owner
-set-owner: ## put your GitHub account in place of OWNER in deploy/: make set-owner ACCOUNT=name
+set-owner: ## put your GitHub account in place of OWNER in README.md and deploy/: make set-owner ACCOUNT=name
 	@case '$(ACCOUNT)' in '' | *[!A-Za-z0-9-]*) echo 'set-owner: expected ACCOUNT=name, an account on GitHub' >&2; exit 2 ;; esac
 	sed -i.old -e "s|ghcr.io/OWNER/|ghcr.io/$$(echo '$(ACCOUNT)' | tr A-Z a-z)/|" -e 's|github.com/OWNER/|github.com/$(ACCOUNT)/|' \
-		deploy/kubernetes/base/kustomization.yaml deploy/prometheus/*_rules*.yml
-	rm deploy/kubernetes/base/kustomization.yaml.old deploy/prometheus/*_rules*.yml.old
+		README.md deploy/kubernetes/base/kustomization.yaml deploy/prometheus/*_rules*.yml
+	rm README.md.old deploy/kubernetes/base/kustomization.yaml.old deploy/prometheus/*_rules*.yml.old
 
 .PHONY: check-kubernetes
 check-kubernetes: ## check deploy/kubernetes against the schemas

@@ -7,8 +7,8 @@ Usage: scripts/with-service.sh scripts/check-proxies.py
 Each proxy keeps its connections to the service open, as its manual recommends. It receives ten thousand
 requests on eight connections. On each connection, one of them is a POST of 5 MB, which the service rejects
 before it has received the body. The check passes if every response comes from the service, the service has
-counted each request once, the proxy's log is empty, and HAProxy's health check (`option httpchk` without
-further settings) has never failed.
+counted each request once, the proxy's log is empty, and neither of HAProxy's health checks has ever failed:
+`option httpchk` without further settings, and the lines of docs/limits.md.
 
 With `crowded`, each proxy receives two thousand requests on 50 connections, three times, and needs more
 connections to the service than it allows. Every response must come from the service and have status 200.
@@ -32,6 +32,7 @@ import tempfile
 import threading
 import time
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SERVER = os.environ["BASE_URL"].removeprefix("http://")
 GROUP = pwd.getpwnam("nobody").pw_gid
 REQUESTS = 10000
@@ -88,6 +89,8 @@ defaults
     timeout connect 5s
     timeout client 10s
     timeout server 10s
+    # Otherwise a health check would have only its interval.
+    timeout check 10s
 frontend all
     bind {folder}/haproxy.sock
     default_backend tiny-probe
@@ -95,6 +98,12 @@ backend tiny-probe
     option httpchk
     http-reuse {reuse}
     server one {server} check {check}
+"""
+
+# A backend without requests, with the health check of docs/limits.md.
+HAPROXY_DOCUMENTED = """\
+backend documented
+{lines}    server two {server} check {check}
 """
 
 
@@ -250,7 +259,8 @@ def check(folder, name, command, inspect):
                     raise CheckFailed(f"timed out: the proxy did not end within {TIMEOUT} s of SIGTERM") from None
             # The counter includes the first scrape but not yet the second, and the proxy's health checks.
             sent["GET", "/metrics", 200] += 1
-            counted = {labels: count for labels, count in counted.items() if labels[0] != "OPTIONS"}
+            counted = {labels: count for labels, count in counted.items()
+                       if labels[0] != "OPTIONS" and labels[1] != "/healthz"}
             if counted != sent:
                 raise CheckFailed(f"the service counted {counted}, but {dict(sent)} were sent")
             ok(f"{name}: the service counted each request once")
@@ -294,18 +304,29 @@ def inspect_haproxy(folder, counted):
         client.sendall(b"show stat\n")
         text = client.makefile().read()
     stats = {line["svname"]: line for line in csv.DictReader(text.lstrip("# ").splitlines())}
-    server = stats["one"]
     names = ["chkfail", "chkdown", "downtime", "econ", "eresp", "wretr", "wredis"]
-    errors = {name: server[name] for name in names if server[name] != "0"}
-    if server["status"] != "UP" or errors:
-        raise CheckFailed(f"the server is {server['status']}, with these errors: {errors}")
+    for server in [stats["one"], stats["two"]]:
+        errors = {name: server[name] for name in names if server[name] != "0"}
+        if server["status"] != "UP" or errors:
+            raise CheckFailed(f"the server {server['svname']} is {server['status']}, with these errors: {errors}")
     if stats["FRONTEND"]["hrsp_5xx"] != "0":
         raise CheckFailed(f"{stats['FRONTEND']['hrsp_5xx']} responses had a 5xx status")
-    health_checks = sum(count for labels, count in counted.items() if labels[0] == "OPTIONS")
-    if health_checks == 0 or server["reuse"] == "0":
-        raise CheckFailed(f"{health_checks} health checks and {server['reuse']} reused connections, expected both "
+    plain = sum(count for labels, count in counted.items() if labels[0] == "OPTIONS")
+    documented = counted["GET", "/healthz", 200]
+    reused = stats["one"]["reuse"]
+    if plain == 0 or documented == 0 or reused == "0":
+        raise CheckFailed(f"{plain} and {documented} health checks and {reused} reused connections, expected all "
                           "to be more than 0")
-    ok(f"haproxy: all {health_checks} health checks found the server up")
+    ok(f"haproxy: all {plain} health checks with `option httpchk` and {documented} as in docs/limits.md found the server up")
+
+
+def documented_health_check():
+    """Returns the lines that docs/limits.md recommends for HAProxy's health check."""
+    with open(f"{ROOT}/docs/limits.md") as file:
+        block = re.search(r"^```haproxy\n(.*?)^```$", file.read(), re.MULTILINE | re.DOTALL)
+    if not block:
+        raise CheckFailed("docs/limits.md has no block of HAProxy's configuration")
+    return "".join(f"    {line}\n" for line in block[1].splitlines())
 
 
 def ok(what):
@@ -337,6 +358,9 @@ def main():
                     check_crowd(folder, "haproxy", haproxy, f"http-reuse {reuse}")
                 return
             configure("keepalive 16;", "always", "inter 100ms fall 1 rise 1")
+            with open(f"{folder}/haproxy.conf", "a") as file:
+                file.write(HAPROXY_DOCUMENTED.format(lines=documented_health_check(), server=SERVER,
+                                                     check="inter 100ms fall 1 rise 1"))
             check(folder, "nginx", nginx, lambda *_: None)
             check(folder, "haproxy", haproxy, inspect_haproxy)
         except (CheckFailed, OSError) as failure:

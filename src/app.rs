@@ -1156,7 +1156,7 @@ mod tests {
             count("app_request_latency_seconds_"),
             count("app_request_count_total{")
         );
-        let readme = include_str!("../README.md").replace('\n', " ");
-        assert!(readme.contains(&expected), "{expected}");
+        let document = include_str!("../docs/metrics.md").replace('\n', " ");
+        assert!(document.contains(&expected), "{expected}");
     }
 }
