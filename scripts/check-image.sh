@@ -83,6 +83,16 @@ fi
 size=$(docker image inspect --format '{{.Size}}' "$image") || failed "no image $image: run \`make image\` first"
 [ "$size" -lt 1000000 ] || failed "the image has $size bytes, expected fewer than 1000000"
 ok "the image has $size bytes"
+# `docker build` without make sets neither the label nor the commit.
+revision=$(docker image inspect --format '{{index .Config.Labels "org.opencontainers.image.revision"}}' "$image")
+if [ -n "$revision" ]; then
+    version=$(docker run --rm --network none "$image" --version)
+    commit=$(echo "$version" | sed -n 's/.*(commit \([0-9a-f]*\)[-,].*/\1/p')
+    case $revision in
+        "${commit:-none}"*) ok "--version prints the commit of the label: $version" ;;
+        *) failed "--version prints \"$version\", expected the commit of the label, $revision" ;;
+    esac
+fi
 docker save "$image" | tar -x -C "$scratch"
 layers=$(sed 's/.*"Layers":\[\([^]]*\)\].*/\1/; s/[",]/ /g' "$scratch/manifest.json")
 # shellcheck disable=SC2086 # Each layer is a separate word.
