@@ -15,7 +15,7 @@ use crate::config::{Config, FailWith, FaultInjection, RouteTarget, Target};
 use crate::faults::{Faults, RequestFault, origin};
 use crate::log::access::{AccessLog, Entry};
 use crate::log::{diagnostics, line_writer};
-use crate::metrics::{Endpoint, Format, InForce, Metrics};
+use crate::metrics::{Endpoint, InForce, Metrics, Preference};
 use crate::page::{self, Page};
 use crate::probe::{Draw, Probe};
 use crate::trace_context::TraceContext;
@@ -99,6 +99,8 @@ pub struct App {
     /// The service has been told to stop. Set by a signal handler.
     is_stopping: Arc<AtomicBool>,
     metrics: Metrics,
+    /// The format of the next page.
+    preference: Preference,
     access_log: AccessLog,
     page: Page,
 }
@@ -212,6 +214,7 @@ impl App {
             allowed_host: config.allowed_host.clone(),
             is_stopping: Arc::default(),
             metrics,
+            preference: Preference::default(),
             access_log: AccessLog::new(config.access_log),
             page,
         };
@@ -381,7 +384,7 @@ impl App {
     }
 
     fn metrics_page(&mut self, request: &Request<'_>) -> Reply {
-        let format = Format::preferred(request.field("Accept"));
+        let format = self.preference.of(request.field("Accept"));
         let now = request.received_at();
         let in_force = InForce {
             probe: self.faults.settings(RouteTarget::Probe, now),

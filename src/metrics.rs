@@ -27,7 +27,7 @@ mod exposition;
 mod format;
 mod process;
 
-pub use self::format::Format;
+pub use self::format::{Format, Preference};
 
 const REQUEST_LATENCY: Family =
     family!(histogram "app_request_latency_seconds" "Application Request Latency");
@@ -159,11 +159,21 @@ struct Series {
     endpoint: Endpoint,
     request_latency: Histogram,
     histogram_names: HistogramNames,
+    /// The samples of the histogram as they were last written.
+    written: RefCell<Option<Written>>,
     /// The latest exemplar of each bucket. Allocated with the first sampled trace, because most series
     /// never have one.
     exemplars: OnceCell<Box<[Cell<Option<Exemplar>>; BUCKETS.len() + 1]>>,
     /// A counter for each status recorded so far, sorted by status. There are only a few.
     request_count: RefCell<Vec<RequestCount>>,
+}
+
+/// The samples of a histogram in a page.
+struct Written {
+    format: Format,
+    /// The number of requests.
+    count: u64,
+    samples: Box<str>,
 }
 
 /// The counter of one status.
@@ -270,15 +280,7 @@ impl Metrics {
         }
         page.family(&REQUEST_LATENCY);
         for series in self.all_series() {
-            // This allocates, but the library has no other way to read the buckets.
-            let metric = series.request_latency.metric();
-            let histogram = metric.get_histogram();
-            let (sum, count) = (histogram.get_sample_sum(), histogram.get_sample_count());
-            let counts = histogram.get_bucket().iter();
-            let counts = counts.map(proto::Bucket::cumulative_count).chain([count]);
-            let buckets = counts.enumerate();
-            let buckets = buckets.map(|(index, count)| (count, series.exemplar(index)));
-            page.histogram(&series.histogram_names, buckets, sum, count);
+            series.write_latency(&mut page);
         }
         page.single(&REQUESTS_IN_FLIGHT, self.requests_in_flight.get());
         page.family(&VERSION);
@@ -323,6 +325,7 @@ impl Series {
                 &[("endpoint", endpoint.label()), ("method", method.label())],
                 &labels,
             ),
+            written: RefCell::default(),
             exemplars: OnceCell::new(),
             request_count: RefCell::default(),
         }
@@ -348,6 +351,37 @@ impl Series {
             index
         });
         RefMut::map(counts, |counts| &mut counts[index].counter)
+    }
+
+    /// Writes the samples of the histogram. If no request has been recorded since they were last written in
+    /// this format, they are copied. Each change of a bucket, the sum or an exemplar is a request more.
+    fn write_latency(&self, page: &mut Page) {
+        let (format, count) = (page.format(), self.request_latency.get_sample_count());
+        let mut written = self.written.borrow_mut();
+        if let Some(written) = &*written
+            && (written.format, written.count) == (format, count)
+        {
+            return page.append(&written.samples);
+        }
+        let start = page.text().len();
+        // This allocates, but the library has no other way to read the buckets.
+        let metric = self.request_latency.metric();
+        let histogram = metric.get_histogram();
+        let counts = histogram.get_bucket().iter();
+        let counts = counts.map(proto::Bucket::cumulative_count).chain([count]);
+        let buckets = counts.enumerate();
+        let buckets = buckets.map(|(index, count)| (count, self.exemplar(index)));
+        page.histogram(
+            &self.histogram_names,
+            buckets,
+            histogram.get_sample_sum(),
+            count,
+        );
+        *written = Some(Written {
+            format,
+            count,
+            samples: page.text()[start..].into(),
+        });
     }
 
     fn set_exemplar(&self, latency: f64, trace: TraceContext) {
@@ -479,6 +513,41 @@ mod tests {
             let lines: Vec<&str> = lines.collect();
             let le = format!(",le=\"{bound}\"}} 1 # {{");
             assert!(lines.len() == 1 && lines[0].contains(&le), "{lines:?}");
+        }
+    }
+
+    /// Parts of a page are copied from the page before as long as nothing in them has changed.
+    #[test]
+    fn a_page_that_follows_others_is_the_same_as_a_first_page() {
+        let latencies = [1, 300, 1, 20_000].map(Duration::from_millis);
+        let kept = metrics();
+        for recorded in 0..=latencies.len() {
+            if let Some(index) = recorded.checked_sub(1) {
+                kept.record(Method::Get, HEALTHZ, "200", latencies[index], None);
+            }
+            for fail_rate in [0.0, 0.25] {
+                let probe = ProbeSettings {
+                    fail_rate,
+                    ..ProbeSettings::default()
+                };
+                for format in [Format::Text, Format::OpenMetrics, Format::OpenMetrics] {
+                    let first = metrics();
+                    for latency in &latencies[..recorded] {
+                        first.record(Method::Get, HEALTHZ, "200", *latency, None);
+                    }
+                    let [first, page] = [&first, &kept].map(|metrics| {
+                        let in_force = InForce {
+                            probe: &probe,
+                            is_active: &|_| false,
+                            extra_series: 0,
+                        };
+                        let page = metrics.exposition(format, &in_force);
+                        let lines = page.lines().filter(|line| !line.contains("process_"));
+                        lines.map(str::to_owned).collect::<Vec<_>>()
+                    });
+                    assert_eq!(page, first);
+                }
+            }
         }
     }
 

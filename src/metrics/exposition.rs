@@ -122,6 +122,21 @@ impl Page {
         }
     }
 
+    /// Returns the format of the page.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Returns what has been written so far.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Appends text that an earlier page contained.
+    pub fn append(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
     /// Starts a family. All its samples must follow before the next family starts.
     pub fn family(&mut self, family: &Family) {
         self.text.push_str(match self.format {
@@ -291,8 +306,19 @@ impl Value for i64 {
 }
 
 impl Value for f64 {
-    /// Appends the shortest decimal that parses to the same float, which `Display` writes.
+    /// Appends the shortest decimal that parses to the same float, which `Display` writes. Most values are
+    /// whole numbers, which itoa formats with a fraction of the instructions. Below 2^53 it writes the same digits.
+    #[expect(
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a number that the casts change is not equal to itself afterward"
+    )]
     fn write(self, to: &mut String) {
+        let whole = self as u64;
+        // Comparing the bits excludes -0 and NaN.
+        if whole < 1 << f64::MANTISSA_DIGITS && (whole as f64).to_bits() == self.to_bits() {
+            return whole.write(to);
+        }
         // Writing to a String cannot fail.
         let _ = write!(to, "{self}");
     }
@@ -318,6 +344,25 @@ mod tests {
     use super::*;
 
     const COUNTER: Family = family!(counter "c" "A count.");
+
+    #[test]
+    fn a_float_is_written_as_display_writes_it() {
+        let whole = [0.0, 1.0, 9.0, 86_400.0, 4_503_599_627_370_496.0];
+        let large = [2_f64.powi(53), 2_f64.powi(63), 2_f64.powi(64), 1e300];
+        let other = [0.1, 0.25, 1.5, 1_795_833_600.25, f64::MIN_POSITIVE];
+        for value in whole.into_iter().chain(large).chain(other) {
+            for value in [value, value.next_up(), value.next_down(), -value] {
+                let mut text = String::new();
+                value.write(&mut text);
+                assert_eq!(text, value.to_string());
+            }
+        }
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let mut text = String::new();
+            value.write(&mut text);
+            assert_eq!(text, value.to_string());
+        }
+    }
 
     /// Returns the page in the text format and in `OpenMetrics`.
     fn in_both(write: impl Fn(&mut Page)) -> [String; 2] {
