@@ -261,7 +261,7 @@ screenshot: screenshot-page ## take docs/page.webp and docs/prometheus.png again
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/screenshot.sh docs/prometheus.png
 
 .PHONY: bench
-bench: build ## compare speed and memory with other servers for half an hour; writes bench/results.md, docs/bench.svg
+bench: build ## compare speed and memory with other servers for half an hour; writes bench/results.*, docs/bench.svg
 	bench/run.py
 
 .PHONY: microbench

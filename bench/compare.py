@@ -16,12 +16,10 @@ import statistics
 import sys
 from pathlib import Path
 
-from run import LOADS, RATE, Failed, fixed_rate, load, need, start, stop, tiny_probe
+from run import LOADS, PROMETHEUS, RATE, Failed, fixed_rate, load, need, start, stop, tiny_probe
 
-ACCEPT = ("application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
-          "text/plain;version=0.0.4;q=0.5,*/*;q=0.1")
 # One connection, as Prometheus has. The load of bench/run.py has sixteen.
-LOADS["scrape"] = ("scrape", "/metrics", 1, 1, ["-H", f"Accept: {ACCEPT}"])
+LOADS["scrape"] = ("scrape", "/metrics", 1, 1, PROMETHEUS)
 # The loads of each round by key, and the quantities by key: the heading, a factor for the unit, and the digits.
 COMPARED = {"c64": "GET /probe", "scrape": "scrape", "quiet": f"{RATE}/s"}
 QUANTITIES = {"cpu": ("CPU, µs", 1e6, 2), "rate": ("requests/s", 1, 0), "p50": ("p50, ms", 1e3, 2),
@@ -45,7 +43,7 @@ def compare(servers, rounds):
             for key in COMPARED:
                 for server in servers[::-1 if done % 2 else 1]:
                     if key == "quiet":
-                        fixed_rate(server, key, 64, SECONDS)
+                        fixed_rate(server, key, 64, SECONDS, LOADS[key][4])
                     else:
                         load(server, key, SECONDS)
                     if server.failures.get(key):

