@@ -95,7 +95,12 @@ pub fn when_readable(mut signal: UnixStream, stop: Box<dyn FnOnce() + Send>) -> 
             stop();
         }
     };
-    thread::Builder::new().name("stop".into()).spawn(wait)?;
+    spawn("stop", Box::new(wait))
+}
+
+/// Starts a thread. The code of `thread::spawn` would be a kilobyte for each type of closure.
+pub fn spawn(name: &str, run: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).spawn(run)?;
     Ok(())
 }
 

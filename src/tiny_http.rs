@@ -3,6 +3,9 @@
 //! One thread handles every request, so a /probe that waits or works delays all other requests.
 //! `tiny_http` reads and parses requests on threads of its own, and does not limit what a client can
 //! make it do. Use this loop to see how a service is instrumented, and only with clients you trust.
+//! The module `refusal` keeps the crate's known vulnerabilities out of reach.
+
+mod refusal;
 
 use std::io;
 use std::net::TcpListener;
@@ -15,9 +18,10 @@ use std::{fs, process, thread};
 
 use bounded_http::{Ended, Field, Method, Outcome, Reply, Request, Service, work};
 use httpdate::fmt_http_date;
-use tiny_http::{Header, Response, Server, StatusCode};
+use tiny_http::{Header, Server};
 
-use crate::app::App;
+use self::refusal::{Checked, Refusals};
+use crate::app::{App, Exchange};
 use crate::log::access::AccessLog;
 use crate::shutdown::{GRACE, when_readable, write_last_lines};
 use crate::wall_clock;
@@ -36,11 +40,19 @@ pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::
         Arc::clone(&server),
         app.access_log().clone(),
     )?;
+    let mut refusals = Refusals::default();
     while let Some(request) = next_request(&server, &is_stopping, &mut app)? {
-        if request.url().starts_with("/metrics") {
-            app.connections_changed(open_sockets().saturating_sub(own_sockets));
-        }
-        serve(request, &mut app);
+        let ended = match refusals.check(request) {
+            Checked::Clear(request) => {
+                if request.url().starts_with("/metrics") {
+                    app.connections_changed(open_sockets().saturating_sub(own_sockets));
+                }
+                serve(request, &mut app)
+            }
+            Checked::Refused(ended) => ended,
+            Checked::Dropped => continue,
+        };
+        app.ended(ended);
     }
     Ok(())
 }
@@ -72,8 +84,8 @@ fn next_request(
     }
 }
 
-/// Reads the clock, has the app handle the request, sends the response, and records the result.
-fn serve(received: tiny_http::Request, app: &mut App) {
+/// Reads the clock, has the app handle the request, and sends the response. Returns what to record.
+fn serve(received: tiny_http::Request, app: &mut App) -> Ended<Exchange> {
     let peer = received.remote_addr().copied();
     let fields: Vec<Field<'_>> = received.headers().iter().map(field).collect();
 
@@ -83,18 +95,18 @@ fn serve(received: tiny_http::Request, app: &mut App) {
         .with_peer(peer)
         .with_received_at(started);
     let is_head = request.method() == Method::Head;
-    let reply = app.answer(&request);
+    let (reply, exchange) = app.answer(&request).split();
     thread::sleep(reply.delay());
     work(reply.work_time());
     let duration = started.elapsed();
     // Ignore write errors: the client may have disconnected.
-    let _ = received.respond(response(&reply));
-    app.ended(Ended {
+    let _ = respond(received, &reply, false);
+    Ended {
         body_length: if is_head { 0 } else { reply.body().len() },
         duration,
         peer,
-        ..Ended::of(reply, Outcome::Responded)
-    });
+        ..Ended::of(reply.remember(exchange), Outcome::Responded)
+    }
 }
 
 fn field(header: &Header) -> Field<'_> {
@@ -122,27 +134,52 @@ fn stop_when_told(
     when_readable(stop_signal, Box::new(stop))
 }
 
-fn response<M>(reply: &Reply<M>) -> Response<&[u8]> {
-    let header = |(name, value): (&str, &str)| {
-        Header::from_bytes(name, value).expect("names and values set by the app are ASCII")
+/// Sends a response. It is written here because the crate's own type has no `Connection` field, and
+/// would panic if the clock is before 1970 or after 9999. The crate first discards the request's body.
+fn respond(received: tiny_http::Request, reply: &Reply, is_last: bool) -> io::Result<()> {
+    let is_head = *received.method() == tiny_http::Method::Head;
+    let is_http_1_0 = *received.http_version() < (1, 1);
+    let has_option = |option| connection_has(&received, option);
+    let close = is_last
+        || has_option("close")
+        || has_option("upgrade")
+        || (is_http_1_0 && !has_option("keep-alive"));
+    let mut head = String::from("HTTP/1.1 ");
+    head.push_str(reply.status().line());
+    head.push_str("\r\n");
+    let mut add = |name: &str, value: &str| {
+        for part in [name, ": ", value, "\r\n"] {
+            head.push_str(part);
+        }
     };
-    // Without a `Date` field, the crate reads the clock and panics if it is before 1970 or after 9999.
-    let date = fmt_http_date(wall_clock::now());
-    let mut headers = vec![header(("Date", &date))];
+    add("Date", &fmt_http_date(wall_clock::now()));
     if let Some(content_type) = reply.content_type() {
-        headers.push(header(("Content-Type", content_type)));
+        add("Content-Type", content_type);
+        add("Content-Length", &reply.body().len().to_string());
     }
-    headers.extend(reply.fields().map(header));
-    let body = reply.body();
-    Response::new(
-        StatusCode(reply.status().code()),
-        headers,
-        body,
-        Some(body.len()),
-        None,
-    )
-    // The length is always known, so `Content-Length` is sent instead of chunks.
-    .with_chunked_threshold(usize::MAX)
+    for (name, value) in reply.fields() {
+        add(name, value);
+    }
+    if close || is_http_1_0 {
+        add("Connection", if close { "close" } else { "keep-alive" });
+    }
+    head.push_str("\r\n");
+
+    let mut writer = received.into_writer();
+    writer.write_all(head.as_bytes())?;
+    if !is_head {
+        writer.write_all(reply.body())?;
+    }
+    writer.flush()
+}
+
+/// Returns whether `Connection` has an option, as the crate sees it: in the first such field.
+fn connection_has(received: &tiny_http::Request, option: &str) -> bool {
+    let mut headers = received.headers().iter();
+    let connection = headers.find(|header| header.field.equiv("Connection"));
+    let value = connection.map_or(&[][..], |header| header.value.as_bytes());
+    let mut parts = value.windows(option.len());
+    parts.any(|part| part.eq_ignore_ascii_case(option.as_bytes()))
 }
 
 /// Counts the sockets of this process; 0 on systems without /proc.

@@ -104,6 +104,8 @@ pub enum Status {
 
 impl Status {
     /// Returns the code and the reason phrase, as in the status line: `404 Not Found`.
+    // Inlined in several places, its table would be in the binary as often.
+    #[inline(never)]
     pub fn line(self) -> &'static str {
         match self {
             Self::Ok => "200 OK",

@@ -19,6 +19,7 @@ macro_rules! on_every_server {
 mod command_line;
 mod exposition;
 mod faults;
+mod framing;
 mod responses;
 // These tests need /proc and /dev/full.
 #[cfg(target_os = "linux")]
