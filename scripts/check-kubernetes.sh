@@ -14,8 +14,9 @@ trap 'rm -rf "$rendered"' EXIT
 if [ ! -e "$tools/complete" ]; then
     rm -rf "$tools"
     python3 -m venv "$tools"
-    "$tools/bin/pip" install --quiet kubernetes-validate==1.37.0
-    npm install --silent --no-save --prefix "$tools" @kubernetes-models/prometheus-operator@6.0.0
+    "$tools/bin/pip" install --quiet --require-hashes --requirement scripts/requirements/kubernetes.txt
+    cp scripts/requirements/npm-kubernetes/*.json "$tools"
+    (cd "$tools" && npm ci --silent --ignore-scripts)
     touch "$tools/complete"
 fi
 
@@ -123,13 +124,13 @@ check "the image is the one that the workflow publishes for version ${version:-u
     '$container.image | test("^ghcr[.]io/(OWNER/tiny-probe|'"$repository):$version"'$")'
 
 mkdir -p "$rendered/copy/docs"
-cp -R Makefile deploy scripts "$rendered/copy"
+cp -R Makefile Dockerfile deploy scripts "$rendered/copy"
 cp docs/*.md "$rendered/copy/docs"
 sed -i.old 's|ghcr.io/[^/]*/|ghcr.io/OWNER/|' "$rendered/copy/deploy/kubernetes/base/kustomization.yaml"
-sed -i.old 's|github.com/[^/]*/|github.com/OWNER/|' "$rendered"/copy/deploy/prometheus/*_rules*.yml
-rm "$rendered"/copy/deploy/*/*.old "$rendered"/copy/deploy/*/*/*.old
+sed -i.old 's|github.com/[^/]*/|github.com/OWNER/|' "$rendered"/copy/deploy/prometheus/*_rules*.yml "$rendered/copy/Dockerfile"
+rm "$rendered"/copy/*.old "$rendered"/copy/deploy/*/*.old "$rendered"/copy/deploy/*/*/*.old
 make --silent -C "$rendered/copy" set-owner ACCOUNT=Octo-Cat
-if grep -r '/OWNER/' "$rendered/copy/deploy" >&2 || ! "$rendered/copy/scripts/check-alerts-doc.sh" >/dev/null ||
+if grep -r /OWNER/ "$rendered/copy/deploy" "$rendered/copy/Dockerfile" >&2 || ! "$rendered/copy/scripts/check-alerts-doc.sh" >/dev/null ||
     ! kubectl kustomize "$rendered/copy/deploy/kubernetes" | grep -q "image: ghcr.io/octo-cat/tiny-probe:$version"; then
     echo "FAILED  make set-owner replaces OWNER in the image and in the addresses" >&2
     exit 1

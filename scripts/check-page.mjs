@@ -8,7 +8,7 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import { cpSync, existsSync, readFileSync } from "node:fs";
 import { createServer, request } from "node:http";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
@@ -17,10 +17,9 @@ import { fileURLToPath } from "node:url";
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const tools = join(root, "target/check-page");
 if (!existsSync(join(tools, "node_modules/axe-core")) || !existsSync(join(tools, "node_modules/puppeteer-core"))) {
-    mkdirSync(tools, { recursive: true });
-    // A later puppeteer-core needs a later Node.js than Debian has.
-    execFileSync("npm", ["install", "--silent", "--no-save", "--ignore-scripts", "--prefix", tools,
-        "puppeteer-core@24.43.1", "axe-core@4.14.1"]);
+    // The lock file has the versions and hashes. A later puppeteer-core needs a later Node.js than Debian has.
+    cpSync(join(root, "scripts/requirements/npm-page"), tools, { recursive: true });
+    execFileSync("npm", ["ci", "--silent", "--ignore-scripts"], { cwd: tools });
 }
 const require = createRequire(join(tools, "index.js"));
 const puppeteer = require("puppeteer-core");
