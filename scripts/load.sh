@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Sends requests at a steady rate, whether or not the responses arrive in time, and prints a summary of
 # their statuses and latencies.
 # Usage: scripts/load.sh [BASE_URL [PATH]]      (default: $BASE_URL, else http://127.0.0.1:8080; /probe)
@@ -7,12 +7,9 @@
 # (default 60). Ctrl-C ends it early.
 # Each request has a traceparent with a trace ID of its own, so that every exemplar belongs to one request.
 # Exits 1 if a request gets no response within 30 seconds. Such requests are counted as status 000.
-set -euo pipefail
+# Needs curl 7.67 or later.
+set -eu
 export LC_ALL=C
-if [ -z "${EPOCHREALTIME:-}" ] || ! command -v stdbuf >/dev/null; then
-    echo "load.sh: needs bash 5 and GNU stdbuf (on a Mac: brew install bash coreutils)" >&2
-    exit 2
-fi
 
 url=${1:-${BASE_URL:-http://127.0.0.1:8080}}
 path=${2:-/probe}
@@ -25,53 +22,47 @@ case $path in
     *) path="$path?" ;;
 esac
 
-responses=$(mktemp)
-trap 'rm -f "$responses"' EXIT
+# The responses of each second are a file of their own, because one curl may write while another does.
+responses=$(mktemp -d)
+trap 'rm -rf "$responses"' EXIT
 trap 'duration=0' INT TERM
 
 progress() {
-    printf '\r%4d s  %6d sent  %6d responses ' "$seconds" "$((seconds * rate))" "$(wc -l <"$responses")" >&2
+    printf '\r%4d s  %6d sent  %6d responses ' "$seconds" "$((seconds * rate))" "$(cat "$responses"/* | wc -l)" >&2
 }
 
 # Prints the requests of one second in the syntax of curl's configuration file.
 requests() {
     # Each line is a trace ID of 16 bytes and a span ID of 8.
-    od --address-radix=n --output-duplicates --format=x1 --width=24 --read-bytes=$((24 * rate)) /dev/urandom |
-        tr -d ' ' | awk -v url="$url$path" '{
-            print "next\nurl = \"" url NR "\"\nmax-time = 30\noutput = /dev/null"
-            print "header = \"traceparent: 00-" substr($0, 1, 32) "-" substr($0, 33) "-01\""
-            print "write-out = \"%{http_code} %{time_total}\\n\""
-        }'
+    od -A n -v -t x1 -N $((24 * rate)) /dev/urandom | tr -d ' \n' | fold -w 48 | awk -v url="$url$path" '{
+        print "next\nurl = \"" url NR "\"\nmax-time = 30\noutput = /dev/null"
+        print "header = \"traceparent: 00-" substr($0, 1, 32) "-" substr($0, 33) "-01\""
+        print "write-out = \"%{http_code} %{time_total}\\n\""
+    }'
 }
 
-# Prints the microseconds since the epoch.
-now() { echo "${EPOCHREALTIME/[.,]/}"; }
-
-start=$(now)
+start=$(date +%s)
 seconds=0
 while [ "$seconds" -lt "$duration" ]; do
     # One curl process sends the requests of this second and writes a line for each response.
-    requests | stdbuf --output=L curl --no-progress-meter --parallel --parallel-immediate --parallel-max "$rate" \
-        --config - >>"$responses" &
+    requests | curl --no-progress-meter --parallel --parallel-immediate --parallel-max "$rate" \
+        --config - >"$responses/$seconds" &
     seconds=$((seconds + 1))
-    # Sleep until the second is over, counted from the start so that delays do not add up.
-    left=$((start + seconds * 1000000 - $(now)))
-    if [ "$left" -gt 0 ]; then
-        sleep "$((left / 1000000)).$(printf '%06d' $((left % 1000000)))" || true
-    fi
+    # Wait until the second is over, counted from the start so that delays do not add up.
+    while [ "$(date +%s)" -lt $((start + seconds)) ]; do sleep 0.1 || true; done
     progress
 done
-sending=$(($(now) - start))
+sending=$(($(date +%s) - start))
 wait
 progress
 echo >&2
 
-sort --key 2 --numeric-sort "$responses" | awk -v sent=$((seconds * rate)) -v sending="$sending" '
+sort -n -k 2 "$responses"/* | awk -v sent=$((seconds * rate)) -v sending="$sending" '
     { statuses[$1]++ }
     $1 != "000" { latency[++responses] = $2 }
     function percentile(p) { return latency[int((responses - 1) * p / 100) + 1] }
     END {
-        printf "requests  %d in %.1f s, %.1f per second\n", sent, sending / 1e6, sent * 1e6 / sending
+        printf "requests  %d in %d s, %.1f per second\n", sent, sending, sent / (sending > 0 ? sending : 1)
         for (status in statuses)
             printf "status    %s: %d\n", status, statuses[status]
         if (responses > 0)
