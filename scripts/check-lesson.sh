@@ -2,13 +2,17 @@
 # Checks the lesson: runs every command of docs/lesson.md in order and compares its output with the
 # output that the text shows.
 # Usage: scripts/check-lesson.sh [FILE]
-# Takes three minutes and needs ports 8080 and 9090. Prints a line per command and exits 1 at the first
-# command whose output differs.
+# SLOW=1 waits three seconds before each command, as a person does.
+# Takes four minutes, with SLOW=1 seven. Needs ports 8000, 8080 and 9090, Go, and PyPI. Prints a line per command
+# and exits 1 at the first command whose output differs.
 #
 # In a ```console block, a line that starts with "$ " is a command, and the lines after it are its
 # expected output. In the output, "…" matches any text within a line; a line that consists of "…"
-# matches any number of lines. The comment "<!-- terminal: NAME -->" before a block runs its command in
-# a terminal of its own. A second command for the same terminal interrupts the first one with Ctrl-C.
+# matches any number of lines. Three comments are instructions:
+# <!-- terminal: NAME --> before a block runs its command in a terminal of its own. A second command for the same
+#     terminal interrupts the first one with Ctrl-C.
+# <!-- interrupt: NAME --> presses Ctrl-C in that terminal.
+# <!-- file: NAME --> before a block of another language writes that block to a file.
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -45,7 +49,7 @@ interrupt() {
     fi
 }
 
-# watch: ends this script if a command takes longer than $limit. Bash handles a signal only after the
+# watch: ends this script if a command takes longer than $limit seconds. Bash handles a signal only after the
 # child that it waits for has ended, so the children are signaled as well.
 watch() {
     local deadline command
@@ -61,7 +65,7 @@ watch() {
 }
 
 # The time limit of a command in seconds. The slowest ones wait for an alert or compile the tests.
-limit=300
+limit=600
 # In a pipeline, curl is not a child of this shell, so the signal from `watch` would not reach it.
 curl() { command curl --max-time 60 "$@"; }
 
@@ -98,7 +102,8 @@ matches() {
 
 # run COMMAND TERMINAL: runs a command and compares its output with $scratch/expected.
 run() {
-    local missing=
+    local missing='' waited=''
+    if [ -n "${SLOW:-}" ]; then sleep 3; fi
     if [ -n "$2" ]; then
         if [ -n "${terminals[$2]:-}" ]; then interrupt "$2" || exit 1; fi
         : >"$scratch/actual.$2"
@@ -109,7 +114,13 @@ run() {
         set +m
         local deadline=$((SECONDS + limit))
         until matches "$scratch/expected" "$scratch/actual.$2"; do
-            if ((SECONDS > deadline)) || ! kill -0 "${terminals[$2]}" 2>/dev/null; then break; fi
+            if ((SECONDS > deadline)); then
+                waited="timed out: in $limit s, it did not print what is expected"
+                break
+            elif ! kill -0 "${terminals[$2]}" 2>/dev/null; then
+                waited='it ended before it had printed what is expected'
+                break
+            fi
             sleep 0.2
         done
         cp "$scratch/actual.$2" "$scratch/actual"
@@ -120,31 +131,56 @@ run() {
         : >"$scratch/deadline"
     fi
     if ! matches "$scratch/expected" "$scratch/actual"; then
-        printf 'FAILED  %s\n\ndid not find this line: %s\n\nexpected output:\n' "$1" "$missing" >&2
+        printf 'FAILED  %s\n\n%sdid not find this line: %s\n\nexpected output:\n' \
+            "$1" "${waited:+$waited; }" "$missing" >&2
         cat "$scratch/expected" >&2
         printf '\nactual output:\n' >&2
         cat "$scratch/actual" >&2
         exit 1
     fi
-    printf 'ok      %s\n' "$1"
+    printf '%4d s  %s\n' "$SECONDS" "$1"
 }
 
-# The lesson changes the sources, so it runs in a copy. The copy has a target folder of its own.
+# The lesson changes the sources, so it runs in a copy. The copy has a target folder of its own, and the files have
+# the time of this run: otherwise cargo would take what the last run built from changed sources for up to date.
 mkdir "$scratch/tiny-probe"
 (cd "$root" && git ls-files -z --cached --others --exclude-standard |
     tar --create --null --files-from - --ignore-failed-read 2>/dev/null) |
-    tar --extract --directory "$scratch/tiny-probe"
+    tar --extract --touch --directory "$scratch/tiny-probe"
 cd "$scratch/tiny-probe" || exit 1
 git init --quiet .
+git add .
+git -c user.name=lesson -c user.email=lesson@localhost commit --quiet --message 'The lesson'
+if ! { docs/lesson-pictures.py && git diff --exit-code -- docs; }; then
+    echo 'FAILED  the pictures differ from what docs/lesson-pictures.py draws' >&2
+    exit 1
+fi
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$root/target}/lesson"
+
+# Debian installs the client library outside of Go's modules. Where it is installed, use it, because the module
+# proxy may be out of reach.
+if [ -d /usr/share/gocode/src/github.com/prometheus/client_golang ]; then
+    export GO111MODULE=off GOPATH=/usr/share/gocode
+    go() { [ "$1" = mod ] || command go "$@"; }
+fi
 
 : >"$scratch/deadline"
 watch &
-command='' terminal='' next_terminal='' in_block=false commands=0
+command='' terminal='' next_terminal='' in_block=false file='' in_file=false commands=0
 while IFS= read -r line <&3; do
+    if $in_file; then
+        if [ "$line" = '```' ]; then in_file=false file=''; else printf '%s\n' "$line" >>"$file"; fi
+        continue
+    fi
     case $line in
+    '<!-- interrupt: '*)
+        name=${line#<!-- interrupt: } name=${name% -->}
+        interrupt "$name" || exit 1
+        ;;
+    '<!-- file: '*) file=${line#<!-- file: } file=${file% -->} ;;
     '<!-- terminal: '*) next_terminal=${line#<!-- terminal: } next_terminal=${next_terminal% -->} ;;
     '```console') in_block=true terminal=$next_terminal next_terminal='' ;;
+    '```'[a-z]*) if [ -n "$file" ]; then in_file=true && : >"$file"; fi ;;
     '```' | '$ '*)
         if $in_block; then
             if [ -n "$command" ]; then
@@ -159,4 +195,4 @@ while IFS= read -r line <&3; do
     esac
 done 3<"$lesson"
 ((commands > 0)) || { echo "FAILED  found no command in $lesson" >&2 && exit 1; }
-printf 'ok      all %d commands of the lesson\n' "$commands"
+printf 'ok      all %d commands of the lesson, in %d s\n' "$commands" "$SECONDS"

@@ -22,7 +22,7 @@ prometheus --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/d
     --enable-feature=exemplar-storage --web.listen-address="${LISTEN:-127.0.0.1:0}" 2>"$folder/log" &
 prometheus=$!
 trap 'end "$prometheus" Prometheus; rm -rf "$folder"' EXIT
-trap 'exit 1' INT TERM
+trap 'exit 1' HUP INT TERM
 
 wait_for_line 60 "$prometheus" Prometheus "$folder/log" 'Server is ready'
 PROMETHEUS_URL=http://$(sed -n '/Listening on/s/.*address=\([0-9.:]*\).*/\1/p' "$folder/log")
