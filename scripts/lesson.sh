@@ -18,17 +18,17 @@ ask() {
 
 # await QUERY: repeats a query every second until it has a result, for at most two minutes.
 await() {
-    seconds=0
+    started=$(date +%s)
     while :; do
         result=$(ask "$1")
+        seconds=$(($(date +%s) - started))
         if [ -n "$result" ]; then break; fi
         if [ "$seconds" -ge 120 ]; then
-            printf '\ntimed out: in 120 s, Prometheus had no result for %s\n' "$1" >&2
+            printf '\ntimed out: within %d s, Prometheus had no result for %s\n' "$seconds" "$1" >&2
             return 1
         fi
         printf '.' >&2
         sleep 1
-        seconds=$((seconds + 1))
     done
     if [ "$seconds" -gt 0 ]; then printf ' after %d s\n' "$seconds" >&2; fi
     printf '%s\n' "$result"

@@ -6,7 +6,8 @@
 # RATE is the number of requests per second (default 20, at most 300), DURATION the time in seconds
 # (default 60). Ctrl-C ends it early.
 # Each request has a traceparent with a trace ID of its own, so that every exemplar belongs to one request.
-# Exits 1 if a request gets no response within 30 seconds. Such requests are counted as status 000.
+# Exits 1 if a request gets no response within 30 seconds. Such requests are counted as status 000, and the
+# summary says why.
 # Needs curl 7.67 or later.
 set -eu
 export LC_ALL=C
@@ -24,11 +25,17 @@ esac
 
 # The responses of each second are a file of their own, because one curl may write while another does.
 responses=$(mktemp -d)
-trap 'rm -rf "$responses"' EXIT
+errors=$(mktemp)
+trap 'rm -rf "$responses" "$errors"' EXIT
 trap 'duration=0' INT TERM
 
 progress() {
-    printf '\r%4d s  %6d sent  %6d responses ' "$seconds" "$((seconds * rate))" "$(cat "$responses"/* | wc -l)" >&2
+    cat "$responses"/* | awk -v seconds="$seconds" -v sent=$((seconds * rate)) '
+        $1 == "000" { failed++ }
+        END {
+            printf "\r%4d s  %6d sent  %6d responses ", seconds, sent, NR - failed
+            if (failed) printf " %d without response ", failed
+        }' >&2
 }
 
 # Prints the requests of one second in the syntax of curl's configuration file.
@@ -46,7 +53,7 @@ seconds=0
 while [ "$seconds" -lt "$duration" ]; do
     # One curl process sends the requests of this second and writes a line for each response.
     requests | curl --no-progress-meter --parallel --parallel-immediate --parallel-max "$rate" \
-        --config - >"$responses/$seconds" &
+        --config - >"$responses/$seconds" 2>>"$errors" &
     seconds=$((seconds + 1))
     # Wait until the second is over, counted from the start so that delays do not add up.
     while [ "$(date +%s)" -lt $((start + seconds)) ]; do sleep 0.1 || true; done
@@ -56,6 +63,8 @@ sending=$(($(date +%s) - start))
 wait
 progress
 echo >&2
+# The most frequent reasons, without the time that each attempt took.
+sed 's/ after [0-9]* ms//' "$errors" | sort | uniq -c | sort -r -n | head -n 3 >&2
 
 sort -n -k 2 "$responses"/* | awk -v sent=$((seconds * rate)) -v sending="$sending" '
     { statuses[$1]++ }
