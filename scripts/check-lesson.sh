@@ -65,7 +65,7 @@ watch() {
 }
 
 # The time limit of a command in seconds. The slowest ones wait for an alert or compile the tests.
-limit=600
+limit=900
 # In a pipeline, curl is not a child of this shell, so the signal from `watch` would not reach it.
 curl() { command curl --max-time 60 "$@"; }
 

@@ -18,7 +18,7 @@ ask() {
 
 # await QUERY: repeats a query every second until it has a result, for at most two minutes.
 await() {
-    started=$(date +%s)
+    started=$(date +%s) dots=
     while :; do
         result=$(ask "$1")
         seconds=$(($(date +%s) - started))
@@ -27,9 +27,9 @@ await() {
             printf '\ntimed out: within %d s, Prometheus had no result for %s\n' "$seconds" "$1" >&2
             return 1
         fi
-        printf '.' >&2
+        printf '.' >&2 && dots=printed
         sleep 1
     done
-    if [ "$seconds" -gt 0 ]; then printf ' after %d s\n' "$seconds" >&2; fi
+    if [ -n "$dots" ]; then printf ' after %d s\n' "$seconds" >&2; fi
     printf '%s\n' "$result"
 }
