@@ -3,7 +3,7 @@
 # output that the text shows.
 # Usage: scripts/check-lesson.sh [FILE]
 # SLOW=1 waits three seconds before each command, as a person does.
-# Takes four minutes, with SLOW=1 seven. Needs ports 8000, 8080 and 9090, Go, and PyPI. Prints a line per command
+# Takes three minutes, with SLOW=1 seven. Needs ports 8000, 8080 and 9090, Go, and PyPI. Prints a line per command
 # and exits 1 at the first command whose output differs.
 #
 # In a ```console block, a line that starts with "$ " is a command, and the lines after it are its
