@@ -33,7 +33,7 @@ lint: ## check formatting, clippy and shell scripts
 	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
 	$(CARGO) clippy --locked --package bounded-http --all-targets -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --locked --workspace --no-deps --quiet
-	shellcheck scripts/*.sh .ci/run
+	shellcheck scripts/*.sh .ci/run .ci/msrv
 	$(CARGO) fmt --check --all --manifest-path bench/peers/Cargo.toml
 	$(CARGO) fmt --check --manifest-path bench/micro/Cargo.toml
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
@@ -309,6 +309,10 @@ soak: build ## run all kinds of clients for SECONDS=600, check that nothing leak
 .PHONY: mutants
 mutants: ## check that a test fails for every change of the code (needs cargo-mutants, takes an hour)
 	scripts/mutants.sh
+
+.PHONY: check-msrv
+check-msrv: ## check that the code compiles with the oldest Rust that Cargo.toml names (needs that toolchain)
+	$(CARGO) +$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) check --locked --workspace --all-targets
 
 .PHONY: fuzz
 fuzz: ## search for inputs that fail a check, SECONDS=600 per target (needs nightly and cargo-fuzz)

@@ -222,7 +222,7 @@ fn is_ip_literal(literal: &[u8]) -> bool {
                 !address.is_empty() && address.iter().all(is_address)
             });
     }
-    str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok())
+    std::str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok())
 }
 
 /// Returns whether a text consists of characters and percent-escapes that a registered name may

@@ -57,7 +57,7 @@ fn host_of(authority: &[u8]) -> &[u8] {
 
 /// Returns whether a host cannot be rebound.
 fn is_safe(host: &[u8], allowed_host: Option<&str>) -> bool {
-    let Ok(host) = str::from_utf8(host) else {
+    let Ok(host) = std::str::from_utf8(host) else {
         return false;
     };
     let ipv6 = host.strip_prefix('[').and_then(|ip| ip.strip_suffix(']'));

@@ -123,7 +123,7 @@ fn read_memory(statm: &File) -> Option<Memory> {
 /// Parses the number at this index of a text in which spaces separate the fields.
 fn number(text: &[u8], index: usize) -> Option<u64> {
     let field = text.split(|byte| *byte == b' ').nth(index)?;
-    str::from_utf8(field).ok()?.parse().ok()
+    std::str::from_utf8(field).ok()?.parse().ok()
 }
 
 /// Counts the threads: each is a subdirectory of /proc/self/task, and like every directory it has two more
