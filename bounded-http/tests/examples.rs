@@ -38,12 +38,14 @@ impl Example {
             "{} is not there: build it with `cargo build -p bounded-http --examples`",
             program.display()
         );
-        let mut child = Command::new("sh")
-            .args(["-c", "ulimit -n 300; exec \"$0\" 127.0.0.1:0"])
+        // The kernel kills it when the thread of the test ends, also if the test is killed.
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--", "sh", "-c"])
+            .arg("ulimit -n 300; exec \"$0\" 127.0.0.1:0")
             .arg(program)
             .stdout(Stdio::piped())
             .spawn()
-            .expect("sh starts");
+            .expect("setpriv starts");
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         stdout.read_line(&mut line).unwrap();

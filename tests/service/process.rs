@@ -1,10 +1,13 @@
 //! The target process, on the event loop: it hangs, exits, or holds memory, series and descriptors.
 
+use std::env;
+use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Service, wait_until};
+use crate::support::{Client, Service, TIMEOUT, wait_until};
 
 fn service() -> Service {
     Service::start("event-loop", &["--fault-injection=all"])
@@ -61,9 +64,20 @@ fn memory_is_released_every_time() {
 fn memory_is_released_when_the_time_is_over() {
     let service = service();
     let before = service.status("VmHWM");
-    put(&mut service.connect(), "memory=16MiB&for=3s");
     let peak = || service.status("VmHWM") - before;
-    wait_until("it is held", || peak() >= 16 * MIB);
+    // On a busy machine, the time may be over before all of it is held.
+    let is_held = [3, 15, 45].into_iter().any(|seconds| {
+        put(
+            &mut service.connect(),
+            &format!("memory=16MiB&for={seconds}s"),
+        );
+        let asked = Instant::now();
+        wait_until("it is held", || {
+            peak() >= 16 * MIB || asked.elapsed() > Duration::from_secs(seconds)
+        });
+        peak() >= 16 * MIB
+    });
+    assert!(is_held);
     // No event wakes the service up meanwhile.
     wait_until("it is released", || {
         service.status("VmRSS") < before + 8 * MIB
@@ -110,7 +124,13 @@ fn extra_descriptors_are_open_until_the_change_is_reverted() {
     // If the limit is lower, some descriptors are left for connections.
     put(&mut changer, "open-files=1000000&for=1h");
     wait_until("as many as can be are open", || open() > 220);
-    assert!(open() < 300 - 40);
+    // 48 are left. The changer's connection, and that of a closed client, may use two of them.
+    thread::sleep(Duration::from_millis(100));
+    let open_at_most = open();
+    assert!(
+        (300 - 48..=300 - 46).contains(&open_at_most),
+        "{open_at_most}"
+    );
     assert_eq!(service.get("/healthz").status, 200);
     service.waits();
     changer.ask("DELETE", "/faults");
@@ -143,17 +163,17 @@ fn a_frozen_process_serves_no_client_until_the_time_is_over() {
     let mut service = service();
     let mut client = service.connect();
     let asked = Instant::now();
-    let overview = put(&mut client, "freeze=1s");
+    let overview = put(&mut client, "freeze=3s");
     assert!(overview.ends_with("work=0s\n"), "{overview}");
     // The response to the change was sent before the freeze.
-    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert!(asked.elapsed() < Duration::from_secs(3));
     service.signal("TERM");
     assert_eq!(service.get("/healthz").status, 200);
-    assert!(asked.elapsed() >= Duration::from_secs(1), "it hangs");
+    assert!(asked.elapsed() >= Duration::from_secs(3), "it hangs");
     assert_eq!(service.wait(), Some(0), "the signal is read afterwards");
     let stderr = service.stderr();
     assert!(
-        stderr.contains(" process: ") && stderr.contains(" freeze=1s"),
+        stderr.contains(" process: ") && stderr.contains(" freeze=3s"),
         "{stderr}"
     );
 }
@@ -258,6 +278,35 @@ fn an_invalid_change_is_one_line_and_changes_nothing() {
         shown,
         "memory=0B\nseries=0\nopen-files=0\nfreeze=0s\nexit-after=never\nexit-code=1\n"
     );
+}
+
+/// Starts this test again in a process of its own, and kills that while it holds a service.
+#[test]
+fn a_service_ends_when_its_test_is_killed() {
+    const NAME: &str = "process::a_service_ends_when_its_test_is_killed";
+    if env::var_os("HOLD_A_SERVICE").is_some() {
+        let service = service();
+        println!("\nservice {}", service.pid());
+        thread::sleep(TIMEOUT);
+        return;
+    }
+    let mut test = Command::new(env::current_exe().unwrap())
+        .args(["--exact", NAME, "--nocapture"])
+        .env("HOLD_A_SERVICE", "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(test.stdout.take().unwrap()).lines();
+    let pid = lines
+        .map_while(Result::ok)
+        .find_map(|line| line.strip_prefix("service ").map(str::to_owned));
+    let pid = pid.expect("the number of the process");
+    test.kill().unwrap();
+    test.wait().unwrap();
+    wait_until("the service has ended", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z "))
+    });
 }
 
 #[cfg(feature = "tiny-http")]

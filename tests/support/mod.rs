@@ -1,11 +1,11 @@
 //! A running service and its clients, for the tests: a real process, real sockets, real signals.
 //!
-//! Every wait ends after [`TIMEOUT`] with a panic that says what was waited for. No test depends on how
-//! long something takes before that.
+//! Every wait ends after [`TIMEOUT`] with a panic that says what was waited for.
 
 #![allow(dead_code, reason = "each test crate uses its own part of this module")]
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -21,8 +21,20 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tiny-probe");
 
 /// A command that runs the program, without the environment variables of the person who runs the tests.
 pub fn program() -> Command {
-    let mut command = Command::new(PROGRAM);
+    let mut command = ending_with_this_thread(PROGRAM);
     command.env_clear().stdin(Stdio::null());
+    command
+}
+
+/// A command that runs a program. On Linux, the kernel kills the program when the thread that started it
+/// ends. Without this, a test binary that is killed would leave its services running.
+fn ending_with_this_thread(program: impl AsRef<OsStr>) -> Command {
+    if cfg!(not(target_os = "linux")) {
+        return Command::new(program);
+    }
+    // It executes the program in the same process. It is part of util-linux.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
 
@@ -55,8 +67,10 @@ impl Service {
 
     /// Starts the service through another program, such as a shell.
     pub fn start_with(server: &str, flags: &[&str], through: impl FnOnce(&str) -> Command) -> Self {
+        let through = through(PROGRAM);
+        let mut command = ending_with_this_thread(through.get_program());
         let arguments = ["--listen", "127.0.0.1:0", "--server", server];
-        Self::spawn(through(PROGRAM).args(arguments).args(flags))
+        Self::spawn(command.args(through.get_args()).args(arguments).args(flags))
     }
 
     fn spawn(command: &mut Command) -> Self {
@@ -65,7 +79,7 @@ impl Service {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("the program starts");
+            .expect("the program, or setpriv, starts");
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut start_line = String::new();
         stderr.read_line(&mut start_line).unwrap();
@@ -93,7 +107,7 @@ impl Service {
     /// is low, so that the event loop prints a message about it.
     pub fn start_into(server: &str, flags: &[&str], stdout: impl AsFd, stderr: impl AsFd) -> Self {
         let stdio = |stream: &dyn AsFd| Stdio::from(stream.as_fd().try_clone_to_owned().unwrap());
-        let child = Command::new("sh")
+        let child = ending_with_this_thread("sh")
             .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", PROGRAM])
             .args(["--listen", "127.0.0.1:0", "--server", server])
             .args(flags)
@@ -101,7 +115,7 @@ impl Service {
             .stdout(stdio(&stdout))
             .stderr(stdio(&stderr))
             .spawn()
-            .expect("sh starts");
+            .expect("setpriv starts");
         // The test may not be able to read the start line, so look for the port in /proc.
         let mut port = None;
         wait_until("the service listens", || {
