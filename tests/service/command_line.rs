@@ -2,8 +2,9 @@
 
 use std::env::consts::{ARCH, OS};
 use std::net::{Ipv6Addr, TcpListener};
+use std::time::{Duration, Instant};
 
-use crate::support::{Client, Service, run};
+use crate::support::{Client, Service, run, skip};
 
 on_every_server!(
     the_start_line_has_version_server_and_url,
@@ -50,6 +51,11 @@ fn an_invalid_value_prints_one_line_and_exits_with_2() {
             "a whole number from 0 to 18446744073709551615",
         ),
         ("--max-connections", "0", "a whole number from 1 to 1000000"),
+        (
+            "--max-connections",
+            "1000001",
+            "a whole number from 1 to 1000000",
+        ),
         (
             "--max-connections",
             "1e3",
@@ -265,10 +271,28 @@ fn the_healthcheck_fails_on_any_response_other_than_200() {
     }
 }
 
+/// A server that is stuck accepts the connection, or the kernel does so for it.
+#[test]
+fn the_healthcheck_waits_two_seconds_for_a_response() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let started = Instant::now();
+    let output = run(&["healthcheck", "--listen", &address], &[]);
+    let took = started.elapsed();
+    assert_eq!(output.status.code(), Some(1));
+    let begin = format!("tiny-probe: http://{address}/healthz: ");
+    assert!(message(&output).starts_with(&begin), "{output:?}");
+    let expected = Duration::from_millis(1990)..Duration::from_secs(10);
+    assert!(expected.contains(&took), "{took:?}");
+}
+
 fn a_port_alone_means_every_address_and_ipv4_clients_are_logged_as_ipv4(server: &str) {
     let flags = ["--access-log", "--fault-injection"];
     let mut service = Service::start_on(":0", server, &flags);
     let has_ipv6 = TcpListener::bind("[::1]:0").is_ok();
+    if !has_ipv6 {
+        skip("IPv6, which this machine does not have");
+    }
     let port = service.address.port();
     let every = if has_ipv6 { "every" } else { "every IPv4" };
     let url = format!(" on http://localhost:{port} ({every} address)\n");
@@ -303,7 +327,7 @@ fn a_port_alone_means_every_address_and_ipv4_clients_are_logged_as_ipv4(server: 
 
 fn the_unspecified_ipv6_address_is_served(server: &str) {
     if TcpListener::bind("[::1]:0").is_err() {
-        println!("skipped: this machine has no IPv6");
+        skip("this machine has no IPv6");
         return;
     }
     let service = Service::start_on("[::]:0", server, &[]);

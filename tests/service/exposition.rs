@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::support::{Labels, Page, Series, Service, wait_until};
+use crate::support::{Labels, Page, Series, Service, skip, wait_until};
 
 on_every_server!(
     the_page_has_the_same_series_as_the_seeds,
@@ -146,7 +146,7 @@ fn the_number_of_series_is_bounded_whatever_clients_send(server: &str) {
 
 fn open_connections_are_counted(server: &str) {
     if cfg!(not(target_os = "linux")) && server == "tiny-http" {
-        println!("skipped: tiny-http counts connections in /proc");
+        skip("tiny-http counts connections in /proc");
         return;
     }
     let service = Service::start(server, &[]);
@@ -196,7 +196,7 @@ fn waiting_takes_no_cpu_time(server: &str) {
 
 fn process_metrics_agree_with_proc(server: &str) {
     if cfg!(not(target_os = "linux")) {
-        println!("skipped: this system has no /proc");
+        skip("this system has no /proc");
         return;
     }
     let before = now();
@@ -239,7 +239,7 @@ fn now() -> f64 {
 
 fn cpu_time_has_fractions(server: &str) {
     if cfg!(not(target_os = "linux")) {
-        println!("skipped: this system has no /proc");
+        skip("this system has no /proc");
         return;
     }
     let service = Service::start(server, &[]);
@@ -272,7 +272,7 @@ fn process_metrics_that_cannot_be_read_are_left_out(server: &str) {
         .output()
         .is_ok_and(|output| output.status.success())
     {
-        println!("skipped: the system does not allow hiding /proc from a process");
+        skip("the system does not allow hiding /proc from a process");
         return;
     }
     let service = Service::start_with(server, &[], hidden);
