@@ -259,6 +259,7 @@ fn a_delayed_response_delays_only_later_requests_on_its_connection() {
     let mut other = running.connect();
     let started = Instant::now();
     delayed.send(&(get("/delayed") + &get("/next")));
+    assert_eq!(other.get("/other").body, BODY);
     while started.elapsed() < DELAY / 2 {
         assert_eq!(other.get("/other").body, BODY);
     }

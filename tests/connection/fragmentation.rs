@@ -25,10 +25,10 @@ fn conversations() -> Vec<String> {
         .iter()
         .map(|(_, head, _)| format!("{valid}{head}{}", get("/healthz")))
         .collect();
-    let long = "x".repeat(8200);
+    let long = "x".repeat(16_400);
     conversations.push(format!("{}{long}", get("/probe")));
     conversations.push(format!("GET / HTTP/1.1\r\nX: {long}\r\n\r\n"));
-    conversations.push(format!("GET / HTTP/1.1\r\n{}\r\n", "X: 1\r\n".repeat(65)));
+    conversations.push(format!("GET / HTTP/1.1\r\n{}\r\n", "X: 1\r\n".repeat(101)));
     conversations
 }
 

@@ -276,6 +276,26 @@ fn uploads_are_not_cut_off_at_the_connection_limit() {
     });
 }
 
+#[test]
+fn a_connection_makes_room_once_it_has_been_idle_for_100_milliseconds() {
+    let service = Service::start(SERVER, &["--max-connections", "1"]);
+    let mut shortest = Duration::MAX;
+    // On a busy machine, some attempts take longer.
+    for _ in 0..50 {
+        let mut idle = service.connect();
+        // The connection is idle some time after this.
+        let started = Instant::now();
+        assert_eq!(idle.ask("GET", "/probe").status, 200);
+        assert_eq!(service.get("/probe").status, 200);
+        shortest = shortest.min(started.elapsed());
+        if shortest < Duration::from_millis(150) {
+            break;
+        }
+    }
+    let expected = Duration::from_millis(100)..Duration::from_millis(150);
+    assert!(expected.contains(&shortest), "{shortest:?}");
+}
+
 /// The descriptors are used up before the connection limit is reached.
 #[test]
 fn busy_clients_without_a_free_descriptor_do_not_keep_operators_out() {

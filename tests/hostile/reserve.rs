@@ -26,6 +26,21 @@ fn full_service(delay: &str) -> (Service, Vec<Client>) {
 }
 
 #[test]
+fn the_reserve_has_sixteen_connections() {
+    let (service, _delayed) = full_service("30s");
+    let mut most = 0;
+    // On a busy machine, the first clients may have been closed before the scrape.
+    for _ in 0..5 {
+        // As many as the reserve has room for, besides the scrape, and more.
+        for count in [15, 40] {
+            let _silent: Vec<Client> = (0..count).map(|_| service.connect()).collect();
+            most = most.max(service.scrape().count("app_connections_open"));
+        }
+    }
+    assert_eq!(most, 4 + 16);
+}
+
+#[test]
 fn requests_pipelined_on_the_reserve_are_all_answered() {
     let (service, _delayed) = full_service("30s");
     let mut client = service.connect();

@@ -6,7 +6,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tiny_probe::shutdown::GRACE;
 
 use crate::crowd::{Loss, Outcome, ReusingClient, SHORT_SILENCE};
 use crate::support::{Client, Service};
@@ -121,7 +120,10 @@ fn requests_on_their_way_are_answered_when_the_service_stops() {
         });
         assert_eq!(service.wait(), Some(0));
         let took = signal.get().unwrap().elapsed();
-        assert!(took < GRACE, "the end took {took:?} with nothing delayed");
+        assert!(
+            took < Duration::from_secs(5),
+            "the end took {took:?} with nothing delayed"
+        );
     }
     println!("{responses} responses, {} requests lost", losses.len());
     assert!(
@@ -168,7 +170,8 @@ fn a_request_that_outlasts_the_grace_period_gets_503_and_its_line() {
         client.expect_close();
     }
     let took = told.elapsed();
-    assert!(took >= GRACE, "the grace period ended after {took:?}");
+    let expected = Duration::from_secs(5)..Duration::from_secs(15);
+    assert!(expected.contains(&took), "the grace period took {took:?}");
     assert_eq!(service.wait(), Some(0));
     let mut expected = vec!["503"; 20];
     expected.insert(0, "200");

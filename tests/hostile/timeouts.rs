@@ -24,12 +24,12 @@ fn slow_clients_are_closed_after_10_seconds() {
     assert_eq!(service.scrape().count("app_connections_open"), 1);
 }
 
-/// Asserts that at least this much time has passed.
-fn assert_took(started: Instant, seconds: u64) {
+/// Asserts that ten seconds have passed, or more because the machine is busy.
+fn assert_took_10_seconds(started: Instant) {
+    let took = started.elapsed();
     // The service may have started its timeout a moment earlier.
-    let tolerance = Duration::from_millis(100);
-    let took = started.elapsed() + tolerance;
-    assert!(took >= Duration::from_secs(seconds), "only {took:?}");
+    let expected = Duration::from_millis(9900)..Duration::from_secs(19);
+    assert!(expected.contains(&took), "{took:?}");
 }
 
 fn a_slow_head_gets_408(service: &Service) {
@@ -44,7 +44,7 @@ fn a_slow_head_gets_408(service: &Service) {
         client.send("X: 1\r\n");
         assert!(started.elapsed() < Duration::from_secs(40), "no 408");
     }
-    assert_took(started, 10);
+    assert_took_10_seconds(started);
     let response = client.read_response();
     assert_eq!(response.status, 408);
     assert_eq!(response.field("Connection"), Some("close"));
@@ -91,7 +91,7 @@ fn a_client_that_reads_no_responses_is_closed(service: &Service) {
         );
         thread::sleep(Duration::from_millis(100));
     }
-    assert_took(started, 10);
+    assert_took_10_seconds(started);
     // The bytes in the buffers still arrive, followed by a FIN or a reset.
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -112,5 +112,5 @@ fn a_body_that_never_arrives_closes_the_connection(service: &Service) {
     client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n");
     assert_eq!(client.read_response().status, 405);
     client.expect_close();
-    assert_took(started, 10);
+    assert_took_10_seconds(started);
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Service, request, wait_until};
+use crate::support::{Client, Page, Service, request, wait_until};
 
 const SERVER: &str = "event-loop";
 const PROBES: &str = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="200"}"#;
@@ -25,42 +25,31 @@ fn scrapes_and_health_checks_wait_for_at_most_one_unit_of_work() {
     let mut connected = service.connect();
     let mut clients: Vec<Client> = (0..64).map(|_| service.connect()).collect();
     let before = service.cpu_time();
-    let started = Instant::now();
     for client in &mut clients {
         client.send_request("GET", "/probe");
     }
-    // Alternate between a new connection and an existing one.
-    let mut waited = Vec::new();
-    let mut counted = 0;
-    while counted < 60 {
-        for path in ["/metrics", "/healthz"] {
-            let sent = Instant::now();
-            assert_eq!(service.get(path).status, 200);
-            let connecting = sent.elapsed();
-            let sent = Instant::now();
-            assert_eq!(connected.ask("GET", path).status, 200);
-            waited.push((connecting, sent.elapsed()));
-        }
-        counted = service.scrape().count(PROBES);
+    // The number of units that were finished from one response to the next. A pause of this client, on a
+    // busy machine, can add some, but not to the median.
+    let mut existing = Vec::new();
+    let mut new = Vec::new();
+    let mut finished = 0;
+    while finished < 60 {
+        let page = Page::parse(&connected.ask("GET", "/metrics").body);
+        existing.push(page.count(PROBES) - finished);
+        assert_eq!(connected.ask("GET", "/healthz").status, 200);
+        finished = service.scrape().count(PROBES);
+        new.push(finished - page.count(PROBES));
+        assert_eq!(service.get("/healthz").status, 200);
+        finished = Page::parse(&connected.ask("GET", "/metrics").body).count(PROBES);
     }
     for client in &mut clients {
         assert_eq!(client.read_response().body, "I'm ok!");
     }
-    // On a busy machine, a unit takes longer than its CPU time.
-    let unit = started.elapsed() / 64;
-    let median = |mut times: Vec<Duration>| {
-        times.sort();
-        times[times.len() / 2]
-    };
-    let (connecting, connected): (Vec<_>, Vec<_>) = waited.into_iter().unzip();
-    for waited in [connecting, connected] {
-        let waited = median(waited);
-        println!("waited {waited:?}, a unit is {unit:?}");
-        assert!(
-            waited < unit * 3 / 2,
-            "waited {waited:?}, a unit is {unit:?}"
-        );
-    }
+    existing.sort_unstable();
+    new.sort_unstable();
+    println!("units: {existing:?} for one request, {new:?} for two");
+    assert!(existing[existing.len() / 2] <= 1, "{existing:?}");
+    assert!(new[new.len() / 2] <= 2, "{new:?}");
 
     let used = service.cpu_time().saturating_sub(before).as_secs_f64();
     println!("used {used} s of CPU time for 64 times 100 ms");
@@ -93,6 +82,7 @@ fn no_work_is_done_for_clients_that_have_disconnected() {
         let linger = Some(Duration::ZERO);
         rustix::net::sockopt::set_socket_linger(&client.stream, linger).unwrap();
     }
+    let before = service.scrape().count(PROBES);
     drop(clients);
     wait_until("every request is recorded", || {
         let page = service.scrape();
@@ -100,14 +90,9 @@ fn no_work_is_done_for_clients_that_have_disconnected() {
         // Work that had already started is finished, and its response may have been sent.
         page.count(PROBES) + disconnected == 20
     });
+    let done = service.scrape().count(PROBES) - before;
+    assert!(done <= 2, "{done} more units of 500 ms of work were done");
     assert_eq!(service.get("/probe").status, 200);
-    // This includes the work done before they disconnected and that of the last request.
-    let used = service.cpu_time();
-    println!("used {used:?} of CPU time");
-    assert!(
-        used < Duration::from_secs(5),
-        "{used:?}, expected less than half of 20 times 500 ms"
-    );
 }
 
 #[test]
@@ -124,11 +109,15 @@ fn queued_work_is_done_before_the_service_ends() {
 
 #[test]
 fn queued_work_beyond_the_grace_period_does_not_delay_the_end() {
-    let mut service = Service::start(SERVER, &["--work", "1s"]);
-    // More work than fits into the minute that `wait` allows.
-    let _clients = send_work(&service, 100);
+    let mut service = Service::start(SERVER, &["--work", "200ms"]);
+    // A hundred seconds of work.
+    let _clients = send_work(&service, 500);
+    let signaled = Instant::now();
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
+    // The grace period, and the units that had begun, which take longer on a busy machine.
+    let expected = Duration::from_secs(5)..Duration::from_secs(40);
+    assert!(expected.contains(&signaled.elapsed()));
 }
 
 #[test]

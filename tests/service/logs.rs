@@ -6,11 +6,10 @@ use std::io::{PipeReader, PipeWriter, Read, Seek, Write, pipe};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
-use tiny_probe::shutdown::GRACE;
 
 use crate::support::{
     Client, OTHERS_REQUESTS, Service, TIMEOUT, others_are_served, request, wait_until,
@@ -20,7 +19,7 @@ on_every_server!(
     lines_for_a_stuck_reader_of_standard_output_are_dropped_and_counted,
     a_stuck_reader_of_standard_error_does_not_affect_requests,
     lines_for_a_stuck_reader_of_both_are_dropped_and_counted,
-    a_stuck_reader_does_not_delay_the_end,
+    a_stuck_reader_delays_the_end_by_one_second,
     a_reader_that_continues_after_the_signal_gets_the_last_lines,
     a_reader_that_keeps_up_gets_every_line,
     a_file_gets_every_line,
@@ -202,7 +201,7 @@ fn lines_for_a_stuck_reader_of_both_are_dropped_and_counted(server: &str) {
     assert_eq!(lines + dropped, TOO_MANY + OTHERS_REQUESTS + 1);
 }
 
-fn a_stuck_reader_does_not_delay_the_end(server: &str) {
+fn a_stuck_reader_delays_the_end_by_one_second(server: &str) {
     let (mut log, mut stream) = pipe().unwrap();
     let filled = fill(&mut stream);
     let mut service = Service::start_into(server, ACCESS_LOG, &stream, &stream);
@@ -210,10 +209,10 @@ fn a_stuck_reader_does_not_delay_the_end(server: &str) {
     let signaled = Instant::now();
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
-    assert!(
-        signaled.elapsed() < GRACE,
-        "the service waited longer than a second for the reader"
-    );
+    // A busy machine can add to the second, but hardly three.
+    let took = signaled.elapsed();
+    let expected = Duration::from_millis(950)..Duration::from_millis(3900);
+    assert!(expected.contains(&took), "{took:?}");
     drain(&mut log, filled);
     assert_eq!(read_rest(&mut log), "");
 }

@@ -81,7 +81,8 @@ fn a_change_to_another_target_must_end_and_ends_by_itself(server: &str) {
     wait_until("it ends by itself", || {
         client.ask("GET", "/readyz").status == 200
     });
-    assert!(asked.elapsed() >= Duration::from_secs(1));
+    let expected = Duration::from_secs(1)..Duration::from_secs(10);
+    assert!(expected.contains(&asked.elapsed()));
     assert_eq!(client.ask("GET", "/probe").status, 500, "it lasts");
 }
 
