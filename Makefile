@@ -34,6 +34,7 @@ lint: ## check formatting, clippy and shell scripts
 	$(CARGO) clippy --locked --package bounded-http --all-targets -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --locked --workspace --no-deps --quiet
 	shellcheck scripts/*.sh .ci/run .ci/msrv
+	scripts/check-numbers.py --list
 	$(CARGO) fmt --check --all --manifest-path bench/peers/Cargo.toml
 	$(CARGO) fmt --check --manifest-path bench/micro/Cargo.toml
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
@@ -309,6 +310,10 @@ soak: build ## run all kinds of clients for SECONDS=600, check that nothing leak
 .PHONY: mutants
 mutants: ## check that a test fails for every change of the code (needs cargo-mutants, takes an hour)
 	scripts/mutants.sh
+
+.PHONY: check-numbers
+check-numbers: ## check that a test fails for every change of a number that the documents promise
+	scripts/check-numbers.py
 
 .PHONY: check-msrv
 check-msrv: ## check that the code compiles with the oldest Rust that Cargo.toml names (needs that toolchain)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Makes system calls of the built binary fail, and checks that it keeps serving.
 
-    make check-syscalls          takes twenty seconds, uses only 127.0.0.1; needs strace and libfaketime
+    make check-syscalls                  takes twenty seconds, uses only 127.0.0.1; needs strace and libfaketime
+    scripts/check-syscalls.py panic      only the check of a panic
 
 Each case starts a service under `strace --inject`, which makes every third call fail, fifty times. During
 this, clients send requests on new and on kept-alive connections. An error that is not temporary may close
@@ -13,7 +14,8 @@ fails if its faults were not injected.
 Short writes are caused by clients that read slowly. They cannot be injected: with `retval=`, strace skips
 the call and reports bytes as sent that were not.
 
-Two more checks follow. Without IPv6, `--listen :0` must serve IPv4. With a wall clock before 1970 or after
+Three more checks follow. A panic, which a failing clock causes in a scrape, must close that connection, print one
+line and leave the next client served. Without IPv6, `--listen :0` must serve IPv4. With a wall clock before 1970 or after
 9999, both request loops must serve, and must send and log the nearest date that the formats can express.
 
 Prints a line per case and exits 1 at the first that fails.
@@ -168,6 +170,15 @@ class Connection:
         if not received:
             raise Lost
         self.received += received
+
+    def check_closed(self):
+        """Checks that the service has closed the connection, without a reset."""
+        try:
+            received = self.socket.recv(1)
+        except (ConnectionError, TimeoutError) as error:
+            raise CheckFailed(f"expected that the connection was closed in an orderly way, found: {error}") from None
+        if received:
+            raise CheckFailed("the connection received something before it was closed")
 
     def response(self):
         """Reads one response and returns its status and its body."""
@@ -348,6 +359,28 @@ def check_without_ipv6(folder, call, error):
         service.process.kill()
 
 
+def check_panic(folder):
+    """The library panics if this clock, which only scrapes read, fails."""
+    service = Service(folder, "-e", "trace=clock_gettime", "-e", "inject=clock_gettime:error=EPERM:when=1")
+    try:
+        with Connection(service.port) as connection:
+            connection.send(request("GET", "/metrics"))
+            connection.check_closed()
+        if len(service.faults()) != 1:
+            raise CheckFailed("the clock did not fail")
+        with Connection(service.port) as connection:
+            connection.send(request("GET", "/metrics"))
+            status, _ = connection.response()
+            if status != 200:
+                raise CheckFailed(f"expected status 200 after the panic, found {status}")
+        service.end()
+        lines = service.messages().splitlines()[1:]
+        if len(lines) != 1 or not lines[0].startswith("tiny-probe: panic: panicked at "):
+            raise CheckFailed(f"expected one line about the panic, found {lines}")
+    finally:
+        service.process.kill()
+
+
 def check_clock(folder, server, offset, date, timestamp):
     """Checks that the service sends and logs the nearest date that the formats can express."""
     library = glob.glob(LIBFAKETIME)
@@ -376,8 +409,13 @@ def check_clock(folder, server, offset, date, timestamp):
 def main():
     with tempfile.TemporaryDirectory() as folder:
         service = None
-        what = "a service without faults"
         try:
+            what = "a panic in a scrape"
+            check_panic(folder)
+            print(f"ok      {what}: one line, and the next scrape is served", flush=True)
+            if sys.argv[1:] == ["panic"]:
+                return
+            what = "a service without faults"
             calls = survey(folder)
             for case in CASES:
                 call, calls_before = calls[case.call]

@@ -948,6 +948,33 @@ mod tests {
     }
 
     #[test]
+    fn every_range_ends_where_the_documents_say() {
+        for (flag, accepted, refused) in [
+            ("max-connections", "1", "0"),
+            ("max-connections", "1000000", "1000001"),
+            (
+                "random-seed",
+                "18446744073709551615",
+                "18446744073709551616",
+            ),
+            ("exit-code", "255", "256"),
+            ("fail-rate", "1", "1.000001"),
+            ("slow-rate", "0", "-0.000001"),
+            ("latency", "1h", "3600001ms"),
+            ("fail-latency", "1h", "3600001ms"),
+            ("slow-latency", "1h", "3600001ms"),
+            ("start-delay", "1h", "3600001ms"),
+            ("shutdown-delay", "1h", "3600001ms"),
+            ("work", "1s", "1000001us"),
+            ("exit-after", "24h", "86400001ms"),
+        ] {
+            let parse = |value| command(&format!("--{flag}={value}"), &[]);
+            assert!(parse(accepted).is_ok(), "{flag} {accepted}");
+            assert!(parse(refused).is_err(), "{flag} {refused}");
+        }
+    }
+
+    #[test]
     fn a_flag_overrides_its_variable() {
         let environment = [("FAIL_RATE", "0.5"), ("LATENCY", "1s"), ("SLOW_RATE", "")];
         let config = config("--fail-rate=0.25 --access-log", &environment);

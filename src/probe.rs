@@ -224,5 +224,7 @@ mod tests {
         };
         assert_eq!(draws(1), draws(1));
         assert_ne!(draws(1), draws(2));
+        assert_ne!(draws(1), draws(1 + (1 << 32)), "all 64 bits count");
+        assert_ne!(draws(1), draws(1 + (1 << 63)));
     }
 }

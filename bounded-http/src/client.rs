@@ -33,8 +33,7 @@ use crate::socket::{Readiness, Received, Socket, Stream};
 use crate::timer_queue::TimerQueue;
 use crate::work::work;
 
-/// How long a turn lasts: no request is answered after that. Answering one usually takes less than
-/// 25 µs.
+/// How long a turn lasts: no request is answered after that. `make microbench` times one.
 pub const TURN_TIME: Duration = Duration::from_micros(50);
 /// How long a reset may take to arrive after a response to a half-closed client: a round trip. Until
 /// then it is not known whether the client has disconnected or reads the response.
@@ -111,8 +110,10 @@ pub struct Shared<V> {
 /// How many more clients may have large buffers in the kernel. They are not counted as held, because the
 /// event loop cannot know how full they are, so their number is bounded.
 pub struct LargeBuffers {
-    to_receive: usize,
-    to_send: usize,
+    /// How many more receive buffers.
+    pub to_receive: usize,
+    /// How many more send buffers.
+    pub to_send: usize,
 }
 
 impl LargeBuffers {

@@ -62,7 +62,7 @@ const MAX_EVENTS: usize = 4096;
 /// How long the loop gives turns before it polls the sockets and the listener again. A new client waits
 /// for this twice: until it is accepted, and until its request is read.
 const TURNS_TIME: Duration = Duration::from_millis(1);
-/// The maximum number of connections accepted in one wake-up. Each takes about 15 µs.
+/// The maximum number of connections accepted in one wake-up, which takes about as long as all turns.
 const ACCEPTS_PER_WAKE_UP: usize = 64;
 /// For how many wake-ups in a row work waits for newly accepted clients, which may be scrapes. That is
 /// enough to accept a full backlog. After that, work is done even if clients never stop connecting.
@@ -634,7 +634,6 @@ mod tests {
 
     use super::stop::LAST_RESPONSES_TIME;
     use super::*;
-    use crate::client::TURN_TIME;
     use crate::http::Status;
     use crate::reply::Reply;
     use crate::request::Request;
@@ -645,6 +644,8 @@ mod tests {
     #[derive(Default)]
     struct Probe {
         work: Duration,
+        /// How long the service takes to answer.
+        pause: Duration,
         ended: usize,
         open: usize,
     }
@@ -653,6 +654,8 @@ mod tests {
         type Memo = ();
 
         fn answer(&mut self, request: &Request<'_>) -> Reply {
+            let asked = Instant::now();
+            while asked.elapsed() < self.pause {}
             match request.path() {
                 "/probe" => Reply::text(Status::Ok, "I'm ok!").work(self.work),
                 "/long" => Reply::text(Status::Ok, "x".repeat(1 << 20)),
@@ -702,7 +705,7 @@ mod tests {
         });
         let connect = || {
             let stream = TcpStream::connect(address).unwrap();
-            let timeout = Some(Duration::from_secs(10));
+            let timeout = Some(Duration::from_secs(60));
             stream.set_read_timeout(timeout).unwrap();
             stream
         };
@@ -783,7 +786,7 @@ mod tests {
         let mut events = Events::with_capacity(16);
         let is_it = |event: &Event| event.token() == token && condition(event);
         while !events.iter().any(is_it) {
-            let timeout = Some(Duration::from_secs(10));
+            let timeout = Some(Duration::from_secs(60));
             event_loop.poll.poll(&mut events, timeout).unwrap();
             assert!(!events.is_empty(), "waited in vain");
         }
@@ -857,6 +860,107 @@ mod tests {
         }
     }
 
+    /// Longer than a turn.
+    const LONG: Duration = Duration::from_micros(100);
+
+    #[test]
+    fn a_turn_starts_no_request_after_50_microseconds() {
+        static NOW: OnceLock<Instant> = OnceLock::new();
+        for (micros, expected) in [(49, 40), (50, 1)] {
+            let (mut event_loop, address, _stop) = driven(Probe::default());
+            let streams = accepted(&mut event_loop, address, 1);
+            send(&mut event_loop, 0, &streams[0], &PROBE.repeat(40));
+            event_loop.queue.pop();
+            // This much time of the turn is over, and the clock stands still.
+            event_loop.shared.clock = || *NOW.get_or_init(Instant::now);
+            event_loop.shared.now = (event_loop.shared.clock)();
+            event_loop.shared.now -= Duration::from_micros(micros);
+            event_loop.give_turn(0);
+            let answered = event_loop.shared.service.ended;
+            assert_eq!(answered, expected, "after {micros} µs");
+        }
+    }
+
+    #[test]
+    fn all_buffers_together_may_hold_4_kib_per_connection_and_at_least_1_mib() {
+        for (connections, bytes, to_receive, to_send) in [
+            (10, 1_048_576, 22, 3),
+            (256, 1_048_576, 22, 3),
+            (257, 1_052_672, 22, 3),
+            (1000, 4_096_000, 86, 13),
+        ] {
+            let listener = crate::listener::listen("127.0.0.1:0").unwrap();
+            let (stop_signal, _stop) = UnixStream::pair().unwrap();
+            let limits = limits(connections);
+            let event_loop = EventLoop::new(listener, stop_signal, Probe::default(), &limits);
+            let mut event_loop = event_loop.unwrap();
+            assert_eq!(event_loop.max_held_bytes, bytes);
+            // One connection in 12 can have a large receive buffer, and one in 72 a large send buffer.
+            let large = &event_loop.shared.large_buffers;
+            assert_eq!((large.to_receive, large.to_send), (to_receive, to_send));
+            // Memory is scarce from half of that on, and full from three quarters on.
+            for (held, is_scarce, is_full) in [
+                (bytes / 2 - 1, false, false),
+                (bytes / 2, true, false),
+                (bytes / 4 * 3 - 1, true, false),
+                (bytes / 4 * 3, true, true),
+            ] {
+                event_loop.shared.held_bytes = held;
+                assert_eq!(event_loop.shared.is_memory_scarce(), is_scarce, "{held}");
+                assert_eq!(event_loop.shared.is_memory_full(), is_full, "{held}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_takes_1_kib_while_memory_is_scarce() {
+        let (mut event_loop, address, _stop) = driven(Probe::default());
+        let streams = accepted(&mut event_loop, address, 1);
+        event_loop.shared.held_bytes = event_loop.shared.scarce_from;
+        let before = event_loop.shared.held_bytes;
+        send(&mut event_loop, 0, &streams[0], &"x".repeat(3000));
+        assert!(take_turn(&mut event_loop));
+        assert_eq!(event_loop.shared.held_bytes - before, 1024);
+    }
+
+    #[test]
+    fn a_client_is_stalled_after_half_a_second_without_progress() {
+        let (mut event_loop, address, _stop) = driven(Probe::default());
+        let streams = accepted(&mut event_loop, address, 1);
+        send(&mut event_loop, 0, &streams[0], "GET /probe");
+        while take_turn(&mut event_loop) {}
+        // The time of the turn, in which the bytes were read.
+        let now = event_loop.shared.now;
+        let client = &event_loop.clients[0];
+        let is_stalled = |millis| client.is_stalled(now + Duration::from_millis(millis));
+        assert!(!is_stalled(499) && is_stalled(500));
+    }
+
+    #[test]
+    fn turns_end_after_a_millisecond() {
+        const CLIENTS: usize = 9;
+        let (mut event_loop, address, _stop) = driven(Probe {
+            pause: Duration::from_micros(300),
+            ..Probe::default()
+        });
+        let streams = accepted(&mut event_loop, address, CLIENTS);
+        // The fourth turn starts after 900 µs, unless a busy machine interrupts the others.
+        for _ in 0..1000 {
+            for (key, stream) in streams.iter().enumerate() {
+                send(&mut event_loop, key, stream, PROBE);
+            }
+            let before = event_loop.shared.service.ended;
+            event_loop.run_turns();
+            let served = event_loop.shared.service.ended - before;
+            assert!(served <= 4, "{served} turns of 300 µs");
+            while take_turn(&mut event_loop) {}
+            if served == 4 {
+                return;
+            }
+        }
+        panic!("all turns together never took a millisecond");
+    }
+
     #[test]
     fn a_turn_ends_when_its_time_is_over_and_the_remaining_requests_wait_for_the_next() {
         let (mut event_loop, address, _stop) = driven(Probe::default());
@@ -866,7 +970,7 @@ mod tests {
         let mut answered = 0;
         while event_loop.queue.pop().is_some() {
             // The time is over from the start, so only one request is answered.
-            event_loop.shared.now -= 2 * TURN_TIME;
+            event_loop.shared.now -= LONG;
             let next = event_loop.give_turn(0);
             turns += 1;
             answered = event_loop.shared.service.ended;
@@ -936,7 +1040,7 @@ mod tests {
         send(&mut event_loop, 0, &streams[0], &PROBE.repeat(3));
         for turn in 1..=3 {
             // The time is over from the beginning, so that each turn answers one request.
-            event_loop.shared.now -= 2 * TURN_TIME;
+            event_loop.shared.now -= LONG;
             assert!(take_turn(&mut event_loop));
             assert_eq!(event_loop.shared.service.ended, turn);
             let mut received = vec![0; 16 * 1024];

@@ -93,6 +93,8 @@ mod tests {
             assert_eq!(send_buffer, factor * 4096);
             assert_eq!(receive_buffer, factor * 2304);
             assert!(sockopt::tcp_nodelay(&listener).unwrap());
+            #[cfg(target_os = "linux")]
+            assert_eq!(sockopt::tcp_user_timeout(&listener).unwrap(), 15_000);
         }
     }
 }

@@ -190,3 +190,14 @@ impl Handle {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults_are_the_real_ones() {
+        let Limits { connections, grace } = Limits::default();
+        assert_eq!((connections, grace), (1000, Duration::from_secs(5)));
+    }
+}

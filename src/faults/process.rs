@@ -427,6 +427,23 @@ mod tests {
     }
 
     #[test]
+    fn every_range_ends_where_the_documents_say() {
+        for (accepted, refused) in [
+            ("freeze=10m", "freeze=600001ms"),
+            ("memory=1GiB", "memory=1073741825B"),
+            ("series=100000", "series=100001"),
+            ("open-files=1000000", "open-files=1000001"),
+            ("exit-after=24h", "exit-after=86400001ms"),
+            ("exit-after=1h&exit-code=255", "exit-after=1h&exit-code=256"),
+        ] {
+            let (mut process, now) = process();
+            let mut change = |query| process.change(&format!("{query}&for=1h"), now);
+            assert!(change(refused).is_err(), "{refused}");
+            assert_eq!(change(accepted), Ok(true), "{accepted}");
+        }
+    }
+
+    #[test]
     fn memory_is_touched_in_parts_and_released_at_the_end() {
         let (mut process, now) = process();
         assert_eq!(process.act(), None);
