@@ -56,6 +56,13 @@ eventually "the setting is reverted after its time" 60 'app_configured_fail_rati
 kill "$load"
 wait "$load" || true
 
+# The queries of the document have a result.
+# shellcheck disable=SC2016
+sed -n '/^```promql$/,/^```$/p' docs/metrics.md | grep -v -e '^```' -e '^#' |
+    while IFS= read -r query; do
+        eventually "docs/metrics.md: $query" 30 "$query"
+    done
+
 # 2. Prometheus negotiates OpenMetrics, the only format with the type info, and stores exemplars.
 metadata() {
     curl --silent --show-error --max-time 10 --get "$PROMETHEUS_URL/api/v1/targets/metadata" --data "metric=app_version" |
