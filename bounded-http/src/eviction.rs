@@ -35,9 +35,8 @@ pub const MAX_TIME_ON_RESERVE: Duration = Duration::from_secs(2);
 /// How many checks of the reserve spare a connection whose time on it is over, so that a request it
 /// sent before is answered.
 pub const MAX_CHECKS_OVERDUE: u32 = 10;
-/// A turnover is a response that closes its connection to make room. One is granted per interval. It
-/// costs about 40 µs of CPU time for the next connection, so at most a twelfth of the time; 400 clients
-/// on 200 slots wait for 100 ms.
+/// A turnover is a response that closes its connection to make room. One is granted per interval, because
+/// the next connection costs CPU time. With 400 clients on 200 slots, a client waits for 200 intervals.
 const TURNOVER_INTERVAL: Duration = Duration::from_micros(500);
 /// The maximum number of turnovers granted at a time.
 const MAX_TURNOVERS: usize = 64;
