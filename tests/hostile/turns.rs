@@ -224,13 +224,22 @@ fn flood<T>(
     thread::scope(|scope| {
         let flooding =
             scope.spawn(|| send_until(&is_over, poll, flooders, request, pipelining, &served));
+        // After a panic as well. Otherwise the scope would wait for the clients without an end.
+        let _end = SetOnDrop(&is_over);
         wait_until("each client has a response", || {
             flooding.is_finished() || served.load(Ordering::Relaxed) == clients
         });
-        let result = meanwhile();
-        is_over.store(true, Ordering::Relaxed);
-        result
+        meanwhile()
     })
+}
+
+/// Sets a flag when it is dropped.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Drives all clients of a flood on this thread until it is over.
