@@ -39,15 +39,17 @@ pub const TURN_TIME: Duration = Duration::from_micros(50);
 /// then it is not known whether the client has disconnected or reads the response.
 const CONFIRMATION_TIME: Duration = Duration::from_millis(250);
 
-/// The size of the last segment in the kernel's send buffer. The kernel fills it, however small the buffer.
+/// The maximum size of the last segment in the kernel's send buffer. The kernel fills it, however small the
+/// buffer is.
 const MAX_SEGMENT_BYTES: usize = 64 * 1024;
 /// When more written bytes than this may be in the kernel, it is asked whether it has delivered them.
 /// The question costs a system call.
 const MAX_UNCHECKED_BYTES: usize = 16 * 1024;
-/// How many more bytes the kernel may hold in a large receive buffer. It doubles both sizes.
-const MORE_TO_RECEIVE: usize = 2 * (LARGE_RECEIVE_BUFFER_SIZE - RECEIVE_BUFFER_SIZE);
-/// How many more bytes the kernel may hold in a large send buffer.
-const MORE_TO_SEND: usize = 2 * (LARGE_SEND_BUFFER_SIZE - SEND_BUFFER_SIZE);
+/// The bytes that the kernel may hold in a large receive buffer in addition to those in a small one. It
+/// doubles both sizes.
+const EXTRA_RECEIVE_BYTES: usize = 2 * (LARGE_RECEIVE_BUFFER_SIZE - RECEIVE_BUFFER_SIZE);
+/// The same for a large send buffer.
+const EXTRA_SEND_BYTES: usize = 2 * (LARGE_SEND_BUFFER_SIZE - SEND_BUFFER_SIZE);
 /// The maximum number of bytes that one read takes while memory is scarce. Further requests wait in the
 /// kernel.
 const SCARCE_READ_SIZE: usize = 1024;
@@ -85,13 +87,13 @@ pub struct Shared<V> {
     /// When `held_bytes` is at least this, memory is scarce: a client's next request is answered once
     /// it has read the last response.
     pub scarce_from: usize,
-    /// When `held_bytes` is at least this, memory is full: only urgent requests are answered, and
-    /// others wait. Without this, many clients that do read would exceed the limit, and some would be
-    /// reset.
+    /// When `held_bytes` is at least this, memory is full: only urgent requests are answered, each once
+    /// the kernel has delivered the last response, and others wait. Without this, many clients that do
+    /// read would exceed the limit, and some would be reset.
     pub full_from: usize,
     /// The keys of the clients that wait for memory, each once.
     pub waiting_for_memory: Vec<usize>,
-    /// How many more clients may have large buffers.
+    /// How many buffers in the kernel may still become large.
     pub large_buffers: LargeBuffers,
     /// How many more responses may close their connection to make room for others.
     pub turnovers: usize,
@@ -107,21 +109,21 @@ pub struct Shared<V> {
     pub closes_from: Option<Instant>,
 }
 
-/// How many more clients may have large buffers in the kernel. They are not counted as held, because the
-/// event loop cannot know how full they are, so their number is bounded.
+/// How many buffers in the kernel may still become large. What is in them is not counted as held, because
+/// the event loop cannot know how full they are. So their number is bounded.
 pub struct LargeBuffers {
-    /// How many more receive buffers.
+    /// The number of receive buffers that may still become large.
     pub to_receive: usize,
-    /// How many more send buffers.
+    /// The number of send buffers that may still become large.
     pub to_send: usize,
 }
 
 impl LargeBuffers {
-    /// Returns as many buffers of each kind as take `bytes` more than small ones.
+    /// Allows as many large buffers of each kind as take up `bytes` in addition to what small ones take.
     pub fn new(bytes: usize) -> Self {
         Self {
-            to_receive: bytes / MORE_TO_RECEIVE,
-            to_send: bytes / MORE_TO_SEND,
+            to_receive: bytes / EXTRA_RECEIVE_BYTES,
+            to_send: bytes / EXTRA_SEND_BYTES,
         }
     }
 }
@@ -148,11 +150,11 @@ pub struct Client<S, M> {
     responses_in_turn: usize,
     /// When the client was last seen to have sent several requests at once.
     pipelined_at: Option<Instant>,
-    /// The kernel's receive buffer is large. Set when the client pipelines, never cleared: the client may
-    /// have been told that it can send so much.
-    receives_more: bool,
-    /// The kernel's send buffer is large. Set when it is full and a long response remains, never cleared.
-    sends_more: bool,
+    /// The kernel's receive buffer is large. Set when the client pipelines. Never cleared, because the client
+    /// may have been told that it can send so much.
+    has_large_receive_buffer: bool,
+    /// The kernel's send buffer is large. Set when it is full and a long response remains. Never cleared.
+    has_large_send_buffer: bool,
     /// The deadline has passed, and all events up to then are known. Set by a sweep, cleared when the
     /// client has made progress.
     is_overdue: bool,
@@ -279,8 +281,8 @@ impl<S: Stream, M> Client<S, M> {
             admission,
             responses_in_turn: 0,
             pipelined_at: None,
-            receives_more: false,
-            sends_more: false,
+            has_large_receive_buffer: false,
+            has_large_send_buffer: false,
             is_overdue: false,
             is_queued: false,
             finish_tag: 0,
@@ -290,7 +292,7 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Returns its stream.
+    /// Returns the stream of its socket.
     #[cfg(test)]
     pub fn stream(&self) -> &S {
         self.socket.stream()
@@ -478,7 +480,7 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Adds written bytes to those that may be in the kernel, which is asked only now and then.
     fn count_written(&mut self, count: usize) {
-        let buffer_size = if self.sends_more {
+        let buffer_size = if self.has_large_send_buffer {
             LARGE_SEND_BUFFER_SIZE
         } else {
             SEND_BUFFER_SIZE
@@ -513,8 +515,8 @@ impl<S: Stream, M> Client<S, M> {
     /// `is_lost` means that the connection has failed, so that responses on their way are lost.
     pub fn close<V: Service<Memo = M>>(mut self, is_lost: bool, shared: &mut Shared<V>) {
         shared.held_bytes -= self.held_bytes;
-        shared.large_buffers.to_receive += usize::from(self.receives_more);
-        shared.large_buffers.to_send += usize::from(self.sends_more);
+        shared.large_buffers.to_receive += usize::from(self.has_large_receive_buffer);
+        shared.large_buffers.to_send += usize::from(self.has_large_send_buffer);
         // Unread responses must not stay in the kernel's memory. During a shutdown they may.
         let is_read = self.connection.unsent().is_empty() && self.socket.has_delivered();
         if !is_read && !shared.is_stopping {
@@ -671,14 +673,14 @@ impl<S: Stream, M> Client<S, M> {
     /// Enlarges the kernel's receive buffer for a client that pipelines, reads its responses, and fills half of
     /// the small buffer. That is the size of the segments that clients send while it is small.
     fn enlarge_receive_buffer<V>(&mut self, received: usize, shared: &mut Shared<V>) {
-        if !self.receives_more
+        if !self.has_large_receive_buffer
             && self.pipelined_at.is_some()
             && !self.socket.is_write_blocked()
             && received >= RECEIVE_BUFFER_SIZE / 2
             && shared.large_buffers.to_receive > 0
         {
             shared.large_buffers.to_receive -= 1;
-            self.receives_more = true;
+            self.has_large_receive_buffer = true;
             self.socket.enlarge_receive_buffer();
         }
     }
@@ -686,13 +688,13 @@ impl<S: Stream, M> Client<S, M> {
     /// Enlarges the kernel's send buffer if it is full and more than a small one remains to be sent. Returns
     /// whether it did.
     fn enlarge_send_buffer<V>(&mut self, shared: &mut Shared<V>) -> bool {
-        let enlarges = !self.sends_more
+        let enlarges = !self.has_large_send_buffer
             && self.connection.unsent().len() > 2 * SEND_BUFFER_SIZE
             && !shared.is_memory_scarce()
             && shared.large_buffers.to_send > 0;
         if enlarges {
             shared.large_buffers.to_send -= 1;
-            self.sends_more = true;
+            self.has_large_send_buffer = true;
             self.socket.enlarge_send_buffer();
         }
         enlarges

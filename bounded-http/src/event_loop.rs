@@ -98,9 +98,9 @@ pub struct EventLoop<V: Service> {
     reserve: Vec<Reserved>,
     /// Spare descriptors for connections on the reserve, which nothing else in the process, or in the
     /// system, can take. One is closed when no other descriptor is left for a connection. They are never
-    /// polled. A poll needs no path, and takes less memory than a socket.
+    /// polled: a poll is used because it needs no path and takes less memory than a socket.
     spare: Vec<Poll>,
-    /// The number of spare descriptors that should be open. 0 before it runs.
+    /// The number of spare descriptors that should be open. 0 until the event loop runs.
     max_spare: usize,
     eviction: Eviction,
     /// When the reserve is checked next. Checks are counted: see `MAX_CHECKS_IN_WAIT`.
@@ -496,7 +496,8 @@ impl<V: Service> EventLoop<V> {
         self.shared.service.connections_changed(self.clients.len());
     }
 
-    /// Keeps the bytes that all connections hold within the limit. Resets connections if they hold too
+    /// Keeps the bytes that all connections hold within the limit. While memory is scarce, asks the kernel
+    /// from time to time what it has delivered. Resets connections if they hold too
     /// much together, or if other clients wait for memory. Queues the clients that have waited for
     /// memory when there is enough again.
     fn limit_held_bytes(&mut self) {
@@ -860,8 +861,7 @@ mod tests {
         }
     }
 
-    /// Longer than a turn.
-    const LONG: Duration = Duration::from_micros(100);
+    const LONGER_THAN_A_TURN: Duration = Duration::from_micros(100);
 
     #[test]
     fn a_turn_starts_no_request_after_50_microseconds() {
@@ -970,7 +970,7 @@ mod tests {
         let mut answered = 0;
         while event_loop.queue.pop().is_some() {
             // The time is over from the start, so only one request is answered.
-            event_loop.shared.now -= LONG;
+            event_loop.shared.now -= LONGER_THAN_A_TURN;
             let next = event_loop.give_turn(0);
             turns += 1;
             answered = event_loop.shared.service.ended;
@@ -1040,7 +1040,7 @@ mod tests {
         send(&mut event_loop, 0, &streams[0], &PROBE.repeat(3));
         for turn in 1..=3 {
             // The time is over from the beginning, so that each turn answers one request.
-            event_loop.shared.now -= LONG;
+            event_loop.shared.now -= LONGER_THAN_A_TURN;
             assert!(take_turn(&mut event_loop));
             assert_eq!(event_loop.shared.service.ended, turn);
             let mut received = vec![0; 16 * 1024];
@@ -1160,7 +1160,7 @@ mod tests {
     }
 
     /// A client on the same machine delays its ACK of a single segment of 64 KiB, and the kernel sends no
-    /// other until then. A page of 477 KB took 270 ms.
+    /// other until then.
     #[test]
     fn clients_with_long_responses_get_larger_send_buffers_up_to_a_number() {
         // While memory is scarce, no buffer becomes larger.

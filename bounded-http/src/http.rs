@@ -104,7 +104,7 @@ pub enum Status {
 
 impl Status {
     /// Returns the code and the reason phrase, as in the status line: `404 Not Found`.
-    // Inlined in several places, its table would be in the binary as often.
+    // If it were inlined, the binary would contain its table once for each call.
     #[inline(never)]
     pub fn line(self) -> &'static str {
         match self {

@@ -40,7 +40,8 @@
 //! | what a client can do | limit | then |
 //! | --- | --- | --- |
 //! | a request head | 16 KiB, 100 fields | 431 (414 for the request line), close |
-//! | take long to send a head, or a body | 10 s | 408, close |
+//! | take long to send a head | 10 s | 408, close |
+//! | take long to send a body | 10 s | close; the response has been sent already |
 //! | be silent between requests | 75 s | close |
 //! | not read its responses | no more is read while 64 KiB wait unsent; 10 s without progress | close |
 //! | send a body | up to 64 KiB is discarded | beyond: 413, close; the client may keep sending for 30 s |

@@ -16,8 +16,8 @@ pub const BACKLOG: u16 = 4096;
 pub const SEND_BUFFER_SIZE: usize = 4096;
 /// The size of the kernel's receive buffer: see [`SEND_BUFFER_SIZE`].
 pub const RECEIVE_BUFFER_SIZE: usize = 2304;
-/// The size of the kernel's receive buffer for some of the clients that pipeline. In the small buffer, only
-/// 62 requests like `GET /probe` are on their way, and most of the CPU time goes to system calls.
+/// The size of the kernel's receive buffer for some of the clients that pipeline. The small buffer holds so few
+/// requests that most of the CPU time goes to system calls.
 pub const LARGE_RECEIVE_BUFFER_SIZE: usize = 8192;
 /// The size of the kernel's send buffer for some of the clients with long responses. The buffer holds a
 /// second segment of 64 KiB while the first is sent. Otherwise a client on the same machine delays its ACK of

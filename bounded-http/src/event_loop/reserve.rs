@@ -36,14 +36,14 @@ impl Reserved {
 
 impl<V: Service> EventLoop<V> {
     /// Returns whether fewer connections than the limit allows are open, not counting the reserve, and
-    /// descriptors are left for one more. Each missing spare descriptor is that of a connection on the
-    /// reserve, so that one gets no slot.
+    /// descriptors are left for one more. Each missing spare descriptor is in use by a connection on the
+    /// reserve. If there is one for each of them, none gets a slot.
     pub(super) fn has_free_slot(&self) -> bool {
         self.clients.len() - self.reserve.len() < self.max_clients
             && self.max_spare - self.spare.len() < self.reserve.len().max(1)
     }
 
-    /// Opens the spare descriptors that are missing, as long as any are left.
+    /// Opens the spare descriptors that are missing, as far as the system allows.
     pub(super) fn open_spare(&mut self) {
         while self.spare.len() < self.max_spare
             && let Ok(unused) = Poll::new()
