@@ -99,7 +99,7 @@ pub struct App {
     /// The service has been told to stop. Set by a signal handler.
     is_stopping: Arc<AtomicBool>,
     metrics: Metrics,
-    /// The format of the next page.
+    /// The last `Accept` field of a scrape, and the format that it prefers.
     preference: Preference,
     access_log: AccessLog,
     page: Page,

@@ -354,7 +354,7 @@ impl Series {
     }
 
     /// Writes the samples of the histogram. If no request has been recorded since they were last written in
-    /// this format, they are copied. Each change of a bucket, the sum or an exemplar is a request more.
+    /// this format, copies them: buckets, sum and exemplars change only when a request is recorded.
     fn write_latency(&self, page: &mut Page) {
         let (format, count) = (page.format(), self.request_latency.get_sample_count());
         let mut written = self.written.borrow_mut();

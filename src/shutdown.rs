@@ -98,7 +98,8 @@ pub fn when_readable(mut signal: UnixStream, stop: Box<dyn FnOnce() + Send>) -> 
     spawn("stop", Box::new(wait))
 }
 
-/// Starts a thread. The code of `thread::spawn` would be a kilobyte for each type of closure.
+/// Starts a thread. With a type of its own for each closure, the code of `thread::spawn` would be in the
+/// binary once per caller, at a kilobyte each.
 pub fn spawn(name: &str, run: Box<dyn FnOnce() + Send>) -> io::Result<()> {
     thread::Builder::new().name(name.into()).spawn(run)?;
     Ok(())

@@ -134,8 +134,9 @@ fn stop_when_told(
     when_readable(stop_signal, Box::new(stop))
 }
 
-/// Sends a response. It is written here because the crate's own type has no `Connection` field, and
-/// would panic if the clock is before 1970 or after 9999. The crate first discards the request's body.
+/// Sends a response, with `Connection: close` if it is the last one. It is written here because the crate's
+/// own type has no `Connection` field, and would panic if the clock is before 1970 or after 9999. The crate
+/// first discards the request's body.
 fn respond(received: tiny_http::Request, reply: &Reply, is_last: bool) -> io::Result<()> {
     let is_head = *received.method() == tiny_http::Method::Head;
     let is_http_1_0 = *received.http_version() < (1, 1);

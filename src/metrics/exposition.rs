@@ -311,7 +311,7 @@ impl Value for f64 {
     #[expect(
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
-        reason = "a number that the casts change is not equal to itself afterward"
+        reason = "a number that the casts change is found by its bits"
     )]
     fn write(self, to: &mut String) {
         let whole = self as u64;

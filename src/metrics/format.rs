@@ -44,7 +44,7 @@ impl Format {
 }
 
 /// The last `Accept` field and the format that it prefers. Prometheus sends the same field with each scrape,
-/// and parsing it would take a third of the instructions of a scrape.
+/// and comparing it takes far fewer instructions than parsing it.
 #[derive(Default)]
 pub struct Preference {
     accept: Vec<u8>,
@@ -52,9 +52,9 @@ pub struct Preference {
 }
 
 impl Preference {
-    /// Returns what [`Format::preferred`] does.
+    /// Returns the same as [`Format::preferred`].
     pub fn of(&mut self, accept: Option<&[u8]>) -> Format {
-        // A missing field prefers what an empty one does.
+        // A missing field and an empty one prefer the same format.
         let accept = accept.unwrap_or_default();
         if self.accept != accept {
             self.format = Format::preferred(Some(accept));
@@ -475,7 +475,7 @@ mod tests {
     #[test]
     fn the_accept_field_selects_the_format() {
         assert_eq!(Format::preferred(None), Text);
-        // The preference remembers the field before, and must not confuse it with the next.
+        // The preference remembers the previous field. Each result must be that of its own field.
         let mut preference = Preference::default();
         for (case, accept, expected) in ACCEPTS {
             let accept = Some(accept.as_bytes());

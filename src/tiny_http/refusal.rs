@@ -16,17 +16,17 @@ use super::{connection_has, respond};
 use crate::app::Exchange;
 use crate::shutdown::spawn;
 
-/// The clients of which a request was refused, and when.
+/// The clients that had a request refused, each with the time.
 ///
 /// `tiny_http` offers no way to close a connection. It may take what the client sent after a refused
-/// request for further requests, and they must not be served. The response says that the connection is
-/// closed, so the client sends no other request on it.
+/// request for further requests, and they must not be served. The response has `Connection: close`, so
+/// a client that follows HTTP sends no other request on the connection.
 #[derive(Default)]
 pub struct Refusals(Vec<(Option<SocketAddr>, Instant)>);
 
 impl Refusals {
-    /// How long a client's address is kept. Linux, too, keeps a port unused for so long after it has
-    /// closed a connection, so a new connection from the same port is not mistaken for the old one.
+    /// How long a client's address is kept. After a connection is closed, Linux does not use its pair of
+    /// ports for as long, so a new connection is not mistaken for the old one.
     const TIME: Duration = Duration::from_secs(60);
 
     /// Checks a request. If it must not be served, responds to it or drops it.
@@ -50,7 +50,7 @@ impl Refusals {
 pub enum Checked {
     /// The request can be served.
     Clear(tiny_http::Request),
-    /// It was refused. This is what to record.
+    /// It was refused. The value is what to record.
     Refused(Ended<Exchange>),
     /// It arrived after one that was refused, and was dropped.
     Dropped,
@@ -70,8 +70,8 @@ fn refuse(mut received: tiny_http::Request, reply: Reply) -> Ended<Exchange> {
         body: Cow::Borrowed(b""),
     };
     let respond_late = move || {
-        // A client that is still sending might not see the response. But a client that expects one first
-        // does not send, and after an upgrade there is no end.
+        // Read the body first, because a client that is still sending might not see the response. But a
+        // client with `Expect` waits for the response before it sends, and an upgraded connection has no end.
         let mut headers = received.headers().iter();
         let expects = headers.any(|header| header.field.equiv("Expect"));
         if !expects && !connection_has(&received, "upgrade") {
