@@ -10,7 +10,7 @@ use tiny_probe::config::{Config, FaultInjection};
 
 use crate::drive::{DATE, request};
 
-/// The numbers that README.md promises, and not the server's constants, which may be wrong.
+/// The numbers that docs/limits.md promises, and not the server's constants, which may be wrong.
 const MAX_UNSENT_BYTES: usize = 65_536;
 const MAX_HEAD_BYTES: usize = 16_384;
 

@@ -13,7 +13,7 @@ fn ten_thousand_idle_connections_use_little_memory_and_release_it() {
     let count = 10_000.min(raise_descriptor_limit() - 100);
     if count < 10_000 {
         skip(&format!(
-            "more than {count} connections, because of the hard limit on descriptors"
+            "the hard limit on descriptors allows only {count} connections"
         ));
     }
     // Enough for these clients and for those that check the service meanwhile.

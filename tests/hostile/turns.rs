@@ -224,7 +224,7 @@ fn flood<T>(
     thread::scope(|scope| {
         let flooding =
             scope.spawn(|| send_until(&is_over, poll, flooders, request, pipelining, &served));
-        // After a panic as well. Otherwise the scope would wait for the clients without an end.
+        // Ends the flood after a panic, too. Otherwise the scope would wait for it forever.
         let _end = SetOnDrop(&is_over);
         wait_until("each client has a response", || {
             flooding.is_finished() || served.load(Ordering::Relaxed) == clients
@@ -337,7 +337,7 @@ fn the_wait_of_a_new_client_does_not_grow_with_the_number_of_busy_ones() {
         // The other tests need descriptors, too.
         if clients > most / 6 {
             skip(&format!(
-                "{clients} clients, because the hard limit on descriptors is {most}"
+                "the hard limit on descriptors, {most}, is too low for {clients} clients"
             ));
             continue;
         }

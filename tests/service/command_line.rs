@@ -291,7 +291,7 @@ fn a_port_alone_means_every_address_and_ipv4_clients_are_logged_as_ipv4(server: 
     let mut service = Service::start_on(":0", server, &flags);
     let has_ipv6 = TcpListener::bind("[::1]:0").is_ok();
     if !has_ipv6 {
-        skip("IPv6, which this machine does not have");
+        skip("this machine has no IPv6");
     }
     let port = service.address.port();
     let every = if has_ipv6 { "every" } else { "every IPv4" };

@@ -38,13 +38,13 @@ fn ending_with_this_thread(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Says that a part of a test cannot run on this machine. `cargo test` shows the output of tests that pass
-/// only if it is written to the stream itself. Fails if the variable `NO_SKIPS` is set, as in `.ci/run`.
-pub fn skip(what: &str) {
-    assert!(std::env::var_os("NO_SKIPS").is_none(), "skipped: {what}");
+/// Says why a test, or a part of it, cannot run on this machine. `cargo test` shows the output of tests that
+/// pass only if it is written to the stream itself. Fails if the variable `NO_SKIPS` is set, as in `.ci/run`.
+pub fn skip(reason: &str) {
+    assert!(std::env::var_os("NO_SKIPS").is_none(), "skipped: {reason}");
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default();
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {what}");
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
 }
 
 /// Runs the program until it exits.
