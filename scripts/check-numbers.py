@@ -33,7 +33,7 @@ def rows():
 
 
 def changes(code):
-    """Yields what stands in the source and each text to put in its place. `[5→20, 3]` means 5 instead of 20 or 3."""
+    """Yields what stands in the source and each text to put in its place. `[5→20, 3]` means 20 in place of 5, and then 3."""
     before, old, new, after = re.fullmatch(r"(.*)\[([^\[→]*)→([^\]]*)\](.*)", code).groups()
     for replacement in new.split(", "):
         yield f"{before}{old}{after}", f"{before}{replacement}{after}", f"{old} → {replacement or 'nothing'}"

@@ -14,9 +14,9 @@ fails if its faults were not injected.
 Short writes are caused by clients that read slowly. They cannot be injected: with `retval=`, strace skips
 the call and reports bytes as sent that were not.
 
-Three more checks follow. A panic, which a failing clock causes in a scrape, must close that connection, print one
-line and leave the next client served. Without IPv6, `--listen :0` must serve IPv4. With a wall clock before 1970 or after
-9999, both request loops must serve, and must send and log the nearest date that the formats can express.
+There are three more checks. A panic, which a failing clock causes in a scrape, must close that connection, print
+one line and leave the next client served. Without IPv6, `--listen :0` must serve IPv4. With a wall clock before 1970
+or after 9999, both request loops must serve, and must send and log the nearest date that the formats can express.
 
 Prints a line per case and exits 1 at the first that fails.
 """
