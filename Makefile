@@ -249,6 +249,8 @@ check-schemas: ## check workflow, Dependabot and compose files against their sch
 	target/check-schemas/bin/actionlint
 	target/check-schemas/bin/zizmor --offline --quiet .github
 	! grep -n 'uses:' .github/workflows/*.yml | grep -vE '@[0-9a-f]{40} # v[0-9.]+$$'
+	@# pip-compile writes its own options into the files, such as a folder of one machine.
+	! grep -n '^--' scripts/requirements/*.txt
 	@# The Dockerfile has the compiler of rust-toolchain.toml, by its digest.
 	grep -q "^ARG BUILDER=rust:$$(sed -n 's/^channel = "\(.*\)\.[0-9]*"/\1/p' rust-toolchain.toml)-alpine@sha256:[0-9a-f]\{64\}$$" Dockerfile
 
