@@ -6,7 +6,12 @@
 wait_for_line() {
     deadline=$(($(date +%s) + $1))
     until grep -qs "$5" "$4"; do
-        if [ "$(date +%s)" -ge "$deadline" ] || ! kill -0 "$2" 2>/dev/null; then
+        if ! kill -0 "$2" 2>/dev/null; then
+            cat "$4" >&2
+            echo "failed: $3 ended before it printed \"$5\"" >&2
+            return 1
+        fi
+        if [ "$(date +%s)" -ge "$deadline" ]; then
             cat "$4" >&2
             echo "timed out: $3 did not print \"$5\" within $1 s" >&2
             return 1
