@@ -45,6 +45,9 @@ const MAX_SEGMENT_BYTES: usize = 64 * 1024;
 /// When more written bytes than this may be in the kernel, it is asked whether it has delivered them.
 /// The question costs a system call.
 const MAX_UNCHECKED_BYTES: usize = 16 * 1024;
+/// Up to this number, written bytes do not count as held. When the kernel has delivered most of what was
+/// written, it may still hold two thirds of a small send buffer. This is the last third.
+const UNCOUNTED_BYTES: usize = 2 * SEND_BUFFER_SIZE / 3;
 /// The bytes that the kernel may hold in a large receive buffer in addition to those in a small one. It
 /// doubles both sizes.
 const EXTRA_RECEIVE_BYTES: usize = 2 * (LARGE_RECEIVE_BUFFER_SIZE - RECEIVE_BUFFER_SIZE);
@@ -501,10 +504,10 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Returns the bytes in the kernel that count as held. Up to the size of the send buffer they do
-    /// not, because the limit for all connections leaves memory for these buffers.
+    /// Returns the bytes in the kernel that count as held. A few do not, because the limit for all
+    /// connections leaves memory for the send buffers.
     fn counted_in_kernel(&self) -> usize {
-        if self.in_kernel > 2 * SEND_BUFFER_SIZE {
+        if self.in_kernel > UNCOUNTED_BYTES {
             self.in_kernel
         } else {
             0

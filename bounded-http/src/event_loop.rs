@@ -631,6 +631,7 @@ mod tests {
     use std::thread;
 
     use mio::event::Event;
+    use rustix::io::ioctl_fionread;
     use rustix::net::sockopt;
 
     use super::stop::LAST_RESPONSES_TIME;
@@ -1115,6 +1116,49 @@ mod tests {
         event_loop.handle_event(0, READABLE);
         while take_turn(&mut event_loop) {}
         assert_eq!(event_loop.shared.service.ended, pages + 1);
+    }
+
+    /// Otherwise many clients that do not read would hold more of the kernel's memory than the limit leaves.
+    #[test]
+    fn at_most_8_kib_of_a_client_are_in_the_kernel_without_counting_as_held() {
+        const BURST: usize = 20;
+        // The kernel is asked now and then. What it holds then depends on how much the client read before.
+        for bursts_read in 0..9 {
+            let (mut event_loop, address, _stop) = driven(Probe::default());
+            event_loop.shared.large_buffers = LargeBuffers::new(0);
+            let streams = accepted(&mut event_loop, address, 1);
+            // The kernel then does not enlarge this buffer.
+            sockopt::set_socket_recv_buffer_size(&streams[0], 64 * 1024).unwrap();
+            send(&mut event_loop, 0, &streams[0], PROBE);
+            while take_turn(&mut event_loop) {}
+            let response = (&streams[0]).read(&mut [0; 1024]).unwrap();
+            let mut read = response;
+            let mut in_kernel = 0;
+            let mut bursts = 0;
+            while in_kernel < 12 * 1024 {
+                send(&mut event_loop, 0, &streams[0], &PROBE.repeat(BURST));
+                while take_turn(&mut event_loop) {}
+                bursts += 1;
+                if bursts <= bursts_read {
+                    let mut responses = vec![0; BURST * response];
+                    (&streams[0]).read_exact(&mut responses).unwrap();
+                    read += responses.len();
+                }
+                let unread = event_loop.shared.service.ended * response - read;
+                let held = event_loop.shared.held_bytes;
+                let end = Instant::now() + Duration::from_secs(10);
+                loop {
+                    let readable = ioctl_fionread(&streams[0]).unwrap();
+                    in_kernel = unread - usize::try_from(readable).unwrap();
+                    if in_kernel <= held + 8192 {
+                        break;
+                    }
+                    // On a busy machine, some of it may be on its way.
+                    assert!(Instant::now() < end, "{in_kernel} bytes, {held} held");
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
     }
 
     /// Linux doubles the size that it is told (socket(7)).
