@@ -90,9 +90,9 @@ pub struct Shared<V> {
     /// When `held_bytes` is at least this, memory is scarce: a client's next request is answered once
     /// it has read the last response.
     pub scarce_from: usize,
-    /// When `held_bytes` is at least this, memory is full: only urgent requests are answered, each once
-    /// the kernel has delivered the last response, and others wait. Without this, many clients that do
-    /// read would exceed the limit, and some would be reset.
+    /// When `held_bytes` is at least this, memory is full: a request is answered once the kernel has
+    /// delivered the last response, and requests that are not urgent first wait for [`STALL_TOLERANCE`].
+    /// Without this, many clients that do read would exceed the limit, and some would be reset.
     pub full_from: usize,
     /// The keys of the clients that wait for memory, each once.
     pub waiting_for_memory: Vec<usize>,
@@ -644,12 +644,16 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Returns whether a request may have been received that can be answered now. While memory is
-    /// scarce, the client must have read its last response first.
-    fn can_answer<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
+    /// scarce, the client must have read its last response first. While memory is full, a request that is not
+    /// urgent waits as long as a client may make no progress. Others that make progress may hold the memory for
+    /// longer, and the client would be reset for it.
+    pub fn can_answer<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         self.connection.can_answer()
             && (!shared.is_memory_scarce() || self.connection.unsent().is_empty())
             && (!shared.is_memory_full()
-                || (self.socket.has_delivered() && self.is_next_urgent(shared)))
+                || (self.socket.has_delivered()
+                    && (self.time_without_progress(shared.now) >= STALL_TOLERANCE
+                        || self.is_next_urgent(shared))))
             && !self.waits_for_admission(shared)
     }
 

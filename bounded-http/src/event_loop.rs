@@ -507,6 +507,7 @@ impl<V: Service> EventLoop<V> {
             for (_, client) in &mut self.clients {
                 client.check_delivery(&mut self.shared);
             }
+            self.queue_stalled();
             self.reset_stalled();
             // At most a tenth of the time is spent on these checks.
             let took = now.elapsed();
@@ -518,6 +519,20 @@ impl<V: Service> EventLoop<V> {
                     client.stop_waiting_for_memory();
                     self.queue_turn(key);
                 }
+            }
+        }
+    }
+
+    /// Queues the clients that have waited for memory until they count as stalled, if their requests can be
+    /// answered.
+    fn queue_stalled(&mut self) {
+        for index in 0..self.shared.waiting_for_memory.len() {
+            let key = self.shared.waiting_for_memory[index];
+            if let Some(client) = self.clients.get_mut(key)
+                && client.is_stalled(self.shared.now)
+                && client.can_answer(&self.shared)
+            {
+                self.queue_turn(key);
             }
         }
     }

@@ -795,6 +795,7 @@ impl World {
             for client in peers.filter_map(|peer| peer.client.as_mut()) {
                 client.check_delivery(&mut self.shared);
             }
+            self.queue_stalled();
             self.reset_stalled();
         }
         if !self.shared.is_memory_full() {
@@ -803,6 +804,18 @@ impl World {
                     client.stop_waiting_for_memory();
                     self.queue_turn(key);
                 }
+            }
+        }
+    }
+
+    fn queue_stalled(&mut self) {
+        for key in self.shared.waiting_for_memory.clone() {
+            let peer = self.peers[key].as_mut();
+            if let Some(client) = peer.and_then(|peer| peer.client.as_mut())
+                && client.is_stalled(self.shared.now)
+                && client.can_answer(&self.shared)
+            {
+                self.queue_turn(key);
             }
         }
     }

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -271,6 +272,44 @@ fn clients_that_wait_for_a_delayed_page_are_not_reset_when_others_hold_too_much(
     }
     assert_eq!(service.connect().ask("DELETE", "/faults").status, 200);
     wait_until_some_are_reset(&service, holding.len());
+}
+
+/// The requests of the others are received, so these clients wait for the service.
+#[test]
+fn clients_whose_requests_wait_for_memory_are_served_while_others_that_make_progress_hold_it() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    raise_descriptor_limit();
+    let service = Service::start(SERVER, &["--max-connections", "1000"]);
+    // Together they hold more than three quarters of the limit.
+    let holding: Vec<Client> = (0..730).map(|_| begin_request(&service)).collect();
+    // Connections are accepted, and bytes received, in the order of their arrival.
+    assert_eq!(service.get("/healthz").status, 200);
+    let mut waiting: Vec<Client> = (0..10).map(|_| service.connect()).collect();
+    let is_over = AtomicBool::new(false);
+    let statuses = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                // The service may reset them.
+                for mut stream in holding.iter().map(|client| &client.stream) {
+                    let _ = stream.write_all(b"x");
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let mut statuses = Vec::new();
+        for client in &mut waiting {
+            // No panic before the other thread is told to end.
+            let _ = client.stream.write_all(request("GET", "/probe").as_bytes());
+        }
+        for mut stream in waiting.iter().map(|client| &client.stream) {
+            let mut response = [0; 12];
+            let _ = stream.read_exact(&mut response);
+            statuses.push(String::from_utf8_lossy(&response).into_owned());
+        }
+        is_over.store(true, Ordering::Relaxed);
+        statuses
+    });
+    assert_eq!(statuses, ["HTTP/1.1 200"; 10]);
 }
 
 /// Clients that have sent a part of a request and then stop use up the memory. A client that is sending
