@@ -3,7 +3,8 @@
 //! If a proxy and this loop disagreed about where a request ends, a client could hide a request in the
 //! body of another. `tiny_http` 0.12 invites this. It decodes a body as chunked whatever its transfer
 //! coding is (CVE-2026-66752), uses the first of several lengths, takes a request whose length is not a
-//! number for one without a body, and accepts line breaks in header fields (CVE-2026-66753).
+//! number for one without a body, and accepts line breaks in header fields (CVE-2026-66753). It also drops what
+//! follows the version in the request line, and the space before a folded line, which cannot be seen here.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -26,7 +27,8 @@ pub struct Refusals(Vec<(Option<SocketAddr>, Instant)>);
 
 impl Refusals {
     /// How long a client's address is kept. After a connection is closed, Linux does not use its pair of
-    /// ports for as long, so a new connection is not mistaken for the old one.
+    /// ports for as long, so a new connection is not mistaken for the old one. That is not so after a reset,
+    /// or on the loopback interface (`tcp_tw_reuse`): a client there that chooses the same port gets no response.
     const TIME: Duration = Duration::from_secs(60);
 
     /// Checks a request. If it must not be served, responds to it or drops it.
