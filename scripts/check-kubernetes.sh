@@ -124,13 +124,15 @@ check "the image is the one that the workflow publishes for version ${version:-u
     '$container.image | test("^ghcr[.]io/(OWNER/tiny-probe|'"$repository):$version"'$")'
 
 mkdir -p "$rendered/copy/docs"
-cp -R Makefile Dockerfile deploy scripts "$rendered/copy"
+cp -R Makefile README.md Dockerfile deploy scripts "$rendered/copy"
 cp docs/*.md "$rendered/copy/docs"
 sed -i.old 's|ghcr.io/[^/]*/|ghcr.io/OWNER/|' "$rendered/copy/deploy/kubernetes/base/kustomization.yaml"
-sed -i.old 's|github.com/[^/]*/|github.com/OWNER/|' "$rendered"/copy/deploy/prometheus/*_rules*.yml "$rendered/copy/Dockerfile"
+sed -i.old 's|github.com/[^/]*/|github.com/OWNER/|' "$rendered"/copy/deploy/prometheus/*_rules*.yml "$rendered/copy/Dockerfile" \
+    "$rendered/copy/README.md"
 rm "$rendered"/copy/*.old "$rendered"/copy/deploy/*/*.old "$rendered"/copy/deploy/*/*/*.old
 make --silent -C "$rendered/copy" set-owner ACCOUNT=Octo-Cat
-if grep -r /OWNER/ "$rendered/copy/deploy" "$rendered/copy/Dockerfile" >&2 || ! "$rendered/copy/scripts/check-alerts-doc.sh" >/dev/null ||
+if grep -r /OWNER/ "$rendered/copy/deploy" "$rendered/copy/Dockerfile" "$rendered/copy/README.md" >&2 ||
+    ! "$rendered/copy/scripts/check-alerts-doc.sh" >/dev/null ||
     ! kubectl kustomize "$rendered/copy/deploy/kubernetes" | grep -q "image: ghcr.io/octo-cat/tiny-probe:$version"; then
     echo "FAILED  make set-owner replaces OWNER in the image and in the addresses" >&2
     exit 1
