@@ -1,7 +1,6 @@
 //! Limits on what a client can send, open and announce.
 
 use std::io::Write;
-use std::process::Command;
 
 use crate::request_heads::REQUEST_HEADS;
 use crate::support::{Client, Page, Service, wait_until};
@@ -258,12 +257,7 @@ fn a_descriptor_limit_below_max_connections_is_reported_at_start() {
                 (ulimit -n) or lower --max-connections\n";
     for (max_connections, expected) in [("32", ""), ("33", message)] {
         let flags = ["--max-connections", max_connections];
-        let mut service = Service::start_with(SERVER, &flags, |program| {
-            let mut command = Command::new("sh");
-            let limit = "ulimit -n 64; exec \"$0\" \"$@\"";
-            command.args(["-c", limit]).arg(program);
-            command
-        });
+        let mut service = Service::start_after("ulimit -n 64", SERVER, &flags);
         assert_eq!(service.get("/healthz").status, 200);
         service.signal("TERM");
         assert_eq!(service.wait(), Some(0));
@@ -275,12 +269,7 @@ fn a_descriptor_limit_below_max_connections_is_reported_at_start() {
 #[test]
 fn more_clients_than_descriptors_are_all_served() {
     // The service raises the soft limit to the hard one. Both are lower than the number of clients.
-    let service = Service::start_with(SERVER, &[], |program| {
-        let mut command = Command::new("sh");
-        let limit = "ulimit -Sn 64 && ulimit -Hn 128 && exec \"$0\" \"$@\"";
-        command.args(["-c", limit]).arg(program);
-        command
-    });
+    let service = Service::start_after("ulimit -Sn 64 && ulimit -Hn 128", SERVER, &[]);
     let mut clients = Vec::new();
     for _ in 0..500 {
         let mut client = service.connect();
@@ -313,12 +302,7 @@ fn more_clients_than_descriptors_are_all_served() {
 /// The reserve takes no more than half of those that are left.
 #[test]
 fn ordinary_requests_are_served_with_hardly_any_descriptors() {
-    let service = Service::start_with(SERVER, &[], |program| {
-        let mut command = Command::new("sh");
-        let limit = "ulimit -n 20; exec \"$0\" \"$@\"";
-        command.args(["-c", limit]).arg(program);
-        command
-    });
+    let service = Service::start_after("ulimit -n 20", SERVER, &[]);
     for _ in 0..50 {
         assert_eq!(service.get("/probe").status, 200);
     }

@@ -3,7 +3,6 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -300,11 +299,7 @@ fn a_connection_makes_room_once_it_has_been_idle_for_100_milliseconds() {
 #[test]
 fn busy_clients_without_a_free_descriptor_do_not_keep_operators_out() {
     const CLIENTS: usize = 100;
-    let service = Service::start_with(SERVER, &["--fault-injection=all"], |program| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "ulimit -n 300; exec \"$0\" \"$@\"", program]);
-        shell
-    });
+    let service = Service::start_after("ulimit -n 300", SERVER, &["--fault-injection=all"]);
     let change = "/faults/process?open-files=1000000&for=1h";
     assert_eq!(service.connect().ask("PUT", change).status, 200);
     wait_until("the descriptors are taken", || {

@@ -2,7 +2,6 @@
 //! it.
 
 use std::io::Write;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -145,11 +144,7 @@ fn a_delayed_response_that_outlasts_the_time_on_the_reserve_becomes_a_503() {
 /// Something else in the process takes the descriptors before the connection limit is reached.
 #[test]
 fn the_reserve_is_served_when_delayed_responses_hold_every_descriptor() {
-    let service = Service::start_with(SERVER, &["--fault-injection=all"], |program| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "ulimit -n 300; exec \"$0\" \"$@\"", program]);
-        shell
-    });
+    let service = Service::start_after("ulimit -n 300", SERVER, &["--fault-injection=all"]);
     let open = || service.scrape().count("process_open_fds");
     let open_at_start = open();
     let change = "/faults/process?open-files=1000000&for=1h";

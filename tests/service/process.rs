@@ -107,11 +107,7 @@ fn extra_series_are_exposed_until_the_change_is_reverted() {
 
 #[test]
 fn extra_descriptors_are_open_until_the_change_is_reverted() {
-    let service = Service::start_with("event-loop", &["--fault-injection=all"], |program| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "ulimit -n 300; exec \"$0\" \"$@\"", program]);
-        shell
-    });
+    let service = Service::start_after("ulimit -n 300", "event-loop", &["--fault-injection=all"]);
     let mut client = service.connect();
     let mut open = || {
         let page = client.ask("GET", "/metrics").body;
@@ -139,11 +135,7 @@ fn extra_descriptors_are_open_until_the_change_is_reverted() {
 
 #[test]
 fn idle_connections_without_a_free_descriptor_do_not_keep_others_out() {
-    let service = Service::start_with("event-loop", &["--fault-injection=all"], |program| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "ulimit -n 300; exec \"$0\" \"$@\"", program]);
-        shell
-    });
+    let service = Service::start_after("ulimit -n 300", "event-loop", &["--fault-injection=all"]);
     put(&mut service.connect(), "open-files=1000000&for=1h");
     wait_until("the descriptors are taken", || {
         service.scrape().count("process_open_fds") > 220

@@ -74,6 +74,15 @@ impl Service {
         Self::spawn(program().args(arguments).args(flags))
     }
 
+    /// Starts the service from a shell, after a shell command such as `ulimit -n 64`.
+    pub fn start_after(before: &str, server: &str, flags: &[&str]) -> Self {
+        Self::start_with(server, flags, |program| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &format!("{before} && exec \"$0\" \"$@\""), program]);
+            shell
+        })
+    }
+
     /// Starts the service through another program, such as a shell.
     pub fn start_with(server: &str, flags: &[&str], through: impl FnOnce(&str) -> Command) -> Self {
         let through = through(PROGRAM);
