@@ -20,7 +20,7 @@ BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 # The documents, and the tables that each must include.
 DOCUMENTS = {"README.md": ["summary"], "docs/performance.md": ["main"]}
-MARKED = re.compile(r"(?<=^<!-- bench: )([a-z]+)( -->\n)(.*?)(?=^<!-- bench: end -->$)", re.M | re.S)
+MARKED = re.compile(r"(?<=^<!-- bench: )((?!end )[a-z]+)( -->\n)(.*?)(?=^<!-- bench: end -->$)", re.M | re.S)
 PERCENTILES = [("median", "p50"), ("p99", "p99"), ("p99.9", "p99.9"), ("slowest", "slowest")]
 
 
@@ -120,15 +120,17 @@ def main_table(servers, about):
 
 def summary(by_key):
     """The sentences in the README."""
-    def both(what):
-        return [[short(by_key[key], what, microseconds) if key in by_key else "–" for key in pair]
+    def both(what, form=microseconds):
+        return [[short(by_key[key], what, form) if key in by_key else "–" for key in pair]
                 for pair in (("event-loop", "axum"), ("static", "axum-static"))]
 
     (request, axum_request), (static_request, axum_static_request) = both("c64 cpu")
     (scrape, axum_scrape), (static_scrape, axum_static_scrape) = both("metrics cpu")
+    (wait, axum_wait), _ = both("wait-metrics-1000 median", milliseconds)
     return (f"A request to /probe takes {request} µs of CPU time, and {axum_request} µs with axum. A scrape takes {scrape} µs, "
             f"and {axum_scrape} µs with axum.\nAs static binaries with musl, a request takes {static_request} and "
-            f"{axum_static_request} µs, and a scrape {static_scrape} and {axum_static_scrape} µs.")
+            f"{axum_static_request} µs, and a scrape {static_scrape} and {axum_static_scrape} µs.\n"
+            f"While 1000 clients pipeline scrapes without end, a new client waits {wait} ms, and {axum_wait} ms with axum.")
 
 
 def measured(about):
