@@ -28,7 +28,7 @@ test-slow: ## run the tests that wait for long timeouts, in a minute and a half
 	$(CARGO) test --locked --test hostile -- --ignored
 
 .PHONY: lint
-lint: ## check formatting, clippy and shell scripts
+lint: ## check formatting, clippy, shell scripts and the tables of the benchmark
 	$(CARGO) fmt --check --all
 	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
 	$(CARGO) clippy --locked --package bounded-http --all-targets -- --deny warnings
@@ -40,6 +40,7 @@ lint: ## check formatting, clippy and shell scripts
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) fmt --check --all --manifest-path bounded-http/compare/Cargo.toml
 	shellcheck bench/*.sh
+	bench/report.py --check
 
 .PHONY: check-features
 check-features: ## lint and test without tiny_http, and check that the crate is not a dependency then
