@@ -117,7 +117,7 @@ fn url(listen: Listen, address: SocketAddr) -> String {
     }
 }
 
-/// Returns the output of `--version`, such as `tiny-probe 0.2.0 (commit 9f1c0d3a72b4, x86_64-linux-musl)`.
+/// Returns the output of `--version`, such as `tiny-probe 0.3.0 (commit 9f1c0d3a72b4, x86_64-linux-musl)`.
 fn version() -> String {
     let (architecture, system) = (env::consts::ARCH, env::consts::OS);
     let libc = if cfg!(target_env = "musl") {
