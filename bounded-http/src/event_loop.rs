@@ -75,9 +75,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// the kernel's buffers for clients that do not read. If they hold more, the connections that hold the
 /// most for the longest time are reset.
 const HELD_BYTES_PER_CONNECTION: usize = 4 * 1024;
-/// As long as fewer connections are open than one in this many of those that the limit allows, or than
-/// [`MIN_FIRST_BUFFERS`], new connections keep the receive buffer that they have at first. It takes 3.5 KiB more.
+/// One in this many of the connections that the limit allows may keep the receive buffer that it has at
+/// first. A new connection keeps it as long as fewer than these are open. It takes 3.5 KiB more.
 const CONNECTIONS_PER_FIRST_BUFFER: usize = 16;
+/// The number of connections that may keep their first receive buffer is never lower than this.
 const MIN_FIRST_BUFFERS: usize = 64;
 /// The minimum time between two checks of the memory that each client holds.
 const MEMORY_CHECK_INTERVAL: Duration = Duration::from_millis(1);
