@@ -33,8 +33,6 @@ use crate::socket::{Readiness, Received, Socket, Stream};
 use crate::timer_queue::TimerQueue;
 use crate::work::work;
 
-/// How long a turn lasts: no request is answered after that. `make microbench` times one.
-pub const TURN_TIME: Duration = Duration::from_micros(50);
 /// How long a reset may take to arrive after a response to a half-closed client: a round trip. Until
 /// then it is not known whether the client has disconnected or reads the response.
 const CONFIRMATION_TIME: Duration = Duration::from_millis(250);
@@ -443,13 +441,18 @@ impl<S: Stream, M> Client<S, M> {
         })
     }
 
-    /// Does what can be done for the client without waiting, within [`TURN_TIME`].
+    /// Does what can be done for the client without waiting. Answers a first request, and further ones
+    /// until `turn_time` is over.
     ///
     /// # Errors
     /// If the socket fails, because the client has disconnected.
-    pub fn take_turn<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Next> {
+    pub fn take_turn<V: Service<Memo = M>>(
+        &mut self,
+        turn_time: Duration,
+        shared: &mut Shared<V>,
+    ) -> io::Result<Next> {
         self.connection.borrow_buffers(&mut shared.spare_buffers);
-        let next = self.serve(shared);
+        let next = self.serve(turn_time, shared);
         self.return_buffers(shared);
         next
     }
@@ -556,9 +559,13 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Takes the steps of a turn, in the order that the module's diagram shows.
-    fn serve<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> io::Result<Next> {
+    fn serve<V: Service<Memo = M>>(
+        &mut self,
+        turn_time: Duration,
+        shared: &mut Shared<V>,
+    ) -> io::Result<Next> {
         self.responses_in_turn = 0;
-        let turn_ends = shared.now + TURN_TIME;
+        let turn_ends = shared.now + turn_time;
         if shared.is_stopping && self.is_reply_due(shared) && self.socket.is_readable() {
             // If the client has sent no further request, this response says `Connection: close`.
             self.read(shared)?;

@@ -319,12 +319,13 @@ impl<V: Service> EventLoop<V> {
         self.shared.now = Instant::now();
         let end = self.shared.now + TURNS_TIME;
         while self.shared.now < end
-            && let Some(key) = self.queue.pop()
+            && let Some((key, turn_time)) = self.queue.pop()
         {
             let started = self.shared.now;
-            let next = self.give_turn(key);
+            let next = self.give_turn(key, turn_time);
             self.shared.now = Instant::now();
             let used = self.shared.now.saturating_duration_since(started);
+            self.queue.end_turn(used);
             if let Some(client) = self.clients.get_mut(key) {
                 client.finish_tag = self.queue.charge(client.finish_tag, used);
             }
@@ -335,12 +336,12 @@ impl<V: Service> EventLoop<V> {
     }
 
     /// Gives a client its turn. A panic closes its connection and affects no other.
-    fn give_turn(&mut self, key: usize) -> Next {
+    fn give_turn(&mut self, key: usize, turn_time: Duration) -> Next {
         let Some(client) = self.clients.get_mut(key) else {
             return Next::Wait;
         };
         client.is_queued = false;
-        let turn = AssertUnwindSafe(|| client.take_turn(&mut self.shared));
+        let turn = AssertUnwindSafe(|| client.take_turn(turn_time, &mut self.shared));
         // The panic hook has reported a panic. An error means that the client has disconnected.
         let next = match catch_unwind(turn) {
             Ok(Ok(next)) => next,
@@ -660,6 +661,7 @@ mod tests {
 
     use super::stop::LAST_RESPONSES_TIME;
     use super::*;
+    use crate::fair_queue::TURN_TIME;
     use crate::http::Status;
     use crate::reply::Reply;
     use crate::request::Request;
@@ -836,10 +838,10 @@ mod tests {
 
     /// Gives one turn to the next client in the queue. Returns whether there was one.
     fn take_turn(event_loop: &mut EventLoop<Probe>) -> bool {
-        let Some(key) = event_loop.queue.pop() else {
+        let Some((key, turn_time)) = event_loop.queue.pop() else {
             return false;
         };
-        if event_loop.give_turn(key) == Next::AnotherTurn {
+        if event_loop.give_turn(key, turn_time) == Next::AnotherTurn {
             event_loop.queue_turn(key);
         }
         true
@@ -889,20 +891,24 @@ mod tests {
     const LONGER_THAN_A_TURN: Duration = Duration::from_micros(100);
 
     #[test]
-    fn a_turn_starts_no_request_after_50_microseconds() {
+    fn a_turn_starts_no_request_after_50_microseconds_and_the_first_turn_none_after_10() {
         static NOW: OnceLock<Instant> = OnceLock::new();
-        for (micros, expected) in [(49, 40), (50, 1)] {
+        let (new, busy) = (0, 1_000_000);
+        for (finish_tag, micros, expected) in
+            [(new, 9, 40), (new, 10, 1), (busy, 49, 40), (busy, 50, 1)]
+        {
             let (mut event_loop, address, _stop) = driven(Probe::default());
             let streams = accepted(&mut event_loop, address, 1);
+            event_loop.clients[0].finish_tag = finish_tag;
             send(&mut event_loop, 0, &streams[0], &PROBE.repeat(40));
-            event_loop.queue.pop();
+            let (key, turn_time) = event_loop.queue.pop().unwrap();
             // This much time of the turn is over, and the clock stands still.
             event_loop.shared.clock = || *NOW.get_or_init(Instant::now);
             event_loop.shared.now = (event_loop.shared.clock)();
             event_loop.shared.now -= Duration::from_micros(micros);
-            event_loop.give_turn(0);
+            event_loop.give_turn(key, turn_time);
             let answered = event_loop.shared.service.ended;
-            assert_eq!(answered, expected, "after {micros} µs");
+            assert_eq!(answered, expected, "{finish_tag}, after {micros} µs");
         }
     }
 
@@ -996,7 +1002,7 @@ mod tests {
         while event_loop.queue.pop().is_some() {
             // The time is over from the start, so only one request is answered.
             event_loop.shared.now -= LONGER_THAN_A_TURN;
-            let next = event_loop.give_turn(0);
+            let next = event_loop.give_turn(0, TURN_TIME);
             turns += 1;
             answered = event_loop.shared.service.ended;
             assert!(answered >= turns, "each turn answers a request");

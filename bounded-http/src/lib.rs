@@ -21,7 +21,7 @@
 //!
 //! # Four rules
 //!
-//! 1. **Turns are bounded in time.** A client's turn ends after 50 µs, and all turns together after a
+//! 1. **Turns are bounded in time.** A client's turn ends after at most 50 µs, and all turns together after a
 //!    millisecond. Then the server polls the sockets and the listener again. A fair queue serves
 //!    clients that have used little time first. So a new client waits a few milliseconds, even if
 //!    thousands of others pipeline requests without end.
@@ -105,6 +105,9 @@ pub mod internals {
     }
     pub mod eviction {
         pub use crate::eviction::*;
+    }
+    pub mod fair_queue {
+        pub use crate::fair_queue::*;
     }
     pub mod listener {
         pub use crate::listener::*;
