@@ -684,8 +684,8 @@ impl<S: Stream, M> Client<S, M> {
         Ok(received)
     }
 
-    /// Enlarges the kernel's receive buffer for a client that pipelines, reads its responses, and fills half of
-    /// the small buffer. That is the size of the segments that clients send while it is small.
+    /// Enlarges the kernel's receive buffer for a client that pipelines, reads its responses, and from which at
+    /// least half of a small buffer is received at once. A full segment is larger.
     fn enlarge_receive_buffer<V>(&mut self, received: usize, shared: &mut Shared<V>) {
         if !self.has_large_receive_buffer
             && self.pipelined_at.is_some()

@@ -891,16 +891,22 @@ mod tests {
     const LONGER_THAN_A_TURN: Duration = Duration::from_micros(100);
 
     #[test]
-    fn a_turn_starts_no_request_after_50_microseconds_and_the_first_turn_none_after_10() {
+    fn a_turn_starts_no_request_after_50_microseconds_or_10_while_other_new_clients_wait() {
         static NOW: OnceLock<Instant> = OnceLock::new();
         let (new, busy) = (0, 1_000_000);
-        for (finish_tag, micros, expected) in
-            [(new, 9, 40), (new, 10, 1), (busy, 49, 40), (busy, 50, 1)]
-        {
+        for (finish_tag, others, micros, expected) in [
+            (new, 0, 49, 40),
+            (new, 0, 50, 1),
+            (new, 1, 9, 40),
+            (new, 1, 10, 1),
+            (busy, 0, 49, 40),
+            (busy, 0, 50, 1),
+        ] {
             let (mut event_loop, address, _stop) = driven(Probe::default());
             let streams = accepted(&mut event_loop, address, 1);
             event_loop.clients[0].finish_tag = finish_tag;
             send(&mut event_loop, 0, &streams[0], &PROBE.repeat(40));
+            (0..others).for_each(|_| event_loop.queue.push(usize::MAX, new));
             let (key, turn_time) = event_loop.queue.pop().unwrap();
             // This much time of the turn is over, and the clock stands still.
             event_loop.shared.clock = || *NOW.get_or_init(Instant::now);
@@ -908,7 +914,8 @@ mod tests {
             event_loop.shared.now -= Duration::from_micros(micros);
             event_loop.give_turn(key, turn_time);
             let answered = event_loop.shared.service.ended;
-            assert_eq!(answered, expected, "{finish_tag}, after {micros} µs");
+            let case = format!("{finish_tag}, {others} others, after {micros} µs");
+            assert_eq!(answered, expected, "{case}");
         }
     }
 

@@ -8,20 +8,21 @@
 //!
 //! Light users go first. A client that was idle or has just connected has used nothing lately, so it is
 //! served before any number of clients that never stop sending requests. Among light users, the one that
-//! came first is next, and their turns are short: if a thousand clients connect at once, the last of them waits
-//! for a turn of each. Among heavy users, the one with the lowest finish tag is next. They get a quarter
-//! of the time even if new clients never stop connecting.
+//! came first is next. Their turns are short while others of them wait: if a thousand clients connect at once,
+//! the last of them waits for a turn of each. Among heavy users, the one with the lowest finish tag is next.
+//! They get about a quarter of the time even if new clients never stop connecting.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-/// How long a turn lasts: no request is answered after that. `make microbench` times one.
+/// How long a turn lasts: after that, no further request is answered. The first one always is.
+/// `make microbench` times a turn.
 pub const TURN_TIME: Duration = Duration::from_micros(50);
-/// How long a turn of a light user lasts. Its first request is always answered.
-const LIGHT_TURN_TIME: Duration = Duration::from_micros(10);
-/// Up to how far ahead of the virtual time the finish tag of a light user is. A client that has used a whole
-/// turn is further ahead, however short the turn was.
+/// How long a turn of a light user lasts while other light users wait.
+pub const SHORT_TURN_TIME: Duration = Duration::from_nanos(LIGHT_USE_NANOS);
+/// A client whose finish tag is less than this ahead of the virtual time is a light user. It is as much as a
+/// short turn, so that a client that has used a whole turn is a heavy user.
 const LIGHT_USE_NANOS: u64 = 10_000;
 /// How much time light users get for each unit of time that a heavy user gets.
 const LIGHT_SHARE: u64 = 3;
@@ -56,8 +57,8 @@ impl FairQueue {
         }
     }
 
-    /// Removes the client whose turn is next. Returns its key, and how long the turn lasts. Afterwards,
-    /// [`end_turn`](Self::end_turn) must be called.
+    /// Removes the client whose turn is next. Returns its key, and how long the turn lasts. A call of
+    /// [`end_turn`](Self::end_turn) must follow. Otherwise the turn would not count in the shares of the time.
     pub fn pop(&mut self) -> Option<(usize, Duration)> {
         // A new client is a light user until its first turn. If light users always went first, heavy
         // users would wait forever while new clients never stop connecting.
@@ -65,7 +66,14 @@ impl FairQueue {
             && let Some(key) = self.light.pop_front()
         {
             self.was_light = true;
-            return Some((key, LIGHT_TURN_TIME));
+            // If no other light user waits for the end of the turn, it is long enough for some requests that
+            // the client has pipelined. In the next turn, it may be a heavy user, which waits longer.
+            let turn_time = if self.light.is_empty() {
+                TURN_TIME
+            } else {
+                SHORT_TURN_TIME
+            };
+            return Some((key, turn_time));
         }
         self.was_light = false;
         let Reverse((finish_tag, key)) = self.heavy.pop()?;
@@ -201,6 +209,8 @@ mod tests {
         let mut used = [Duration::ZERO; 2];
         queue.push(0, 1_000_000);
         for _ in 0..10_000 {
+            // With a second one in the queue, the turns of new clients are short.
+            queue.push(1, 0);
             queue.push(1, 0);
             let (key, turn_time) = pop(&mut queue, &mut tags);
             used[key] += turn_time;

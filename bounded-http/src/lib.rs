@@ -21,8 +21,8 @@
 //!
 //! # Four rules
 //!
-//! 1. **Turns are bounded in time.** A client's turn ends after at most 50 µs, and all turns together after a
-//!    millisecond. Then the server polls the sockets and the listener again. A fair queue serves
+//! 1. **Turns are bounded in time.** A client's turn starts no further request after 50 µs, and all turns
+//!    together end after a millisecond. Then the server polls the sockets and the listener again. A fair queue serves
 //!    clients that have used little time first. So a new client waits a few milliseconds, even if
 //!    thousands of others pipeline requests without end.
 //! 2. **Received means that the kernel has it.** A request that reached the kernel before a timeout, a

@@ -22,7 +22,7 @@ use bounded_http::internals::connection::{
 use bounded_http::internals::eviction::{
     MAX_CHECKS_IN_WAIT, MAX_CHECKS_OVERDUE, MAX_TIME_ON_RESERVE, SEARCH_INTERVAL, candidates,
 };
-use bounded_http::internals::fair_queue::TURN_TIME;
+use bounded_http::internals::fair_queue::{SHORT_TURN_TIME, TURN_TIME};
 use bounded_http::internals::listener::{LARGE_SEND_BUFFER_SIZE, RECEIVE_BUFFER_SIZE};
 use bounded_http::internals::request_head::MAX_HEAD_BYTES;
 use tiny_probe::app::{App, Exchange};
@@ -761,7 +761,12 @@ impl World {
         client.is_queued = false;
         let before = Progress::of(client, &peer.kernel.borrow());
         let half_closed_due = client.reply_due().filter(|_| client.is_half_closed());
-        let next = client.take_turn(TURN_TIME, &mut self.shared).ok();
+        let turn_time = if self.queue.is_empty() {
+            TURN_TIME
+        } else {
+            SHORT_TURN_TIME
+        };
+        let next = client.take_turn(turn_time, &mut self.shared).ok();
 
         let after = Progress::of(client, &peer.kernel.borrow());
         let held_bytes = client.held_bytes();
