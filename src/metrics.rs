@@ -257,6 +257,11 @@ impl Metrics {
         self.process.start_time()
     }
 
+    /// Makes the next page read `process_*` from the kernel. Until then, all pages have the same values.
+    pub fn discard_process_reading(&self) {
+        self.process.discard_reading();
+    }
+
     /// Writes the page that Prometheus scrapes.
     pub fn exposition(&self, format: Format, in_force: &InForce<'_>) -> String {
         let mut page = Page::new(format, self.page.take());

@@ -71,16 +71,33 @@ fn render_response(bencher: Bencher) {
 /// The page with this many pairs of method and endpoint: a histogram and a counter each.
 #[divan::bench(args = [1, 10, 45])]
 fn exposition_text(bencher: Bencher, series: usize) {
-    exposition(bencher, series, Format::Text);
+    exposition(
+        bencher,
+        series,
+        Format::Text,
+        Metrics::discard_process_reading,
+    );
 }
 
 /// The same in `OpenMetrics`.
 #[divan::bench(args = [1, 10, 45])]
 fn exposition_open_metrics(bencher: Bencher, series: usize) {
-    exposition(bencher, series, Format::OpenMetrics);
+    exposition(
+        bencher,
+        series,
+        Format::OpenMetrics,
+        Metrics::discard_process_reading,
+    );
 }
 
-fn exposition(bencher: Bencher, series: usize, format: Format) {
+/// The same for scrapes that arrive together. They share the values of `process_*`.
+#[divan::bench(args = [1, 10, 45])]
+fn exposition_shared_reading(bencher: Bencher, series: usize) {
+    exposition(bencher, series, Format::Text, |_| {});
+}
+
+/// Writes pages, with a call of `prepare` before each.
+fn exposition(bencher: Bencher, series: usize, format: Format, prepare: fn(&Metrics)) {
     let metrics = Metrics::new(ENDPOINTS.len(), "1", "develop");
     let pairs = METHODS
         .iter()
@@ -96,7 +113,10 @@ fn exposition(bencher: Bencher, series: usize, format: Format) {
     let page = metrics.exposition(format, &in_force);
     let count = page.matches("app_request_latency_seconds_count{").count();
     assert_eq!(count, series);
-    bencher.bench_local(|| metrics.reuse(metrics.exposition(format, &in_force).into_bytes()));
+    bencher.bench_local(|| {
+        prepare(&metrics);
+        metrics.reuse(metrics.exposition(format, &in_force).into_bytes());
+    });
 }
 
 /// A whole request, except the system calls.
