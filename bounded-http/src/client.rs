@@ -58,7 +58,7 @@ const SCARCE_READ_SIZE: usize = 1024;
 /// response, the buffer is 4 KiB.
 const MIN_WRITE_SIZE: usize = 3 * 1024;
 /// How long a client that holds memory may make no progress while others wait for memory.
-const STALL_TOLERANCE: Duration = Duration::from_millis(500);
+pub const STALL_TOLERANCE: Duration = Duration::from_millis(500);
 
 /// The body of the 503 for refused requests.
 const TOO_BUSY: &str = "Every connection is taken. Try again later.\n";

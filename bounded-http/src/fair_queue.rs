@@ -20,7 +20,7 @@ use std::time::Duration;
 /// `make microbench` times a turn.
 pub const TURN_TIME: Duration = Duration::from_micros(50);
 /// How long a turn of a light user lasts while other light users wait.
-pub const SHORT_TURN_TIME: Duration = Duration::from_nanos(LIGHT_USE_NANOS);
+const SHORT_TURN_TIME: Duration = Duration::from_nanos(LIGHT_USE_NANOS);
 /// A client whose finish tag is less than this ahead of the virtual time is a light user. It is as much as a
 /// short turn, so that a client that has used a whole turn is a heavy user.
 const LIGHT_USE_NANOS: u64 = 10_000;

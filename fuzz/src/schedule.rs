@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bounded_http::Service;
 use bounded_http::internals::client::{
-    Admission, Client, Evictable, LargeBuffers, Next, Shared, memory_holders,
+    Admission, Client, Evictable, LargeBuffers, Next, STALL_TOLERANCE, Shared, memory_holders,
 };
 use bounded_http::internals::connection::{
     Buffers, KEEP_ALIVE_TIMEOUT, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING, LINGERING_TIMEOUT,
@@ -22,7 +22,7 @@ use bounded_http::internals::connection::{
 use bounded_http::internals::eviction::{
     MAX_CHECKS_IN_WAIT, MAX_CHECKS_OVERDUE, MAX_TIME_ON_RESERVE, SEARCH_INTERVAL, candidates,
 };
-use bounded_http::internals::fair_queue::{SHORT_TURN_TIME, TURN_TIME};
+use bounded_http::internals::fair_queue::FairQueue;
 use bounded_http::internals::listener::{LARGE_SEND_BUFFER_SIZE, RECEIVE_BUFFER_SIZE};
 use bounded_http::internals::request_head::MAX_HEAD_BYTES;
 use tiny_probe::app::{App, Exchange};
@@ -43,6 +43,11 @@ const READ_SIZE: usize = 16 * 1024;
 /// enough to reach every limit, and does not take long.
 const MAX_BYTES_SENT: usize = 128 * 1024;
 const MAX_REQUESTS: usize = 600;
+/// The maximum number of times that something falls due once all clients read their responses. Where the memory
+/// for all is less than one client holds, each request waits for [`STALL_TOLERANCE`], with a check in every
+/// [`SEARCH_INTERVAL`]. A fifth is added for everything else.
+const MAX_STEPS: u128 =
+    6 * MAX_REQUESTS as u128 * STALL_TOLERANCE.as_millis() / SEARCH_INTERVAL.as_millis() / 5;
 /// The largest response is much smaller than this.
 const MAX_RESPONSE_BYTES: usize = 32 * 1024;
 /// More wake-ups than sending all responses through the smallest queue takes.
@@ -130,7 +135,7 @@ struct World {
     shared: Shared<App>,
     peers: [Option<Peer>; PEERS],
     selected: usize,
-    queue: VecDeque<usize>,
+    queue: FairQueue,
     max_clients: usize,
     max_held_bytes: usize,
     /// The process is suspended while time passes.
@@ -282,7 +287,7 @@ impl World {
             shared,
             peers: Default::default(),
             selected: 0,
-            queue: VecDeque::new(),
+            queue: FairQueue::default(),
             max_clients: PEERS,
             max_held_bytes: usize::MAX,
             is_suspended: false,
@@ -486,11 +491,7 @@ impl World {
             NOW.set(NOW.get().max(next));
             self.run_until_quiet();
             steps += 1;
-            // Where the memory for all is less than one client holds, it waits 50 checks for each request.
-            assert!(
-                steps < 60 * MAX_REQUESTS,
-                "clients that do nothing stay forever"
-            );
+            assert!(steps < MAX_STEPS, "clients that do nothing stay forever");
         }
     }
 }
@@ -603,7 +604,8 @@ impl World {
             && !client.is_queued
         {
             client.is_queued = true;
-            self.queue.push_back(key);
+            let finish_tag = client.finish_tag;
+            self.queue.push(key, finish_tag);
         }
     }
 
@@ -736,12 +738,19 @@ impl World {
 
     fn run_turns(&mut self, max_turns: usize) {
         for _ in 0..max_turns {
-            let Some(key) = self.queue.pop_front() else {
+            let Some((key, turn_time)) = self.queue.pop() else {
                 return;
             };
             self.shared.now = clock();
-            let next = self.give_turn(key);
+            let started = self.shared.now;
+            let next = self.give_turn(key, turn_time);
             self.shared.now = clock();
+            let used = self.shared.now.saturating_duration_since(started);
+            self.queue.end_turn(used);
+            let peer = self.peers[key].as_mut();
+            if let Some(client) = peer.and_then(|peer| peer.client.as_mut()) {
+                client.finish_tag = self.queue.charge(client.finish_tag, used);
+            }
             match next {
                 Some(Next::AnotherTurn) => self.queue_turn(key),
                 Some(Next::Wait) => {}
@@ -752,7 +761,7 @@ impl World {
     }
 
     /// Gives a client its turn. Returns `None` if the socket has failed.
-    fn give_turn(&mut self, key: usize) -> Option<Next> {
+    fn give_turn(&mut self, key: usize, turn_time: Duration) -> Option<Next> {
         let Some(peer) = &mut self.peers[key] else {
             return Some(Next::Wait);
         };
@@ -762,11 +771,6 @@ impl World {
         client.is_queued = false;
         let before = Progress::of(client, &peer.kernel.borrow());
         let half_closed_due = client.reply_due().filter(|_| client.is_half_closed());
-        let turn_time = if self.queue.is_empty() {
-            TURN_TIME
-        } else {
-            SHORT_TURN_TIME
-        };
         let next = client.take_turn(turn_time, &mut self.shared).ok();
 
         let after = Progress::of(client, &peer.kernel.borrow());
@@ -906,7 +910,6 @@ impl World {
         let Some(client) = peer.client.take() else {
             return;
         };
-        self.queue.retain(|queued| *queued != key);
         self.is_refusing &= client.admission() != Admission::Admitted;
         if client.waits_for_work() {
             self.shared.work_queue.retain(|waiting| *waiting != key);
