@@ -66,6 +66,10 @@ def whole(value):
     return f"{value:.0f}"
 
 
+def quotient(value):
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
+
+
 # --- tables -------------------------------------------------------------------------------------
 
 
@@ -123,9 +127,9 @@ def summary(by_key):
     request, scrape, wait = ([short(by_key[key], what, form) if key in by_key else "–" for key in ("event-loop", "axum")]
                              for what, form in (("c64 cpu", microseconds), ("metrics cpu", microseconds),
                                                 ("wait-metrics-1000 median", milliseconds)))
-    return (f"A request to /probe takes {request[0]} µs of CPU time, and {request[1]} µs with axum. A scrape takes "
-            f"{scrape[0]} µs, and {scrape[1]} µs with axum.\n"
-            f"While 1000 clients pipeline scrapes without end, a new client waits {wait[0]} ms, and {wait[1]} ms with axum.")
+    return (f"A request to /probe takes {request[0]} µs of CPU time, and {request[1]} µs with axum. If scrapes arrive "
+            f"together, each takes {scrape[0]} µs,\nand {scrape[1]} µs with axum. While 1000 clients pipeline scrapes "
+            f"without end, a new client waits {wait[0]} ms, and {wait[1]} ms with axum.")
 
 
 def measured(about):
@@ -177,7 +181,7 @@ def goals(by_key, about):
         others = [tail for name, tail in tails.items() if name not in ("event-loop", "static", "tiny-http", "floor") and tail]
         if others:
             add(f"p99.9 at {about['rate']} requests per second{condition}, divided by that of the best of the others", 1,
-                [(tails[name] / min(others), f"{tails[name] / min(others):.2f}") if tails.get(name) else None
+                [(tails[name] / min(others), quotient(tails[name] / min(others))) if tails.get(name) else None
                  for name in ("event-loop", "static")])
     for what, bound in [("median", 5), ("worst", 50)]:
         def longest(name):

@@ -194,7 +194,7 @@ impl Service for App {
         let logs = self.flush_logs();
         // The logs are flushed first, because the process may exit or hang here.
         let process = self.faults.act();
-        // Requests that arrive after the wait get current values.
+        // Scrapes that are answered after the wait get current values.
         self.metrics.discard_process_reading();
         logs.into_iter().chain(process).min()
     }

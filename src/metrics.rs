@@ -257,7 +257,8 @@ impl Metrics {
         self.process.start_time()
     }
 
-    /// Makes the next page read `process_*` from the kernel. Until then, all pages have the same values.
+    /// Makes the next page read the values of `process_*` again. All pages between two calls have the same
+    /// values.
     pub fn discard_process_reading(&self) {
         self.process.discard_reading();
     }

@@ -67,10 +67,11 @@ fn next_request(
     app: &mut App,
 ) -> io::Result<Option<tiny_http::Request>> {
     loop {
+        let interval = app.before_wait();
         if is_stopping.load(Ordering::Relaxed) {
             return server.try_recv();
         }
-        let received = match app.before_wait() {
+        let received = match interval {
             Some(interval) => server.recv_timeout(interval),
             None => server.recv().map(Some),
         };

@@ -58,7 +58,7 @@ fn pieces<'a>(lengths: &[u8], mut rest: &'a [u8]) -> Vec<&'a [u8]> {
     pieces
 }
 
-/// Parses the responses. Leaves out the `process_*` metrics, which differ from page to page.
+/// Parses the responses. Leaves out the `process_*` metrics, which may differ.
 fn responses(outcome: &Outcome) -> Vec<Response> {
     let mut rest = &*outcome.responses;
     let mut responses = Vec::new();

@@ -43,9 +43,9 @@ const READ_SIZE: usize = 16 * 1024;
 /// enough to reach every limit, and does not take long.
 const MAX_BYTES_SENT: usize = 128 * 1024;
 const MAX_REQUESTS: usize = 600;
-/// The maximum number of times that something falls due once all clients read their responses. Where the memory
-/// for all is less than one client holds, each request waits for [`STALL_TOLERANCE`], with a check in every
-/// [`SEARCH_INTERVAL`]. A fifth is added for everything else.
+/// The maximum number of wake-ups in [`World::settle`]. If the limit on memory is lower than what one client holds,
+/// each request waits for [`STALL_TOLERANCE`], with a check every [`SEARCH_INTERVAL`]. A fifth is added for everything
+/// else.
 const MAX_STEPS: u128 =
     6 * MAX_REQUESTS as u128 * STALL_TOLERANCE.as_millis() / SEARCH_INTERVAL.as_millis() / 5;
 /// The largest response is much smaller than this.

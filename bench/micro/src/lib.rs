@@ -97,6 +97,7 @@ impl Driven {
         let count = self.connection.unsent().len();
         self.connection.mark_sent(count, ended);
         self.connection.return_buffers(&mut self.spare);
+        self.app.before_wait();
         count
     }
 }
