@@ -198,6 +198,12 @@ mod tests {
     use super::*;
     use crate::metrics::Format;
 
+    fn page(process: &Process) -> String {
+        let mut page = Page::new(Format::Text, String::new());
+        process.write(&mut page);
+        page.finish()
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn the_start_time_is_found_after_any_process_name() {
@@ -243,16 +249,11 @@ mod tests {
     #[test]
     fn pages_have_the_same_values_until_the_reading_is_discarded() {
         let process = Process::current();
-        let page = || {
-            let mut page = Page::new(Format::Text, String::new());
-            process.write(&mut page);
-            page.finish()
-        };
-        let first = page();
-        assert_eq!(page(), first);
+        let first = page(&process);
+        assert_eq!(page(&process), first);
         process.discard_reading();
         // The CPU time is in nanoseconds, and has grown.
-        assert_ne!(page(), first);
+        assert_ne!(page(&process), first);
     }
 
     #[test]
@@ -264,9 +265,7 @@ mod tests {
             start_time: None,
             reading: Cell::default(),
         };
-        let mut page = Page::new(Format::Text, String::new());
-        process.write(&mut page);
-        let page = page.finish();
+        let page = page(&process);
         for absent in ["start_time", "resident", "virtual", "threads", "open_fds"] {
             assert!(!page.contains(absent), "{page}");
         }
