@@ -19,16 +19,15 @@ build: ## build target/release/tiny-probe
 	$(CARGO) build --release --locked
 
 .PHONY: test
-test: ## run all tests
+test: ## run all tests but those of test-slow
 	$(CARGO) test --locked --workspace
-	@docker info >/dev/null 2>&1 || echo 'not included: make check-image, which needs a Docker engine'
 
 .PHONY: test-slow
 test-slow: ## run the tests that wait for long timeouts, in a minute and a half
 	$(CARGO) test --locked --test hostile -- --ignored
 
 .PHONY: lint
-lint: ## check formatting, clippy, shell scripts and the tables of the benchmark
+lint: ## check formatting, clippy, shell scripts, tests/numbers.md and the tables of the benchmark
 	$(CARGO) fmt --check --all
 	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
 	$(CARGO) clippy --locked --package bounded-http --all-targets -- --deny warnings

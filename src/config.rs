@@ -532,7 +532,7 @@ pub static FLAGS: [Flag; 20] = [
         variable: "FAULT_INJECTION",
         value: "",
         default: "off",
-        meaning: "on: clients may change what /probe does; all: every target",
+        meaning: "on: clients may change /probe; all: other routes, the process too",
         accepted: "off, on or all",
         sets: Sets::Service(|config, value| {
             config.fault_injection = match (value, switch(value)) {
@@ -604,7 +604,7 @@ pub static FLAGS: [Flag; 20] = [
         variable: "APP_VERSION",
         value: "TEXT",
         default: "1",
-        meaning: "label of app_version_info",
+        meaning: "label version of app_version_info",
         accepted: "a text",
         sets: Sets::Service(|config, value| parse(value).map(|value| config.app_version = value)),
     },
@@ -613,7 +613,7 @@ pub static FLAGS: [Flag; 20] = [
         variable: "APP_CONFIG",
         value: "TEXT",
         default: "develop",
-        meaning: "label of app_version_info",
+        meaning: "label config of app_version_info",
         accepted: "a text",
         sets: Sets::Service(|config, value| parse(value).map(|value| config.app_config = value)),
     },
@@ -849,7 +849,7 @@ Flags, each with its environment variable and its default:
     help += "  -h, --help                   print this\n  -V, --version                print the version\n";
     if cfg!(feature = "tiny-http") {
         help += "
-With --server tiny-http, a /probe that is delayed or works delays every other request.
+With --server tiny-http, a /probe request that is delayed or takes CPU time delays all others.
 ";
     }
     help

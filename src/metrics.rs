@@ -38,7 +38,7 @@ const CONNECTIONS_MAX: Family = family!(gauge "app_connections_max"
 const CONNECTIONS_OPEN: Family =
     family!(gauge "app_connections_open" "Number of open client connections.");
 const EXTRA: Family =
-    family!(gauge "app_extra" "Extra series, as many as /faults/process asks for.");
+    family!(gauge "app_extra" "Extra series, a fault that is set through /faults/process.");
 const FAULT_ACTIVE: Family = family!(gauge "app_fault_active"
     "Whether a change made through /faults is in force, by target.");
 const REQUESTS_IN_FLIGHT: Family = family!(gauge "app_requests_in_flight"

@@ -28,12 +28,11 @@
 //! 2. **Received means that the kernel has it.** A request that reached the kernel before a timeout, a
 //!    stop or a close is read before the server decides anything. While bytes may be unread, a connection
 //!    lingers before it is closed. Otherwise it would be reset, and sent responses could be lost.
-//! 3. **Clients that wait do not displace clients that ask.** At the connection limit, connections
-//!    turn over: responses say `Connection: close`, and connections that have been idle for 100 ms are
-//!    closed. A reserve of sixteen connections above the limit serves [urgent](Service::is_urgent)
-//!    requests. Other requests on it wait for a slot, and get a 503 if none becomes free.
-//! 4. **Memory is bounded in total**, the kernel's socket buffers included: 16 MiB for a thousand
-//!    connections, whatever their clients send and do not read.
+//! 3. **Waiting clients do not displace active ones.** At the connection limit, responses say `Connection: close`, and
+//!    connections that have been idle for 100 ms are closed. A reserve of sixteen connections above the limit serves
+//!    [urgent](Service::is_urgent) requests. Other requests on it wait for a slot, and get a 503 if none becomes free.
+//! 4. **Memory is bounded in total**, the kernel's socket buffers included. The bounds add up to 23 KiB per
+//!    connection. None of the attacks in the tests takes more than 16 MiB with a thousand connections.
 //!
 //! # Limits
 //!
@@ -49,7 +48,7 @@
 //! | `Expect: 100-continue` | – | the final response at once, close unless the whole body has been received |
 //! | an HTTP version other than 1.0 and 1.1 | – | 505, close |
 //! | open connections | [`Limits::connections`] | rule 3 |
-//! | cause a panic in the service | one connection | close; the [outcome](Outcome) says so |
+//! | cause a panic in the service | only its connection is affected | close; the [outcome](Outcome) says so |
 //!
 //! # What it does not do
 //!
