@@ -312,7 +312,7 @@ soak: build ## run all kinds of clients for SECONDS=600, check that nothing leak
 	bench/soak.py --seconds $(SECONDS)
 
 .PHONY: mutants
-mutants: ## check that a test fails for every change of the code (needs cargo-mutants, takes hours)
+mutants: ## check that a test fails for every change of the code (needs cargo-mutants, cargo-nextest, and hours)
 	scripts/mutants.sh
 
 .PHONY: check-numbers

@@ -1088,8 +1088,15 @@ mod tests {
             assert_eq!(fail_with.name(), *name);
             assert!(FailWith::ACCEPTED.contains(name), "{name}");
             assert_eq!(fail_with.is_status(), statuses.contains(name));
-            assert!(!fail_with.recorded_as().is_empty());
+            let recorded = match *name {
+                "reset" | "close" | "hang" => "444",
+                "cut" | "stall" => "200",
+                status => status,
+            };
+            assert_eq!(fail_with.recorded_as(), recorded, "{name}");
         }
+        let all: Vec<_> = FailWith::all().map(FailWith::name).collect();
+        assert_eq!(all, [&statuses[..], &endings[..]].concat());
         for name in ["", "501", "999", "Reset", "0500", "500 ", "none"] {
             assert_eq!(FailWith::parse(name), None, "{name}");
         }

@@ -409,7 +409,7 @@ mod tests {
         faults.change(PROBE, "work=1s", now + seconds(1)).unwrap();
         let expected = expected.replace("work=0s", "work=1s");
         assert_eq!(faults.overview(now + seconds(1_000_000)), expected);
-        faults.revert(None, now);
+        assert!(faults.revert(None, now), "a change without an end");
         assert_eq!(faults.overview(now), AT_START);
     }
 

@@ -325,6 +325,14 @@ mod tests {
     }
 
     #[test]
+    fn the_page_offers_every_failure_that_the_server_can_send() {
+        let page = page(&Config::default());
+        let options = "as set<option>200<option>400<option>401<option>403<option>404<option>408<option>429<option>500\
+                       <option>502<option>503<option>504<option>reset<option>close<option>cut<option>stall<option>hang<";
+        assert!(page.contains(options), "{page}");
+    }
+
+    #[test]
     fn what_the_command_line_says_is_escaped() {
         let page = page(&Config {
             app_version: "<script>&\"".into(),

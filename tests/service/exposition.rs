@@ -229,6 +229,12 @@ fn process_metrics_agree_with_proc(server: &str) {
         (before - 0.02..after + 0.02).contains(&started),
         "{before} {started} {after}"
     );
+    // The page at / notices a restart by it.
+    let html = service.get("/").body;
+    assert!(
+        html.contains(&format!(" data-start=\"{started}\"")),
+        "{html}"
+    );
 }
 
 fn now() -> f64 {

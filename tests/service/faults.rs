@@ -161,6 +161,8 @@ fn a_failure_has_the_configured_status(server: &str) {
             let asks_to_retry = [429, 503].contains(&status);
             let retry_after = response.field("Retry-After");
             assert_eq!(retry_after, asks_to_retry.then_some("1"), "{status}");
+            let challenge = response.field("WWW-Authenticate");
+            assert_eq!(challenge, (status == 401).then_some("Bearer"), "{status}");
         }
     }
     let refused = client.ask("GET", "/probe?status=503&fail-with=cut");
@@ -337,7 +339,7 @@ fn a_change_prints_one_line_on_standard_error(server: &str) {
     client.ask("GET", "/probe?status=503");
     client.ask("PUT", "/faults?latency=300ms&for=3m");
     // This is a change, too: the end moves, if only by a fraction of a second.
-    client.ask("PUT", "/faults?for=3m");
+    client.ask("PUT", "/faults/probe?for=3m");
     client.ask("DELETE", "/faults");
     client.ask("DELETE", "/faults");
     let peer = client.stream.local_addr().unwrap();
