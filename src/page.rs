@@ -265,8 +265,8 @@ mod tests {
 
     #[test]
     fn minifying_leaves_out_what_separates_nothing() {
-        let minified = |source, joints| {
-            let mut bytes = vec![0; 1000];
+        let minified = |source: &str, joints| {
+            let mut bytes = vec![0; source.len()];
             let length = minify(source, joints, Some(&mut bytes));
             assert_eq!(minify(source, joints, None), length);
             bytes.truncate(length);
@@ -285,6 +285,11 @@ mod tests {
             ),
             ("a.match(/ ' \\w /, b)", "a.match(/ ' \\w /,b)"),
             ("a + +b - -c / d", "a+ +b- -c/d"),
+            ("const a", "let a"),
+            ("aconst b", "aconst b"),
+            ("a\n// b", "a\n"),
+            ("}", "}"),
+            (SCRIPT_SOURCE, SCRIPT),
         ] {
             assert_eq!(minified(source, SCRIPT_JOINTS), expected);
         }
@@ -294,6 +299,7 @@ mod tests {
                 "a b,.c{d:e -1px;f:calc(1px + 2px)}",
             ),
             ("@media (a: b) {\n  c > d {\n}", "@media (a:b){c > d{}"),
+            (STYLE_SOURCE, STYLE),
         ] {
             assert_eq!(minified(source, STYLE_JOINTS), expected);
         }

@@ -87,13 +87,12 @@ fn next_request(
 
 /// Reads the clock, has the app handle the request, and sends the response. Returns what to record.
 fn serve(received: tiny_http::Request, app: &mut App) -> Ended<Exchange> {
-    let peer = received.remote_addr().copied();
     let fields: Vec<Field<'_>> = received.headers().iter().map(field).collect();
 
     let started = Instant::now();
     let request = Request::new(received.method().as_str(), received.url())
         .with_fields(&fields)
-        .with_peer(peer)
+        .with_peer(received.remote_addr().copied())
         .with_received_at(started);
     let is_head = request.method() == Method::Head;
     let (reply, exchange) = app.answer(&request).split();
@@ -105,7 +104,6 @@ fn serve(received: tiny_http::Request, app: &mut App) -> Ended<Exchange> {
     Ended {
         body_length: if is_head { 0 } else { reply.body().len() },
         duration,
-        peer,
         ..Ended::of(reply.remember(exchange), Outcome::Responded)
     }
 }
