@@ -452,6 +452,10 @@ mod tests {
         for held in [4, 8] {
             assert_eq!(process.act(), Some(Duration::ZERO));
             assert_eq!(process.memory.len(), held * MIB);
+            assert!(
+                process.memory.capacity() >= MIN_RESERVED_BYTES,
+                "all at once"
+            );
         }
         let left = process.act().unwrap();
         assert_eq!(process.memory.len(), 9 * MIB);

@@ -133,6 +133,17 @@ fn extra_descriptors_are_open_until_the_change_is_reverted() {
     wait_until("they are closed", || open() <= before + 2);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn thousands_of_descriptors_are_opened_without_a_further_request() {
+    let service = Service::start_after("ulimit -n 2500", "event-loop", &["--fault-injection=all"]);
+    put(&mut service.connect(), "open-files=2200&for=1h");
+    let folder = format!("/proc/{}/fd", service.pid());
+    wait_until("they are open", || {
+        std::fs::read_dir(&folder).unwrap().count() >= 2200
+    });
+}
+
 #[test]
 fn idle_connections_without_a_free_descriptor_do_not_keep_others_out() {
     let service = Service::start_after("ulimit -n 300", "event-loop", &["--fault-injection=all"]);
