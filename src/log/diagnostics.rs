@@ -83,7 +83,8 @@ pub fn flush() -> bool {
     {
         diagnostics.print_message(&message);
     }
-    diagnostics.lines.flush() | diagnostics.changes.held.is_some()
+    let has_lines_left = diagnostics.lines.flush();
+    has_lines_left || diagnostics.changes.held.is_some()
 }
 
 /// Writes the remaining lines, or as many as the reader takes before the deadline.
