@@ -10,6 +10,8 @@ on_every_server!(
     a_body_is_not_taken_for_a_request,
     http_1_0_keep_alive_is_confirmed,
     nothing_of_a_request_gets_into_a_header_field,
+    a_request_that_is_refused_has_a_line_in_the_access_log,
+    a_client_that_sends_a_long_body_is_refused_before_its_end,
 );
 
 const FAULTS: &[&str] = &["--fault-injection"];
@@ -34,6 +36,17 @@ fn no_request_is_served_after_one_whose_end_is_unclear(server: &str) {
         ("Transfer-Encoding: chunked, identity", "0\r\n\r\n", 501),
         ("Transfer-Encoding: gzip, chunked", "0\r\n\r\n", 501),
         ("Transfer-Encoding: xchunked", "0\r\n\r\n", 501),
+        // These clients wait for the response.
+        (
+            "Transfer-Encoding: chunked\r\nExpect: 100-continue",
+            "",
+            411,
+        ),
+        (
+            "Transfer-Encoding: xchunked\r\nConnection: Upgrade",
+            "",
+            501,
+        ),
         (
             "Transfer-Encoding: chunked\r\nContent-Length: 53",
             "0\r\n\r\n",
@@ -65,10 +78,10 @@ fn no_request_is_served_after_one_whose_end_is_unclear(server: &str) {
     }
     let page = service.scrape();
     let count = |label, value| page.sum("app_request_count_total", label, value);
-    assert_eq!(count("http_status", "411"), 2);
-    assert_eq!(count("http_status", "501"), 4);
+    assert_eq!(count("http_status", "411"), 3);
+    assert_eq!(count("http_status", "501"), 5);
     assert_eq!(count("http_status", "400"), 7);
-    assert_eq!(count("method", "other"), 13);
+    assert_eq!(count("method", "other"), 15);
     assert_eq!(count("method", "PUT"), 0);
 }
 
@@ -98,6 +111,42 @@ fn a_body_is_not_taken_for_a_request(server: &str) {
         let settings = client.ask("GET", "/faults").body;
         assert!(settings.starts_with("fail-rate=0\n"), "{settings}");
     }
+}
+
+fn a_request_that_is_refused_has_a_line_in_the_access_log(server: &str) {
+    let mut service = Service::start(server, &["--access-log"]);
+    let mut expected = Vec::new();
+    for method in ["GET", "HEAD"] {
+        let mut client = service.connect();
+        client.send(format!(
+            "{method} /probe HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        ));
+        client.stream.shutdown(Shutdown::Write).unwrap();
+        while client.receive() {}
+        let received = String::from_utf8(client.received).unwrap();
+        let (_, body) = received.split_once("\r\n\r\n").expect("a response");
+        assert_eq!(body.is_empty(), method == "HEAD", "{received}");
+        expected.push(format!(" 411 {} ", body.len()));
+    }
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let log = service.stdout();
+    assert_eq!(log.lines().count(), expected.len(), "{log}");
+    for (line, expected) in log.lines().zip(expected) {
+        assert!(line.contains(&expected), "{line}: {expected}");
+    }
+}
+
+fn a_client_that_sends_a_long_body_is_refused_before_its_end(server: &str) {
+    let service = Service::start(server, &[]);
+    let mut client = service.connect();
+    let part = "a".repeat(80 * 1024);
+    let response = post(
+        &mut client,
+        "Transfer-Encoding: chunked",
+        &format!("100000\r\n{part}"),
+    );
+    assert_eq!(response.status, 411);
 }
 
 /// `ab -k` waits for the connection to close unless this field says that it stays open.
