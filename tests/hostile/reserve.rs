@@ -173,7 +173,9 @@ fn the_reserve_is_served_when_delayed_responses_hold_every_descriptor() {
 
 #[test]
 fn connections_in_the_backlog_are_answered_when_the_service_stops_at_the_limit() {
-    let (mut service, _delayed) = full_service("2s");
+    // The responses are due before the grace period ends, and after the service has stopped accepting, also if
+    // the clients below need some seconds.
+    let (mut service, _delayed) = full_service("4s");
     service.pause();
     let mut clients: Vec<Client> = (0..100).map(|_| service.connect()).collect();
     for client in &mut clients {
