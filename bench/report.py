@@ -127,9 +127,9 @@ def summary(by_key):
     request, scrape, wait = ([short(by_key[key], what, form) if key in by_key else "–" for key in ("event-loop", "axum")]
                              for what, form in (("c64 cpu", microseconds), ("metrics cpu", microseconds),
                                                 ("wait-metrics-1000 median", milliseconds)))
-    return (f"A request to /probe takes {request[0]} µs of CPU time (a server with axum: {request[1]} µs). If scrapes "
-            f"arrive together,\neach takes {scrape[0]} µs (axum: {scrape[1]} µs). While 1000 clients pipeline scrapes "
-            f"without end, a new client waits\n{wait[0]} ms (axum: {wait[1]} ms).")
+    return (f"A request to /probe takes {request[0]} µs of CPU time (with axum {request[1]} µs). If scrapes arrive together, "
+            f"each takes\n{scrape[0]} µs (axum: {scrape[1]} µs). While 1000 clients pipeline scrapes without end, a new "
+            f"client waits {wait[0]} ms (axum: {wait[1]} ms).")
 
 
 def measured(about):
