@@ -530,7 +530,8 @@ impl<S: Stream, M> Client<S, M> {
         }
         if let Some(received_at) = shared.answer_began_at.take() {
             let reply = Reply::text(Status::InternalServerError, "");
-            let ended = self.describe_end(reply, Outcome::Panicked, 0, received_at, Instant::now());
+            let now = (shared.clock)();
+            let ended = self.describe_end(reply, Outcome::Panicked, 0, received_at, now);
             shared.service.ended(without_memo(ended));
         }
         if let Some(pending) = self.pending.take() {
@@ -879,7 +880,6 @@ impl<S: Stream, M> Client<S, M> {
     ) {
         let ended = self.send(rejection.reply(), received_at, shared);
         shared.service.ended(Ended {
-            memo: None,
             outcome: Outcome::Rejected,
             ..without_memo(ended)
         });
@@ -1020,3 +1020,6 @@ impl<V> Shared<V> {
         may_close
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
