@@ -67,4 +67,13 @@ mod tests {
         date.set(SystemTime::UNIX_EPOCH + years);
         assert_eq!(date.as_str(), "Fri, 31 Dec 9999 23:59:59 GMT");
     }
+
+    #[test]
+    fn an_update_reads_the_wall_clock() {
+        let mut date = Date::default();
+        let before = SystemTime::now() - Duration::from_secs(1);
+        date.update();
+        let parsed = httpdate::parse_http_date(date.as_str()).unwrap();
+        assert!((before..=SystemTime::now()).contains(&parsed), "{parsed:?}");
+    }
 }

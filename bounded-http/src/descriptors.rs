@@ -33,3 +33,21 @@ pub fn raise_descriptor_limit() -> usize {
         .current
         .map_or(usize::MAX, |limit| limit as usize)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_but_32_of_the_descriptors_that_the_hard_limit_allows_are_for_connections() {
+        let raised = raise_descriptor_limit();
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        let current = current.map_or(usize::MAX, |limit| limit as usize);
+        assert_eq!(raised, current);
+        if cfg!(target_os = "linux") {
+            let maximum = maximum.map_or(usize::MAX, |limit| limit as usize);
+            assert_eq!(raised, maximum);
+        }
+        assert_eq!(connections_within_descriptor_limit(), raised - 32);
+    }
+}

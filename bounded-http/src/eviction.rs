@@ -121,6 +121,7 @@ impl Eviction {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::tests::Driver;
 
     #[test]
     fn turnovers_are_granted_by_time_and_not_saved_up() {
@@ -132,5 +133,50 @@ mod tests {
         assert_eq!(eviction.grant_turnovers(1, at(2500)), 5);
         assert_eq!(eviction.grant_turnovers(0, at(2500)), 0);
         assert_eq!(eviction.grant_turnovers(60, at(1_000_000)), MAX_TURNOVERS);
+    }
+
+    /// Returns the keys of the candidates in the order in which they are evicted.
+    fn keys(mut next: impl FnMut() -> Option<(Evictable, usize)>) -> Vec<usize> {
+        std::iter::from_fn(|| next().map(|(_, key)| key)).collect()
+    }
+
+    #[test]
+    fn candidates_have_been_half_closed_for_20_milliseconds_or_idle_for_100() {
+        let mut drivers = [(); 4].map(|()| Driver::new());
+        // The first client connected later than the second. The last one waits for its reply.
+        drivers[0].wait(Duration::from_millis(1));
+        drivers[0] = Driver::new();
+        let start = drivers[0].shared_now();
+        drivers[2].ask("/delayed");
+        drivers[2].half_close();
+        drivers[3].ask("/delayed");
+        let clients = || drivers.iter().map(|driver| &driver.client).enumerate();
+        let half_closed = drivers[2].client.evictable();
+        assert!(matches!(half_closed, Some(Evictable::HalfClosed(_))));
+        let found = |micros| {
+            let now = start + Duration::from_micros(micros);
+            let mut found = candidates(clients(), now);
+            keys(|| found.pop().map(|Reverse(candidate)| candidate))
+        };
+        assert_eq!(found(18_999), []);
+        assert_eq!(found(19_000), [2]);
+        assert_eq!(found(98_999), [2]);
+        assert_eq!(found(99_000), [2, 1]);
+        assert_eq!(found(99_999), [2, 1]);
+        assert_eq!(found(100_000), [2, 1, 0]);
+    }
+
+    #[test]
+    fn a_search_takes_place_every_10_milliseconds_at_most() {
+        let driver = Driver::new();
+        let start = driver.shared_now() + MIN_IDLE_TIME;
+        let mut eviction = Eviction::new(start);
+        assert_eq!(keys(|| eviction.next_candidate()), []);
+        for (millis, expected) in [(0, &[0][..]), (9, &[]), (10, &[0]), (15, &[]), (20, &[0])] {
+            let now = start + Duration::from_millis(millis);
+            eviction.search([(0, &driver.client)].into_iter(), now);
+            let found = keys(|| eviction.next_candidate());
+            assert_eq!(found, expected, "after {millis} ms");
+        }
     }
 }

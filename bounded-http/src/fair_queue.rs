@@ -252,4 +252,30 @@ mod tests {
         assert_eq!(queue.charge(0, Duration::from_secs(10)), MAX_CHARGE_NANOS);
         assert_eq!(queue.charge(7, Duration::from_nanos(3)), 10);
     }
+
+    #[test]
+    fn a_client_counts_as_queued_until_its_turn() {
+        let mut queue = FairQueue::default();
+        assert!(queue.is_empty() && !queue.has_light());
+        queue.push(0, 0);
+        assert!(!queue.is_empty() && queue.has_light());
+        assert!(queue.pop().is_some());
+        assert!(queue.is_empty() && !queue.has_light());
+        queue.push(0, LIGHT_USE_NANOS);
+        assert!(!queue.is_empty() && !queue.has_light());
+    }
+
+    #[test]
+    fn memory_is_freed_when_it_is_more_than_four_times_what_the_clients_need() {
+        for (capacity, expected) in [(4 * 100 + 64, 4 * 100 + 64), (4 * 100 + 65, 2 * 100)] {
+            let mut queue = FairQueue {
+                light: VecDeque::with_capacity(capacity),
+                heavy: BinaryHeap::with_capacity(capacity),
+                ..FairQueue::default()
+            };
+            queue.shrink(100);
+            let capacities = (queue.light.capacity(), queue.heavy.capacity());
+            assert_eq!(capacities, (expected, expected));
+        }
+    }
 }

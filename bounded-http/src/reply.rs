@@ -280,4 +280,29 @@ mod tests {
         let fields: Vec<_> = reply.fields().collect();
         assert_eq!(fields, [("X", "a: b, é"), ("Y", "")]);
     }
+
+    #[test]
+    fn a_reply_holds_the_memory_of_an_owned_body() {
+        let mut body = String::with_capacity(100);
+        body.push_str("I'm ok!");
+        let reply = Reply::text(Status::Ok, body);
+        assert_eq!(reply.held_bytes(), 100);
+        assert_eq!(reply.to_string(), "200 OK I'm ok!");
+        assert_eq!(Reply::text(Status::Ok, "I'm ok!").held_bytes(), 0);
+    }
+
+    #[test]
+    fn a_test_of_a_service_can_read_what_a_reply_says() {
+        let reply = Reply::new(Status::NotFound, "text/html", &b"x"[..])
+            .after(Duration::from_secs(1))
+            .work(Duration::from_secs(2))
+            .end_with(Ending::Cut);
+        assert_eq!(reply.status(), Status::NotFound);
+        assert_eq!(reply.content_type(), Some("text/html"));
+        assert_eq!(reply.delay(), Duration::from_secs(1));
+        assert_eq!(reply.work_time(), Duration::from_secs(2));
+        assert_eq!(reply.ending(), Ending::Cut);
+        assert_eq!(&*reply.into_body(), b"x");
+        assert_eq!(Reply::options("GET").content_type(), None);
+    }
 }

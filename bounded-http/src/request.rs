@@ -171,5 +171,20 @@ mod tests {
         assert_eq!(request.field("accept"), Some(&b"a"[..]));
         assert_eq!(request.field("X"), None);
         assert_eq!(request.field("Host"), None);
+        assert_eq!(request.field("Cookie"), None, "as long as another");
+        assert_eq!(request.fields().len(), 3);
+    }
+
+    #[test]
+    fn a_test_of_a_service_can_set_what_a_request_says() {
+        let received_at = Instant::now();
+        let peer = Some(SocketAddr::from(([192, 0, 2, 1], 1234)));
+        let request = Request::new("PURGE", "/")
+            .with_received_at(received_at)
+            .with_peer(peer);
+        assert!(Request::new("GET", "/").received_at() >= received_at);
+        assert_eq!(request.received_at(), received_at);
+        assert_eq!(request.peer(), peer);
+        assert_eq!((request.method_text(), request.target()), ("PURGE", "/"));
     }
 }

@@ -194,11 +194,82 @@ impl Handle {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::TcpStream;
+    use std::sync::mpsc::{self, TryRecvError};
+
     use super::*;
+    use crate::http::Status;
+    use crate::reply::Reply;
+    use crate::request::Request;
 
     #[test]
     fn the_documented_defaults_are_the_real_ones() {
         let Limits { connections, grace } = Limits::default();
         assert_eq!((connections, grace), (1000, Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn the_limit_on_connections_is_the_given_one_if_the_descriptors_allow_it() {
+        let server = Server::bind("127.0.0.1:0").unwrap();
+        for (connections, expected) in [(0, 1), (7, 7)] {
+            let limits = Limits {
+                connections,
+                ..Limits::default()
+            };
+            let server = Server::bind("127.0.0.1:0").unwrap().limits(limits);
+            assert_eq!(server.connection_limit(), expected);
+        }
+        let unlimited = Limits {
+            connections: usize::MAX,
+            ..Limits::default()
+        };
+        let limit = server.limits(unlimited).connection_limit();
+        assert!(limit < usize::MAX, "what the descriptors allow");
+    }
+
+    #[test]
+    fn a_server_serves_at_least_one_connection() {
+        let limits = Limits {
+            connections: 0,
+            ..Limits::default()
+        };
+        let server = Server::bind("127.0.0.1:0").unwrap().limits(limits);
+        let handle = server.spawn(|_: &Request<'_>| Reply::text(Status::Ok, ""));
+        let handle = handle.unwrap();
+        let response = ask(handle.address(), || {});
+        assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+        handle.stop().unwrap();
+    }
+
+    /// Sends a request, calls a function, and returns the response.
+    fn ask(address: SocketAddr, before_reading: impl FnOnce()) -> String {
+        let mut client = TcpStream::connect(address).unwrap();
+        let timeout = Some(Duration::from_secs(60));
+        client.set_read_timeout(timeout).unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        client.write_all(request).unwrap();
+        before_reading();
+        let mut response = String::new();
+        client.read_to_string(&mut response).unwrap();
+        response
+    }
+
+    #[test]
+    fn stopping_waits_until_every_received_request_is_answered() {
+        let (received, has_received) = mpsc::channel();
+        let server = Server::bind("127.0.0.1:0").unwrap();
+        let handle = server.spawn(move |_: &Request<'_>| {
+            received.send(()).unwrap();
+            Reply::text(Status::Ok, "").after(Duration::from_millis(300))
+        });
+        let handle = handle.unwrap();
+        let response = ask(handle.address(), || {
+            has_received.recv().unwrap();
+            handle.stop().unwrap();
+            // The service, and with it the sender, has been dropped.
+            assert_eq!(has_received.try_recv(), Err(TryRecvError::Disconnected));
+        });
+        assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
     }
 }

@@ -162,3 +162,17 @@ pub enum Outcome {
     /// The service panicked, and the connection was closed without a response. The status is 500.
     Panicked,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn for_a_closure_no_request_is_urgent_and_nothing_is_called_before_the_server_waits() {
+        let mut service = |_: &Request<'_>| Reply::text(Status::Ok, "");
+        let request = Request::new("GET", "/");
+        assert!(!service.is_urgent(&request));
+        assert_eq!(service.refuse(&request), None);
+        assert_eq!(service.before_wait(), None);
+    }
+}

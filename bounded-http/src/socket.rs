@@ -260,3 +260,148 @@ impl<S: Stream> Socket<S> {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream as Client};
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Returns a socket and the client at its other end.
+    fn connected() -> (Socket<TcpStream>, Client) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = Client::connect(listener.local_addr().unwrap()).unwrap();
+        let timeout = Some(Duration::from_secs(60));
+        client.set_read_timeout(timeout).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (Socket::new(TcpStream::from_std(stream)), client)
+    }
+
+    /// Waits for a condition, which a packet on its way will make true.
+    fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !condition() {
+            assert!(Instant::now() < end, "waited in vain for {what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Reads until something is there.
+    fn read(socket: &mut Socket<TcpStream>, size: usize) -> Received {
+        let mut received = Received::Nothing;
+        wait_for("bytes", || {
+            received = socket.read(&mut vec![0; size]).unwrap();
+            received != Received::Nothing
+        });
+        received
+    }
+
+    #[test]
+    fn a_short_read_has_emptied_the_socket_unless_the_end_or_urgent_data_may_follow() {
+        let urgent = Readiness {
+            has_urgent_data: true,
+            ..Readiness::default()
+        };
+        let read_closed = Readiness {
+            is_read_closed: true,
+            ..Readiness::default()
+        };
+        for (readiness, size, is_readable) in [
+            (Readiness::default(), 4, false),
+            (Readiness::default(), 3, true),
+            (urgent, 4, true),
+            (read_closed, 4, true),
+        ] {
+            let (mut socket, mut client) = connected();
+            assert!(!socket.is_readable());
+            socket.assume_readable();
+            assert!(socket.is_readable());
+            socket.update(readiness);
+            socket.update(Readiness::default());
+            assert!(socket.is_readable(), "until a read");
+            client.write_all(b"abc").unwrap();
+            assert_eq!(read(&mut socket, size), Received::Bytes(3));
+            assert_eq!(socket.is_readable(), is_readable, "{readiness:?}, {size}");
+        }
+    }
+
+    #[test]
+    fn urgent_data_has_been_read_when_a_read_finds_nothing() {
+        let (mut socket, mut client) = connected();
+        socket.update(Readiness {
+            is_readable: true,
+            has_urgent_data: true,
+            ..Readiness::default()
+        });
+        assert_eq!(socket.read(&mut [0; 4]).unwrap(), Received::Nothing);
+        assert!(!socket.is_readable());
+        client.write_all(b"abc").unwrap();
+        assert_eq!(read(&mut socket, 4), Received::Bytes(3));
+        assert!(!socket.is_readable());
+        drop(client);
+        assert_eq!(read(&mut socket, 4), Received::End);
+        assert!(socket.is_read_closed() && !socket.is_readable());
+    }
+
+    #[test]
+    fn a_full_socket_is_not_tried_again_until_an_event_says_that_it_accepts_more() {
+        let (mut socket, mut client) = connected();
+        let bytes = vec![0; 1 << 20];
+        let mut written = 0;
+        while let Some(count) = socket.write(&bytes).unwrap() {
+            written += count;
+            assert!(written < 1 << 30, "the kernel accepts any number of bytes");
+        }
+        assert!(socket.is_write_blocked() && !socket.has_delivered());
+        client.read_exact(&mut vec![0; written]).unwrap();
+        wait_for("room", || socket.has_delivered());
+        socket.update(Readiness {
+            is_readable: true,
+            ..Readiness::default()
+        });
+        assert_eq!(socket.write(b"abc").unwrap(), None);
+        socket.update(Readiness {
+            is_writable: true,
+            ..Readiness::default()
+        });
+        assert!(!socket.is_write_blocked());
+        assert_eq!(socket.write(b"abc").unwrap(), Some(3));
+    }
+
+    #[test]
+    fn closing_the_sending_side_ends_the_stream_and_a_reset_fails_it() {
+        let (mut socket, mut client) = connected();
+        socket.close_sending_side().unwrap();
+        assert_eq!(client.read(&mut [0; 4]).unwrap(), 0);
+        // Unread bytes make the client's kernel send a reset.
+        let (mut socket, client) = connected();
+        assert!(!socket.has_failed());
+        assert_eq!(socket.write(b"abc").unwrap(), Some(3));
+        wait_for("bytes", || client.peek(&mut [0; 3]).unwrap() == 3);
+        drop(client);
+        wait_for("the reset", || socket.has_failed());
+        // The error is reported once.
+        assert!(!socket.has_failed());
+    }
+
+    #[test]
+    fn closing_resets_the_connection_if_it_should() {
+        for resets in [false, true] {
+            let (mut socket, mut client) = connected();
+            if resets {
+                socket.reset_on_close();
+            }
+            drop(socket);
+            let end = client.read(&mut [0; 4]).map_err(|error| error.kind());
+            let expected = if resets {
+                Err(ErrorKind::ConnectionReset)
+            } else {
+                Ok(0)
+            };
+            assert_eq!(end, expected);
+        }
+    }
+}

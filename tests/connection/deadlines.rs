@@ -287,6 +287,13 @@ fn a_connection_is_idle_from_when_all_its_responses_are_sent() {
     driver.connection.linger(driver.now);
     assert_eq!(idle_since(&driver), None);
     assert_eq!(driver.connection.lingers_since(), Some(driver.now));
+    // While a body is on its way, each part of it counts.
+    let mut driver = Driver::new();
+    driver.receive(b"POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n");
+    driver.send();
+    driver.wait(5);
+    driver.receive(b"1234");
+    assert_eq!(idle_since(&driver), Some(5));
 }
 
 #[test]
@@ -381,6 +388,7 @@ fn a_response_that_stalls_or_hangs_on_purpose_ends_after_60_seconds() {
         driver.receive(REQUEST);
         assert_eq!(driver.deadline(), Some(65), "{ending}");
         assert!(driver.connection.unsent().is_empty());
+        assert!(!driver.connection.has_bytes_left(), "it is not kept");
         assert!(driver.connection.is_deadline_final());
         assert!(driver.connection.expire().is_none(), "no 408");
     }
