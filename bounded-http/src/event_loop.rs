@@ -513,9 +513,9 @@ impl<V: Service> EventLoop<V> {
     }
 
     /// Keeps the bytes that all connections hold within the limit. While memory is scarce, asks the kernel
-    /// from time to time what it has delivered. Resets connections if they hold too
-    /// much together, or if other clients wait for memory. Queues the clients that have waited for
-    /// memory when there is enough again.
+    /// from time to time what it has delivered. Resets connections if they hold too much together, or if
+    /// other clients wait for memory. Queues the clients that have waited for memory when there is enough
+    /// again.
     fn limit_held_bytes(&mut self) {
         let now = self.shared.now;
         let is_over = self.shared.held_bytes > self.max_held_bytes;

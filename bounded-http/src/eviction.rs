@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_takes_place_every_10_milliseconds_at_most() {
+    fn searches_are_at_least_10_milliseconds_apart() {
         let driver = Driver::new();
         let start = driver.shared_now() + MIN_IDLE_TIME;
         let mut eviction = Eviction::new(start);

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_freed_when_it_is_more_than_four_times_what_the_clients_need() {
+    fn memory_is_freed_when_it_exceeds_four_times_the_number_of_clients_by_more_than_64() {
         for (capacity, expected) in [(4 * 100 + 64, 4 * 100 + 64), (4 * 100 + 65, 2 * 100)] {
             let mut queue = FairQueue {
                 light: VecDeque::with_capacity(capacity),

@@ -287,7 +287,6 @@ mod tests {
         body.push_str("I'm ok!");
         let reply = Reply::text(Status::Ok, body);
         assert_eq!(reply.held_bytes(), 100);
-        assert_eq!(reply.to_string(), "200 OK I'm ok!");
         assert_eq!(Reply::text(Status::Ok, "I'm ok!").held_bytes(), 0);
     }
 
@@ -297,6 +296,7 @@ mod tests {
             .after(Duration::from_secs(1))
             .work(Duration::from_secs(2))
             .end_with(Ending::Cut);
+        assert_eq!(reply.to_string(), "404 Not Found x");
         assert_eq!(reply.status(), Status::NotFound);
         assert_eq!(reply.content_type(), Some("text/html"));
         assert_eq!(reply.delay(), Duration::from_secs(1));
