@@ -965,7 +965,7 @@ fn a_client_waits_for_memory_once_and_only_with_a_request() {
 }
 
 #[test]
-fn a_read_takes_at_most_1_kib_while_memory_is_scarce() {
+fn a_read_takes_1_kib_while_memory_is_scarce() {
     for (scarce_from, unread) in [(usize::MAX, 0), (0, 1000)] {
         let mut driver = Driver::new();
         driver.shared.scarce_from = scarce_from;
