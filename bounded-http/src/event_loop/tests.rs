@@ -676,7 +676,8 @@ fn sweeps_queue_the_clients_whose_deadline_has_passed() {
     pass(&mut event_loop, 100);
     event_loop.sweep();
     assert_eq!(next_sweep(&event_loop), Some(80_000));
-    pass(&mut event_loop, 4900);
+    // On a busy machine, a sweep is late.
+    pass(&mut event_loop, 4901);
     event_loop.sweep();
     assert_eq!(next_sweep(&event_loop), None);
     take_turns(&mut event_loop);
