@@ -203,11 +203,18 @@ fn nothing_of_a_request_gets_into_a_header_field(server: &str) {
     }
     for service in [&service, &with_faults] {
         for request in &requests {
-            let mut client = service.connect();
-            client.send(format!("{request}Connection: close\r\n\r\n"));
-            // tiny_http's own 400 has no length, so read until the end.
-            while client.receive() {}
-            let received = String::from_utf8(client.received).unwrap();
+            // In the plain loop, a client that happens to have the port of one that was refused within the
+            // last minute gets no response.
+            let attempts = if server == "tiny-http" { 10 } else { 1 };
+            let mut responses = (0..attempts).map(|_| {
+                let mut client = service.connect();
+                client.send(format!("{request}Connection: close\r\n\r\n"));
+                // tiny_http's own 400 has no length, so read until the end.
+                while client.receive() {}
+                String::from_utf8(client.received).unwrap()
+            });
+            let received = responses.find(|received| !received.is_empty());
+            let received = received.unwrap_or_default();
             let (head, _body) = received.split_once("\r\n\r\n").expect("a response");
             for line in head.lines().skip(1) {
                 let (name, value) = line.split_once(": ").expect("a field");
