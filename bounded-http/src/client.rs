@@ -1003,6 +1003,31 @@ fn without_memo<M>(ended: Ended<()>) -> Ended<M> {
 }
 
 impl<V> Shared<V> {
+    /// Creates the state at the start. A read takes at most `read_size` bytes. Memory is never scarce, and no
+    /// buffer in the kernel may become large, unless the caller changes that.
+    pub fn new(service: V, clock: fn() -> Instant, read_size: usize) -> Self {
+        Self {
+            service,
+            clock,
+            now: clock(),
+            date: Date::default(),
+            timers: TimerQueue::default(),
+            work_queue: VecDeque::new(),
+            read_buffer: vec![0; read_size].into_boxed_slice(),
+            spare_buffers: Buffers::default(),
+            held_bytes: 0,
+            scarce_from: usize::MAX,
+            full_from: usize::MAX,
+            waiting_for_memory: Vec::new(),
+            large_buffers: LargeBuffers::new(0),
+            turnovers: 0,
+            answer_began_at: None,
+            is_stopping: false,
+            is_grace_over: false,
+            closes_from: None,
+        }
+    }
+
     /// Returns whether memory is scarce: see [`scarce_from`](Self::scarce_from).
     pub fn is_memory_scarce(&self) -> bool {
         self.held_bytes >= self.scarce_from

@@ -23,7 +23,6 @@
 //! | `eviction` | which connections are closed at the connection limit |
 //! | `event_loop::stop` | how the server ends |
 
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::mem;
 use std::net::SocketAddr;
@@ -39,15 +38,12 @@ use slab::Slab;
 use self::reserve::Reserved;
 use self::stop::Stop;
 use crate::client::{Admission, Client, LargeBuffers, Next, Shared, memory_holders};
-use crate::connection::Buffers;
-use crate::date::Date;
 use crate::eviction::{Eviction, RESERVE_SIZE, SEARCH_INTERVAL};
 use crate::fair_queue::FairQueue;
 use crate::listener::{self, BACKLOG};
 use crate::server::Limits;
 use crate::service::Service;
 use crate::socket::Readiness;
-use crate::timer_queue::TimerQueue;
 
 mod reserve;
 mod stop;
@@ -156,7 +152,13 @@ impl<V: Service> EventLoop<V> {
         let registry = poll.registry();
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
         registry.register(&mut stop_signal, STOP, Interest::READABLE)?;
-        let now = Instant::now();
+        let shared = Shared {
+            scarce_from: max_held_bytes / 2,
+            full_from: max_held_bytes / 4 * 3,
+            large_buffers: LargeBuffers::new(max_held_bytes / 4),
+            ..Shared::new(service, Instant::now, READ_SIZE)
+        };
+        let now = shared.now;
         Ok(Self {
             poll,
             listener: Some(listener),
@@ -164,26 +166,7 @@ impl<V: Service> EventLoop<V> {
             clients: Slab::new(),
             max_clients,
             grace: limits.grace,
-            shared: Shared {
-                service,
-                clock: Instant::now,
-                now,
-                date: Date::default(),
-                timers: TimerQueue::default(),
-                work_queue: VecDeque::new(),
-                read_buffer: vec![0; READ_SIZE].into_boxed_slice(),
-                spare_buffers: Buffers::default(),
-                held_bytes: 0,
-                scarce_from: max_held_bytes / 2,
-                full_from: max_held_bytes / 4 * 3,
-                waiting_for_memory: Vec::new(),
-                large_buffers: LargeBuffers::new(max_held_bytes / 4),
-                turnovers: 0,
-                answer_began_at: None,
-                is_stopping: false,
-                is_grace_over: false,
-                closes_from: None,
-            },
+            shared,
             queue: FairQueue::default(),
             reserve: Vec::new(),
             spare: Vec::new(),

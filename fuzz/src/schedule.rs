@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,8 +16,8 @@ use bounded_http::internals::client::{
     Admission, Client, Evictable, LargeBuffers, Next, STALL_TOLERANCE, Shared, memory_holders,
 };
 use bounded_http::internals::connection::{
-    Buffers, KEEP_ALIVE_TIMEOUT, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING, LINGERING_TIMEOUT,
-    MAX_UNSENT_BYTES, WRITE_TIMEOUT,
+    KEEP_ALIVE_TIMEOUT, KEEP_ALIVE_TIMEOUT_WHILE_STOPPING, LINGERING_TIMEOUT, MAX_UNSENT_BYTES,
+    WRITE_TIMEOUT,
 };
 use bounded_http::internals::eviction::{
     MAX_CHECKS_IN_WAIT, MAX_CHECKS_OVERDUE, MAX_TIME_ON_RESERVE, SEARCH_INTERVAL, candidates,
@@ -245,10 +245,6 @@ impl Tally {
 
 /// The actions.
 impl World {
-    #[expect(
-        clippy::default_trait_access,
-        reason = "these types are the event loop's own"
-    )]
     fn new(freed_by: fn(&mut dyn FnMut()) -> usize) -> Self {
         let config = Config {
             fault_injection: FaultInjection::On,
@@ -260,29 +256,14 @@ impl World {
             ..Config::default()
         };
         TICK.set(Duration::ZERO);
-        let now = clock();
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         let mut shared = Shared {
-            service: App::new(&config),
-            clock,
-            now,
-            date: Default::default(),
-            timers: Default::default(),
-            work_queue: VecDeque::new(),
-            read_buffer: vec![0; READ_SIZE].into_boxed_slice(),
-            spare_buffers: Buffers::default(),
-            held_bytes: 0,
             scarce_from: usize::MAX / 2,
-            full_from: usize::MAX,
-            waiting_for_memory: Vec::new(),
-            answer_began_at: None,
             large_buffers: LargeBuffers::new(MAX_LARGE_BUFFER_BYTES),
-            turnovers: 0,
-            is_stopping: false,
-            is_grace_over: false,
-            closes_from: None,
+            ..Shared::new(App::new(&config), clock, READ_SIZE)
         };
         shared.date.set(time);
+        let now = shared.now;
         Self {
             shared,
             peers: Default::default(),

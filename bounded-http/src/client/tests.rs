@@ -158,7 +158,7 @@ impl Stream for FakeStream {
 }
 
 thread_local! {
-    static NOW: Cell<Instant> = Cell::new(Instant::now());
+    pub(crate) static NOW: Cell<Instant> = Cell::new(Instant::now());
 }
 
 const KEY: usize = 7;
@@ -202,30 +202,10 @@ impl Driver {
             ..Kernel::default()
         }));
         let stream = FakeStream(Rc::clone(&kernel));
-        let now = NOW.get();
-        let mut shared = Shared {
-            service: Paths::default(),
-            clock: || NOW.get(),
-            now,
-            date: Date::default(),
-            timers: TimerQueue::default(),
-            work_queue: VecDeque::new(),
-            read_buffer: vec![0; 16 * 1024].into_boxed_slice(),
-            spare_buffers: Buffers::default(),
-            held_bytes: 0,
-            scarce_from: usize::MAX,
-            full_from: usize::MAX,
-            waiting_for_memory: Vec::new(),
-            large_buffers: LargeBuffers::new(0),
-            turnovers: 0,
-            answer_began_at: None,
-            is_stopping: false,
-            is_grace_over: false,
-            closes_from: None,
-        };
+        let mut shared = Shared::new(Paths::default(), || NOW.get(), 16 * 1024);
         shared.date.update();
         Self {
-            client: Client::new(KEY, stream, peer(), Admission::Admitted, now),
+            client: Client::new(KEY, stream, peer(), Admission::Admitted, shared.now),
             shared,
             kernel,
         }
