@@ -262,7 +262,7 @@ impl<S: Stream> Socket<S> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::{TcpListener, TcpStream as Client};
     use std::thread;
     use std::time::Instant;
@@ -281,7 +281,7 @@ mod tests {
     }
 
     /// Waits for a condition, which a packet on its way will make true.
-    fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         let end = Instant::now() + Duration::from_secs(60);
         while !condition() {
             assert!(Instant::now() < end, "waited in vain for {what}");
@@ -291,7 +291,7 @@ mod tests {
 
     /// Reads when there are bytes, or the end of the stream.
     fn read(socket: &mut Socket<TcpStream>, size: usize) -> Received {
-        wait_for("bytes or the end", || {
+        wait_until("bytes or the end", || {
             socket.stream().peek(&mut [0]).is_ok()
         });
         socket.read(&mut vec![0; size]).unwrap()
@@ -355,7 +355,7 @@ mod tests {
         }
         assert!(socket.is_write_blocked() && !socket.has_delivered());
         client.read_exact(&mut vec![0; written]).unwrap();
-        wait_for("room", || socket.has_delivered());
+        wait_until("room", || socket.has_delivered());
         socket.update(Readiness {
             is_readable: true,
             ..Readiness::default()
@@ -382,9 +382,9 @@ mod tests {
         let (mut socket, client) = connected();
         assert!(!socket.has_failed());
         assert_eq!(socket.write(b"abc").unwrap(), Some(3));
-        wait_for("bytes", || client.peek(&mut [0; 3]).unwrap() == 3);
+        wait_until("bytes", || client.peek(&mut [0; 3]).unwrap() == 3);
         drop(client);
-        wait_for("the reset", || socket.has_failed());
+        wait_until("the reset", || socket.has_failed());
         assert!(!socket.has_failed());
     }
 

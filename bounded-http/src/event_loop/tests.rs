@@ -1,6 +1,5 @@
 //! Tests of the event loop, which they drive step by step.
 
-use std::cell::Cell;
 use std::fmt::Display;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,13 +10,14 @@ use rustix::io::ioctl_fionread;
 use rustix::net::sockopt;
 
 use super::*;
-use crate::client::tests::{HALF_CLOSED, READABLE, request};
+use crate::client::tests::{HALF_CLOSED, NOW, READABLE, request};
 use crate::fair_queue::TURN_TIME;
 use crate::http::Status;
 use crate::reply::Reply;
 use crate::request::Request;
 use crate::service::Ended;
 use crate::socket::Stream;
+use crate::socket::tests::wait_until;
 
 mod reserve;
 mod stop;
@@ -81,9 +81,15 @@ fn limits(connections: usize) -> Limits {
     }
 }
 
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    let timeout = Some(Duration::from_secs(60));
+    stream.set_read_timeout(timeout).unwrap();
+    stream
+}
+
 fn ask(mut stream: &TcpStream, path: &str) -> String {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
-    stream.write_all(request.as_bytes()).unwrap();
+    stream.write_all(request(path).as_bytes()).unwrap();
     let mut response = vec![0; 16 * 1024];
     let count = stream.read(&mut response).unwrap();
     String::from_utf8_lossy(&response[..count]).into_owned()
@@ -99,17 +105,14 @@ fn a_panic_closes_its_connection_and_affects_no_other() {
             .unwrap()
             .run()
     });
-    let connect = || {
-        let stream = TcpStream::connect(address).unwrap();
-        let timeout = Some(Duration::from_secs(60));
-        stream.set_read_timeout(timeout).unwrap();
-        stream
-    };
-
-    let other = connect();
+    let other = connect(address);
     assert!(ask(&other, "/probe").ends_with("I'm ok!"));
     for _ in 0..3 {
-        assert_eq!(ask(&connect(), "/panic"), "", "closed without a response");
+        assert_eq!(
+            ask(&connect(address), "/panic"),
+            "",
+            "closed without a response"
+        );
         assert!(ask(&other, "/probe").ends_with("I'm ok!"));
     }
     let page = ask(&other, "/open");
@@ -161,10 +164,6 @@ fn driven(service: Probe) -> (EventLoop<Probe>, SocketAddr, UnixStream) {
     (event_loop.unwrap(), address, stop)
 }
 
-thread_local! {
-    static NOW: Cell<Instant> = Cell::new(Instant::now());
-}
-
 /// Like [`driven`], with a clock that stands still until [`pass`] advances it.
 fn timed(service: Probe) -> (EventLoop<Probe>, SocketAddr, UnixStream) {
     let (mut event_loop, address, stop) = driven(service);
@@ -187,26 +186,35 @@ fn take_turns(event_loop: &mut EventLoop<Probe>) {
 
 /// Makes a client busy: it asks for pages and does not read them, until a part of one is unsent.
 fn make_busy(event_loop: &mut EventLoop<Probe>, key: usize, stream: &TcpStream) {
-    let page = "GET /open/page HTTP/1.1\r\nHost: a\r\n\r\n";
-    // On the reserve, the first response would close the connection.
-    let admission = event_loop.clients[key].admission();
-    event_loop.clients[key].set_admission(Admission::Admitted);
     while event_loop.clients[key].stalled_since().is_none() {
         assert!(event_loop.shared.service.ended < 10_000);
-        send(event_loop, key, stream, page);
-        take_turns(event_loop);
+        ask_with_slot(event_loop, key, stream, "/open/page");
     }
+}
+
+/// Sends a request from a client, which has a slot for the turns that follow.
+fn ask_with_slot(event_loop: &mut EventLoop<Probe>, key: usize, stream: &TcpStream, path: &str) {
+    let admission = event_loop.clients[key].admission();
+    event_loop.clients[key].set_admission(Admission::Admitted);
+    send(event_loop, key, stream, &request(path));
+    take_turns(event_loop);
     event_loop.clients[key].set_admission(admission);
+}
+
+/// Takes the slot of a client, which is then on the reserve.
+fn move_to_reserve(event_loop: &mut EventLoop<Probe>, key: usize) {
+    event_loop.clients[key].set_admission(Admission::Waiting);
+    event_loop.reserve.push(Reserved::new(key, NOW.get()));
 }
 
 /// Connects this number of clients, which wait until they are accepted.
 fn waiting(event_loop: &mut EventLoop<Probe>, address: SocketAddr, count: usize) -> Vec<TcpStream> {
-    let connect = |_| {
-        let stream = TcpStream::connect(address).unwrap();
+    let connect_one = |_| {
+        let stream = connect(address);
         wait_for(event_loop, LISTENER, Event::is_readable);
         stream
     };
-    (0..count).map(connect).collect()
+    (0..count).map(connect_one).collect()
 }
 
 fn admission(event_loop: &EventLoop<Probe>, key: usize) -> Admission {
@@ -219,14 +227,8 @@ fn accepted(
     address: SocketAddr,
     count: usize,
 ) -> Vec<TcpStream> {
-    let connect = |_| {
-        let stream = TcpStream::connect(address).unwrap();
-        let timeout = Some(Duration::from_secs(60));
-        stream.set_read_timeout(timeout).unwrap();
-        stream
-    };
     let expected = event_loop.clients.len() + count;
-    let streams = (0..count).map(connect).collect();
+    let streams = (0..count).map(|_| connect(address)).collect();
     while event_loop.clients.len() < expected {
         wait_for(event_loop, LISTENER, Event::is_readable);
         event_loop.may_accept = true;
@@ -248,10 +250,15 @@ fn wait_for(event_loop: &mut EventLoop<Probe>, token: Token, condition: fn(&Even
 
 const PROBE: &str = "GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Sends bytes from a client, and queues it for a turn. Up to 1365 bytes arrive in one piece.
-fn send(event_loop: &mut EventLoop<Probe>, key: usize, mut stream: &TcpStream, bytes: &str) {
+/// Sends bytes from a client. Up to 1365 bytes arrive in one piece. The event loop is not told.
+fn deliver(event_loop: &mut EventLoop<Probe>, key: usize, mut stream: &TcpStream, bytes: &str) {
     stream.write_all(bytes.as_bytes()).unwrap();
     wait_for(event_loop, Token(key), Event::is_readable);
+}
+
+/// Sends bytes from a client, and queues it for a turn.
+fn send(event_loop: &mut EventLoop<Probe>, key: usize, stream: &TcpStream, bytes: &str) {
+    deliver(event_loop, key, stream, bytes);
     event_loop.handle_event(key, READABLE);
 }
 
@@ -403,13 +410,11 @@ fn while_memory_is_scarce_the_kernel_is_asked_what_it_still_holds() {
     event_loop.limit_held_bytes();
     assert!(event_loop.shared.held_bytes > 12 * 1024);
     event_loop.shared.scarce_from = 12 * 1024;
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while event_loop.shared.held_bytes > 0 {
-        assert!(Instant::now() < deadline, "waited in vain for an ACK");
-        thread::sleep(Duration::from_millis(1));
+    wait_until("an ACK", || {
         event_loop.shared.now = Instant::now();
         event_loop.limit_held_bytes();
-    }
+        event_loop.shared.held_bytes == 0
+    });
 }
 
 /// Otherwise many clients that do not read would hold more of the kernel's memory than the limit leaves.
@@ -440,17 +445,13 @@ fn at_most_8_kib_of_a_client_are_in_the_kernel_without_counting_as_held() {
             }
             let unread = event_loop.shared.service.ended * response - read;
             let held = event_loop.shared.held_bytes;
-            let end = Instant::now() + Duration::from_secs(60);
-            loop {
+            // On a busy machine, some of it may be on its way.
+            let what = format!("{unread} bytes, of which {held} are held");
+            wait_until(&what, || {
                 let readable = ioctl_fionread(&streams[0]).unwrap();
                 in_kernel = unread - usize::try_from(readable).unwrap();
-                if in_kernel <= held + 8192 {
-                    break;
-                }
-                // On a busy machine, some of it may be on its way.
-                assert!(Instant::now() < end, "{in_kernel} bytes, {held} held");
-                thread::sleep(Duration::from_millis(1));
-            }
+                in_kernel <= held + 8192
+            });
         }
     }
 }
@@ -521,8 +522,7 @@ fn clients_with_long_responses_get_larger_send_buffers_up_to_a_number() {
         event_loop.shared.large_buffers = LargeBuffers::new(2 * (40 * 1024 - 4096));
         let streams = accepted(&mut event_loop, address, 3);
         for (key, path) in ["/probe", "/long", "/long"].into_iter().enumerate() {
-            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
-            send(&mut event_loop, key, &streams[key], &request);
+            send(&mut event_loop, key, &streams[key], &request(path));
             take_turns(&mut event_loop);
         }
         let sizes = [0, 1, 2].map(|key| buffer_sizes(&event_loop, key).1);
@@ -694,15 +694,12 @@ fn deadlines_are_not_checked_while_more_events_may_be_pending() {
     }
     for (key, mut stream) in streams.iter().enumerate() {
         // The client reads until the kernel has room again, and its event is pending.
-        let end = Instant::now() + Duration::from_secs(60);
-        let mut received = vec![0; 4096];
         stream.set_nonblocking(true).unwrap();
-        while !event_loop.clients[key].stream().has_delivered() {
-            if stream.read(&mut received).is_err() {
-                thread::sleep(Duration::from_millis(1));
-            }
-            assert!(Instant::now() < end, "waited in vain for room");
-        }
+        let mut received = vec![0; 64 * 1024];
+        wait_until("room", || {
+            let _ = stream.read(&mut received);
+            event_loop.clients[key].stream().has_delivered()
+        });
     }
     pass(&mut event_loop, 10_000);
     let poll = |event_loop: &mut EventLoop<Probe>, capacity| {
@@ -746,8 +743,7 @@ fn accepting_pauses_at_the_limit_and_resumes() {
     assert_eq!(event_loop.clients.len(), 1);
     let paused = NOW.get() + Duration::from_millis(10);
     assert_eq!(event_loop.accept_paused_until, Some(paused));
-    event_loop.clients[0].set_admission(Admission::Waiting);
-    event_loop.reserve.push(Reserved::new(0, NOW.get()));
+    move_to_reserve(&mut event_loop, 0);
     pass(&mut event_loop, 100);
     event_loop.accept(1, 1);
     assert_eq!(
@@ -788,8 +784,7 @@ fn running_out_of_descriptors_frees_one_and_is_reported_if_slots_are_free_or_non
     let (mut event_loop, address, _stop) = timed(Probe::default());
     let _streams = accepted(&mut event_loop, address, 3);
     event_loop.max_clients = 2;
-    event_loop.reserve.push(Reserved::new(2, NOW.get()));
-    event_loop.clients[2].set_admission(Admission::Waiting);
+    move_to_reserve(&mut event_loop, 2);
     event_loop.max_spare = 1;
     event_loop.open_spare();
     pass(&mut event_loop, 100);
@@ -812,8 +807,7 @@ fn a_new_connection_does_not_overtake_those_on_the_reserve() {
     event_loop.max_clients = 3;
     let _first = accepted(&mut event_loop, address, 2);
     assert_eq!(admission(&event_loop, 1), Admission::Admitted);
-    event_loop.clients[1].set_admission(Admission::Waiting);
-    event_loop.reserve.push(Reserved::new(1, NOW.get()));
+    move_to_reserve(&mut event_loop, 1);
     let _second = accepted(&mut event_loop, address, 1);
     assert!(event_loop.has_free_slot());
     assert_eq!(admission(&event_loop, 2), Admission::Waiting);
@@ -825,8 +819,7 @@ fn closing_a_connection_removes_it_from_the_reserve_or_frees_its_slot() {
     let (mut event_loop, address, _stop) = timed(Probe::default());
     let _streams = accepted(&mut event_loop, address, 4);
     for key in [2, 3] {
-        event_loop.clients[key].set_admission(Admission::Waiting);
-        event_loop.reserve.push(Reserved::new(key, NOW.get()));
+        move_to_reserve(&mut event_loop, key);
     }
     event_loop.is_refusing = true;
     event_loop.close(2);

@@ -169,21 +169,11 @@ fn a_connection_is_not_closed_before_its_requests_are_answered() {
             "503",
         ),
         (
-            |event_loop, mut stream| {
-                stream
-                    .write_all(b"GET /open HTTP/1.1\r\nHost: a\r\n\r\n")
-                    .unwrap();
-                wait_for(event_loop, Token(1), Event::is_readable);
-            },
+            |event_loop, stream| deliver(event_loop, 1, stream, &request("/open")),
             "200",
         ),
         (
-            |event_loop, stream| {
-                event_loop.clients[1].set_admission(Admission::Admitted);
-                send(event_loop, 1, stream, &request("/delayed"));
-                take_turns(event_loop);
-                event_loop.clients[1].set_admission(Admission::Waiting);
-            },
+            |event_loop, stream| ask_with_slot(event_loop, 1, stream, "/delayed"),
             "503",
         ),
         (|event_loop, _| event_loop.queue_turn(1), ""),
@@ -221,8 +211,7 @@ fn a_connection_that_cannot_be_answered_is_closed_after_10_more_checks() {
     // The client does not read, and has sent another request.
     make_busy(&mut event_loop, 1, &streams[1]);
     wait_1999_millis(&mut event_loop);
-    (&streams[1]).write_all(PROBE.as_bytes()).unwrap();
-    wait_for(&mut event_loop, Token(1), Event::is_readable);
+    deliver(&mut event_loop, 1, &streams[1], PROBE);
     event_loop.next_reserve_check = NOW.get();
     for checks in 0..=10 {
         pass(&mut event_loop, if checks == 0 { 1 } else { 10 });
@@ -246,8 +235,7 @@ fn only_admitted_connections_that_are_still_idle_are_evicted() {
     let admitted = event_loop.clients.iter().filter(|(key, _)| *key < 2);
     event_loop.eviction.search(admitted, now);
     make_busy(&mut event_loop, 0, &streams[0]);
-    (&streams[1]).write_all(PROBE.as_bytes()).unwrap();
-    wait_for(&mut event_loop, Token(1), Event::is_readable);
+    deliver(&mut event_loop, 1, &streams[1], PROBE);
     assert!(!event_loop.evict());
     assert_eq!(event_loop.clients.len(), 3);
     assert_eq!(event_loop.queue.pop().map(|(key, _)| key), Some(1));
@@ -319,10 +307,7 @@ fn a_connection_on_the_reserve_makes_room_after_100_milliseconds_without_a_reque
         // Silent since it was accepted.
         |_, _| {},
         // A part of a request.
-        |event_loop, mut stream| {
-            stream.write_all(b"GET /op").unwrap();
-            wait_for(event_loop, Token(1), Event::is_readable);
-        },
+        |event_loop, stream| deliver(event_loop, 1, stream, "GET /op"),
         // A response that the client does not read.
         |event_loop, stream| make_busy(event_loop, 1, stream),
     ];
@@ -339,8 +324,7 @@ fn a_connection_on_the_reserve_makes_room_after_100_milliseconds_without_a_reque
     // A request that has just arrived is answered first.
     let (mut event_loop, streams, _stop) = full(1, 2);
     pass(&mut event_loop, 100);
-    (&streams[1]).write_all(PROBE.as_bytes()).unwrap();
-    wait_for(&mut event_loop, Token(1), Event::is_readable);
+    deliver(&mut event_loop, 1, &streams[1], PROBE);
     assert!(!event_loop.evict_from_reserve());
     assert!(event_loop.clients.contains(1) && !event_loop.queue.is_empty());
 }
@@ -348,10 +332,7 @@ fn a_connection_on_the_reserve_makes_room_after_100_milliseconds_without_a_reque
 #[test]
 fn a_half_closed_connection_on_the_reserve_makes_room_100_milliseconds_after_that() {
     let (mut event_loop, streams, _stop) = full(1, 2);
-    event_loop.clients[1].set_admission(Admission::Admitted);
-    send(&mut event_loop, 1, &streams[1], &request("/delayed"));
-    take_turns(&mut event_loop);
-    event_loop.clients[1].set_admission(Admission::Waiting);
+    ask_with_slot(&mut event_loop, 1, &streams[1], "/delayed");
     pass(&mut event_loop, 50);
     event_loop.handle_event(1, HALF_CLOSED);
     pass(&mut event_loop, 99);
