@@ -74,7 +74,7 @@ BROWSER = {
     "Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-User": "?1", "Sec-Fetch-Dest": "document",
     "Accept-Encoding": "gzip, deflate, br, zstd", "Accept-Language": "en-US,en;q=0.9",
 }
-# What Prometheus 3.5 sends, without `Accept-Encoding: gzip`: client_golang would compress the page, and the
+# What Prometheus 3.5 sends, without `Accept-Encoding: gzip`: client_golang would compress the exposition, and the
 # other servers would not.
 PROMETHEUS = {
     "User-Agent": "Prometheus/3.5.3",

@@ -207,7 +207,7 @@ KEPT_ALIVE = [
     (request("GET", "/healthz"), 200, "ok\n"),
 ]
 NEW = [(request("GET", "/probe", "Connection: close"), 200, "I'm ok!")]
-# So many pages are half a megabyte, which is more than the buffers of both sockets hold.
+# So many expositions are half a megabyte, which is more than the buffers of both sockets hold.
 UNREAD = 400
 
 
@@ -343,7 +343,7 @@ def run(case, call, service, tally):
                           f"{tally.received} responses")
     for series in ["app_connections_open 1\n", "\nprocess_resident_memory_bytes ", "\nprocess_open_fds "]:
         if series not in page:
-            raise CheckFailed(f"{series.strip()} is missing from the page")
+            raise CheckFailed(f"{series.strip()} is missing from the exposition")
     service.end()
 
 

@@ -52,5 +52,5 @@ expect "the counter" 3 "app_request_count_total{$probe,http_status=\"200\"}"
 expect "a series that is exposed as 0 before its first request" 0 "app_request_count_total{$probe,http_status=\"500\"}"
 expect "a bucket selected by its canonical bound" 3 "app_request_latency_seconds_bucket{$probe,le=\"10.0\"}"
 expect "CPU time with fractions of a second" 1 'count(process_cpu_seconds_total % 1 > 0)'
-expect "as many samples as the page has" \
+expect "as many samples as the exposition has" \
     "$(curl --silent --show-error --fail --max-time 10 "$BASE_URL/metrics" | grep -vc '^#')" 'scrape_samples_scraped'

@@ -1,8 +1,8 @@
 # Functions that docs/lesson.md uses. To define them in your shell: . scripts/lesson.sh
 # shellcheck shell=sh
 
-# increase TEXT: prints by how much each series whose line begins with TEXT has grown from the page in the file
-# `before` to the page in the file `after`. Series that did not change are left out.
+# increase TEXT: prints by how much each series whose line begins with TEXT has grown from the exposition in the file
+# `before` to the one in the file `after`. Series that did not change are left out.
 increase() {
     awk -v text="$1" '
         index($0, text) != 1 { next }              # Not one of these series.

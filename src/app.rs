@@ -43,7 +43,7 @@ struct Methods {
 static ROUTES: [Route; 6] = [
     Route { path: "/",     methods: READ,   target: None,                       answer: App::page },
     Route { path: PROBE,   methods: READ,   target: Some(RouteTarget::Probe),   answer: probe },
-    Route { path: METRICS, methods: READ,   target: Some(RouteTarget::Metrics), answer: App::metrics_page },
+    Route { path: METRICS, methods: READ,   target: Some(RouteTarget::Metrics), answer: App::exposition },
     Route { path: HEALTHZ, methods: READ,   target: Some(RouteTarget::Healthz), answer: healthz },
     Route { path: READYZ,  methods: READ,   target: Some(RouteTarget::Readyz),  answer: App::readyz },
     // And the paths below it, one for each target.
@@ -174,9 +174,9 @@ impl Service for App {
                 .push(&entry, status, length, ended.duration, time);
         }
         if endpoint.label() == METRICS
-            && let Cow::Owned(page) = ended.body
+            && let Cow::Owned(exposition) = ended.body
         {
-            self.metrics.reuse(page);
+            self.metrics.reuse(exposition);
         }
     }
 
@@ -385,7 +385,7 @@ impl App {
         fields.fold(reply, |reply, (name, value)| reply.field(name, value))
     }
 
-    fn metrics_page(&mut self, request: &Request<'_>) -> Reply {
+    fn exposition(&mut self, request: &Request<'_>) -> Reply {
         let format = self.preference.of(request.field("Accept"));
         let now = request.received_at();
         let in_force = InForce {
@@ -393,8 +393,8 @@ impl App {
             is_active: &|target| self.faults.is_active(target, now),
             extra_series: self.faults.extra_series(now),
         };
-        let page = self.metrics.exposition(format, &in_force).into_bytes();
-        Reply::new(Status::Ok, format.content_type(), page).field("Vary", "Accept")
+        let exposition = self.metrics.exposition(format, &in_force).into_bytes();
+        Reply::new(Status::Ok, format.content_type(), exposition).field("Vary", "Accept")
     }
 
     fn readyz(&mut self, _: &Request<'_>) -> Reply {
@@ -422,11 +422,11 @@ impl App {
             },
             Method::Delete => self.faults.revert(named, now),
             _ => {
-                let page = match named {
-                    Some(target) => self.faults.page(target, now),
+                let settings = match named {
+                    Some(target) => self.faults.settings_text(target, now),
                     None => self.faults.overview(now),
                 };
-                return Reply::text(Status::Ok, page);
+                return Reply::text(Status::Ok, settings);
             }
         };
         if is_change {
@@ -468,9 +468,9 @@ impl App {
         };
         match named {
             Some(target) if target != Target::Route(RouteTarget::Probe) => {
-                let page = self.faults.page(target, now);
-                let page = format!("{}: {page}", target.name());
-                diagnostics::announce_change(peer, &page);
+                let settings = self.faults.settings_text(target, now);
+                let settings = format!("{}: {settings}", target.name());
+                diagnostics::announce_change(peer, &settings);
             }
             _ => diagnostics::announce_change(peer, &self.faults.overview(now)),
         }
@@ -716,13 +716,13 @@ mod tests {
     fn a_scrape_includes_the_requests_completed_before_it() {
         let mut app = app();
         for count in 0..3 {
-            let page = app.answer(&Request::new("GET", "/metrics"));
-            let text = String::from_utf8(page.body().to_vec()).unwrap();
+            let reply = app.answer(&Request::new("GET", "/metrics"));
+            let text = String::from_utf8(reply.body().to_vec()).unwrap();
             let line = format!(
                 "app_request_count_total{{endpoint=\"/metrics\",http_status=\"200\",method=\"GET\"}} {count}\n"
             );
             assert_eq!(text.contains(&line), count > 0, "{text}");
-            app.ended(Ended::of(page, Outcome::Responded));
+            app.ended(Ended::of(reply, Outcome::Responded));
         }
     }
 
@@ -741,8 +741,8 @@ mod tests {
             .0
             .into_body()
         {
-            Cow::Owned(page) => assert_eq!(page.capacity(), 100_000),
-            Cow::Borrowed(page) => panic!("{page:?}"),
+            Cow::Owned(body) => assert_eq!(body.capacity(), 100_000),
+            Cow::Borrowed(body) => panic!("{body:?}"),
         }
     }
 
@@ -1150,8 +1150,13 @@ mod tests {
             };
             app.ended(rejected);
         }
-        let page = ask(&mut app, "GET", "/metrics").body;
-        let count = |name| page.lines().filter(|line| line.starts_with(name)).count();
+        let exposition = ask(&mut app, "GET", "/metrics").body;
+        let count = |name| {
+            exposition
+                .lines()
+                .filter(|line| line.starts_with(name))
+                .count()
+        };
         let expected = format!(
             "{} series of the histogram and {} of the counter",
             count("app_request_latency_seconds_"),

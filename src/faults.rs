@@ -97,11 +97,11 @@ impl<S: Clone + PartialEq> Change<S> {
         is_change
     }
 
-    /// Writes the last line of a page: the time until the change ends.
-    fn write_end(&self, page: &mut String, now: Instant) {
+    /// Writes the last line of a target's settings: the time until the change ends.
+    fn write_end(&self, to: &mut String, now: Instant) {
         if let Some(until) = self.end(now) {
             // Writing to a String cannot fail, here and below.
-            let _ = writeln!(page, "for={}", write_time_left(until, now));
+            let _ = writeln!(to, "for={}", write_time_left(until, now));
         }
     }
 }
@@ -291,11 +291,11 @@ impl Faults {
     /// Returns the settings of probe that are in force at `now`, one per line, followed by a line for
     /// each other target that has a change in force.
     pub fn overview(&self, now: Instant) -> String {
-        let mut overview = self.page(Target::Route(RouteTarget::Probe), now);
+        let mut overview = self.settings_text(Target::Route(RouteTarget::Probe), now);
         for target in Target::all().skip(1) {
             if self.is_active(target, now) {
-                let page = self.page(target, now);
-                let settings = page.trim_end().replace('\n', " ");
+                let settings = self.settings_text(target, now);
+                let settings = settings.trim_end().replace('\n', " ");
                 let _ = writeln!(overview, "{}: {settings}", target.name());
             }
         }
@@ -304,20 +304,20 @@ impl Faults {
 
     /// Returns the settings of a target that are in force at `now`, one per line, in the syntax of a
     /// query.
-    pub fn page(&self, target: Target, now: Instant) -> String {
-        let mut page = String::new();
+    pub fn settings_text(&self, target: Target, now: Instant) -> String {
+        let mut text = String::new();
         match target {
             Target::Route(target) => {
                 let change = &self.routes[target as usize];
                 let settings = change.settings(now);
                 for (flag, setting) in probe_settings() {
-                    let _ = writeln!(page, "{}={}", flag.name, (setting.write)(settings));
+                    let _ = writeln!(text, "{}={}", flag.name, (setting.write)(settings));
                 }
-                change.write_end(&mut page, now);
+                change.write_end(&mut text, now);
             }
-            Target::Process => self.process.write(&mut page, now),
+            Target::Process => self.process.write(&mut text, now),
         }
-        page
+        text
     }
 }
 
@@ -418,7 +418,7 @@ mod tests {
         let (mut faults, now) = faults();
         let changed = AT_START.replace("0.01", "0.2");
         faults.change(PROBE, "fail-rate=0.2&for=2m", now).unwrap();
-        for (millis, page) in [
+        for (millis, expected) in [
             (0, changed.clone() + "for=120s\n"),
             (1, changed.clone() + "for=120s\n"),
             (83_000, changed.clone() + "for=37s\n"),
@@ -427,7 +427,10 @@ mod tests {
             (120_000, AT_START.to_owned()),
             (500_000, AT_START.to_owned()),
         ] {
-            assert_eq!(faults.overview(now + Duration::from_millis(millis)), page);
+            assert_eq!(
+                faults.overview(now + Duration::from_millis(millis)),
+                expected
+            );
         }
         let later = now + seconds(120);
         assert_eq!(
@@ -482,26 +485,26 @@ mod tests {
         assert_eq!(faults.change(PROBE, "fail-rate=0.2", now), Ok(true));
         assert_eq!(faults.change(PROBE, "fail-rate=0.2", later), Ok(false));
         assert_eq!(faults.change(PROBE, "for=2m", now), Ok(true));
-        let page = faults.overview(now);
+        let overview = faults.overview(now);
         assert_eq!(faults.change(PROBE, "for=2m", later), Ok(true));
-        assert_eq!(faults.overview(later), page, "in whole seconds");
+        assert_eq!(faults.overview(later), overview, "in whole seconds");
         assert!(faults.revert(None, later));
         assert!(!faults.revert(None, later));
     }
 
     #[test]
-    fn a_page_is_accepted_as_a_query() {
+    fn an_overview_is_accepted_as_a_query() {
         let now = Instant::now();
         let query = "fail-rate=0.125&fail-with=stall&fail-latency=2s&slow-rate=1&latency=1m30s5ms&slow-latency=59m59s999ms&work=1us&for=24h";
         let mut faults = Faults::new(&Config::default());
         faults.change(PROBE, query, now).unwrap();
-        let page = faults.overview(now);
-        let shown = page.trim_end().replace('\n', "&");
+        let overview = faults.overview(now);
+        let shown = overview.trim_end().replace('\n', "&");
         let mut again = Faults::new(&Config::default());
         again.change(PROBE, &shown, now).unwrap();
         assert_eq!(again.routes[0].changed, faults.routes[0].changed);
         assert_eq!(again.routes[0].until, faults.routes[0].until);
-        assert_eq!(again.overview(now), page);
+        assert_eq!(again.overview(now), overview);
         assert_eq!(again.routes[0].until, Some(now + seconds(86_400)));
     }
 
@@ -630,8 +633,8 @@ mod tests {
             for other in others {
                 assert!(!faults.is_active(other, now), "{}", other.name());
             }
-            let page = faults.page(Target::Route(target), now);
-            assert!(page.starts_with("fail-rate=1\n") && page.ends_with("\nfor=60s\n"));
+            let text = faults.settings_text(Target::Route(target), now);
+            assert!(text.starts_with("fail-rate=1\n") && text.ends_with("\nfor=60s\n"));
             let line = format!(
                 "{}: fail-rate=1 fail-with=500 fail-latency=0s slow-rate=0 latency=2s \
                  slow-latency=9s work=0s for=60s\n",

@@ -25,9 +25,9 @@
 //! let reply = app.answer(&Request::new("GET", "/probe"));
 //! assert_eq!(reply.body(), b"I'm ok!");
 //!
-//! let page = app.answer(&Request::new("GET", "/metrics"));
-//! let page = String::from_utf8_lossy(page.body());
-//! assert!(page.contains("app_requests_in_flight 2\n"));
+//! let reply = app.answer(&Request::new("GET", "/metrics"));
+//! let exposition = String::from_utf8_lossy(reply.body());
+//! assert!(exposition.contains("app_requests_in_flight 2\n"));
 //! ```
 //!
 //! [`Instant`]: std::time::Instant

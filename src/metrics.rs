@@ -5,8 +5,8 @@
 //! difference: no label value is copied from a request, so the number of series is bounded whatever
 //! clients send.
 //!
-//! The client library counts, and this module reads the values from it and writes the page, because the
-//! library's own registry and encoder take several times as long. `make microbench` times a page, and
+//! The client library counts, and this module reads the values from it and writes the exposition, because
+//! the library's own registry and encoder take several times as long. `make microbench` times one, and
 //! `make bench` a scrape beside servers that use them.
 
 use std::array;
@@ -17,7 +17,7 @@ use bounded_http::Method;
 use prometheus::core::{Collector, Metric};
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, proto};
 
-use self::exposition::{Exemplar, Family, HistogramNames, Page, family, labeled_name};
+use self::exposition::{Exemplar, Exposition, Family, HistogramNames, family, labeled_name};
 use self::process::Process;
 use crate::config::{ProbeSettings, Target};
 use crate::trace_context::TraceContext;
@@ -123,13 +123,13 @@ impl Endpoint {
     }
 }
 
-/// The settings in force when a page is written.
+/// The settings in force when an exposition is written.
 pub struct InForce<'a> {
     /// The settings of /probe.
     pub probe: &'a ProbeSettings,
     /// Returns whether a change to a target is in force.
     pub is_active: &'a dyn Fn(Target) -> bool,
-    /// The number of series of `app_extra`. The page omits a family without series.
+    /// The number of series of `app_extra`. The exposition omits a family without series.
     pub extra_series: u32,
 }
 
@@ -147,9 +147,9 @@ pub struct Metrics {
     process: Process,
     /// The name and labels of `app_version_info`.
     version_name: String,
-    /// The buffer for the next page, returned by [`reuse`](Self::reuse) and taken by
+    /// The buffer for the next exposition, returned by [`reuse`](Self::reuse) and taken by
     /// [`exposition`](Self::exposition).
-    page: Cell<String>,
+    buffer: Cell<String>,
 }
 
 /// The series of one method and endpoint. They are created, and therefore exposed, with the first
@@ -168,7 +168,7 @@ struct Series {
     request_count: RefCell<Vec<RequestCount>>,
 }
 
-/// The samples of a histogram in a page.
+/// The samples of a histogram in an exposition.
 struct Written {
     format: Format,
     /// The number of requests.
@@ -200,7 +200,7 @@ impl Metrics {
             fault_active: array::from_fn(|_| targets.next().expect("there are this many targets")),
             process: Process::current(),
             version_name: labeled_name(VERSION.name, &[("config", config), ("version", version)]),
-            page: Cell::default(),
+            buffer: Cell::default(),
         }
     }
 
@@ -257,53 +257,54 @@ impl Metrics {
         self.process.start_time()
     }
 
-    /// Makes the next page read the values of `process_*` again. All pages between two calls have the same
+    /// Makes the next exposition read the values of `process_*` again. All between two calls have the same
     /// values.
     pub fn discard_process_reading(&self) {
         self.process.discard_reading();
     }
 
-    /// Writes the page that Prometheus scrapes.
+    /// Writes what Prometheus scrapes.
     pub fn exposition(&self, format: Format, in_force: &InForce<'_>) -> String {
-        let mut page = Page::new(format, self.page.take());
+        let mut exposition = Exposition::new(format, self.buffer.take());
         for (family, value) in &CONFIGURED {
-            page.single(family, value(in_force.probe));
+            exposition.single(family, value(in_force.probe));
         }
-        page.single(&CONNECTIONS_MAX, self.connections_max.get());
-        page.single(&CONNECTIONS_OPEN, self.connections_open.get());
+        exposition.single(&CONNECTIONS_MAX, self.connections_max.get());
+        exposition.single(&CONNECTIONS_OPEN, self.connections_open.get());
         if in_force.extra_series > 0 {
-            page.numbered(&EXTRA, "id", in_force.extra_series);
+            exposition.numbered(&EXTRA, "id", in_force.extra_series);
         }
-        page.family(&FAULT_ACTIVE);
+        exposition.family(&FAULT_ACTIVE);
         for (target, name) in &self.fault_active {
-            page.sample(name, u64::from((in_force.is_active)(*target)));
+            exposition.sample(name, u64::from((in_force.is_active)(*target)));
         }
-        page.family(&REQUEST_COUNT);
+        exposition.family(&REQUEST_COUNT);
         for series in self.all_series() {
             for count in &*series.request_count.borrow() {
-                page.sample(&count.labeled_name, count.counter.get());
+                exposition.sample(&count.labeled_name, count.counter.get());
             }
         }
-        page.family(&REQUEST_LATENCY);
+        exposition.family(&REQUEST_LATENCY);
         for series in self.all_series() {
-            series.write_latency(&mut page);
+            series.write_latency(&mut exposition);
         }
-        page.single(&REQUESTS_IN_FLIGHT, self.requests_in_flight.get());
-        page.family(&VERSION);
-        page.sample(&self.version_name, 1_u64);
+        exposition.single(&REQUESTS_IN_FLIGHT, self.requests_in_flight.get());
+        exposition.family(&VERSION);
+        exposition.sample(&self.version_name, 1_u64);
         for collector in &self.registered {
-            page.collected(&collector.collect());
+            exposition.collected(&collector.collect());
         }
-        self.process.write(&mut page);
-        page.finish()
+        self.process.write(&mut exposition);
+        exposition.finish()
     }
 
-    /// Keeps the memory of a page that has been sent for the next one. Without this, the allocator of
+    /// Keeps the memory of an exposition that has been sent for the next one. Without this, the allocator of
     /// the static binary requests the memory from the kernel for every scrape.
     pub fn reuse(&self, mut memory: Vec<u8>) {
         memory.clear();
         // Cannot fail: an empty buffer is valid UTF-8.
-        self.page.set(String::from_utf8(memory).unwrap_or_default());
+        self.buffer
+            .set(String::from_utf8(memory).unwrap_or_default());
     }
 
     fn series(&self, method: Method, endpoint: Endpoint) -> &Series {
@@ -361,15 +362,15 @@ impl Series {
 
     /// Writes the samples of the histogram. If no request has been recorded since they were last written in
     /// this format, copies them: buckets, sum and exemplars change only when a request is recorded.
-    fn write_latency(&self, page: &mut Page) {
-        let (format, count) = (page.format(), self.request_latency.get_sample_count());
+    fn write_latency(&self, exposition: &mut Exposition) {
+        let (format, count) = (exposition.format(), self.request_latency.get_sample_count());
         let mut written = self.written.borrow_mut();
         if let Some(written) = &*written
             && (written.format, written.count) == (format, count)
         {
-            return page.append(&written.samples);
+            return exposition.append(&written.samples);
         }
-        let start = page.text().len();
+        let start = exposition.text().len();
         // This allocates, but the library has no other way to read the buckets.
         let metric = self.request_latency.metric();
         let histogram = metric.get_histogram();
@@ -377,7 +378,7 @@ impl Series {
         let counts = counts.map(proto::Bucket::cumulative_count).chain([count]);
         let buckets = counts.enumerate();
         let buckets = buckets.map(|(index, count)| (count, self.exemplar(index)));
-        page.histogram(
+        exposition.histogram(
             &self.histogram_names,
             buckets,
             histogram.get_sample_sum(),
@@ -386,7 +387,7 @@ impl Series {
         *written = Some(Written {
             format,
             count,
-            samples: page.text()[start..].into(),
+            samples: exposition.text()[start..].into(),
         });
     }
 
@@ -436,18 +437,19 @@ mod tests {
         metrics.exposition(format, &in_force)
     }
 
-    /// Returns the lines of the page except comments, `process_*` and `app_configured_*`.
-    fn page(metrics: &Metrics) -> String {
-        let page = exposition(metrics, Format::Text);
-        page.split_inclusive('\n')
+    /// Returns the samples of the exposition except `process_*` and `app_configured_*`.
+    fn samples(metrics: &Metrics) -> String {
+        let exposition = exposition(metrics, Format::Text);
+        exposition
+            .split_inclusive('\n')
             .filter(|line| line.starts_with("app_") && !line.starts_with("app_configured_"))
             .collect()
     }
 
     #[test]
     fn before_the_first_request_only_the_series_of_probe_exist_and_are_0() {
-        let page = page(&metrics());
-        let names = |prefix| page.lines().filter(move |line| line.starts_with(prefix));
+        let samples = samples(&metrics());
+        let names = |prefix| samples.lines().filter(move |line| line.starts_with(prefix));
         assert_eq!(
             names("app_request_count").collect::<Vec<_>>(),
             [
@@ -460,7 +462,7 @@ mod tests {
         for line in names("app_request_latency") {
             assert!(line.contains(probe) && line.ends_with(" 0"), "{line}");
         }
-        let others = page
+        let others = samples
             .lines()
             .filter(|line| !line.starts_with("app_request_"));
         assert_eq!(
@@ -484,26 +486,32 @@ mod tests {
         let metrics = metrics();
         let latency = Duration::from_millis(70);
         metrics.record(Method::Get, HEALTHZ, "200", latency, None);
-        let page = page(&metrics);
+        let samples = samples(&metrics);
         let labels = "endpoint=\"/healthz\",method=\"GET\"";
         let bucket =
             |bound: &str| format!("app_request_latency_seconds_bucket{{{labels},le=\"{bound}\"}}");
         for bound in ["0.005", "0.01", "0.025", "0.05"] {
-            assert!(page.contains(&format!("{} 0\n", bucket(bound))), "{page}");
+            assert!(
+                samples.contains(&format!("{} 0\n", bucket(bound))),
+                "{samples}"
+            );
         }
         for bound in [
             "0.075", "0.1", "0.25", "0.5", "0.75", "1.0", "2.5", "5.0", "7.5", "10.0", "+Inf",
         ] {
-            assert!(page.contains(&format!("{} 1\n", bucket(bound))), "{page}");
+            assert!(
+                samples.contains(&format!("{} 1\n", bucket(bound))),
+                "{samples}"
+            );
         }
         for line in [
             "app_request_latency_seconds_sum{endpoint=\"/healthz\",method=\"GET\"} 0.07\n",
             "app_request_latency_seconds_count{endpoint=\"/healthz\",method=\"GET\"} 1\n",
             "app_request_count_total{endpoint=\"/healthz\",http_status=\"200\",method=\"GET\"} 1\n",
         ] {
-            assert!(page.contains(line), "{page}");
+            assert!(samples.contains(line), "{samples}");
         }
-        assert_eq!(page.matches("/healthz\",http_status").count(), 1);
+        assert_eq!(samples.matches("/healthz\",http_status").count(), 1);
     }
 
     #[test]
@@ -514,17 +522,17 @@ mod tests {
             let metrics = metrics();
             let latency = Duration::from_millis(millis);
             metrics.record(Method::Get, PROBE, "200", latency, trace);
-            let page = exposition(&metrics, Format::OpenMetrics);
-            let lines = page.lines().filter(|line| line.contains("trace_id"));
+            let exposition = exposition(&metrics, Format::OpenMetrics);
+            let lines = exposition.lines().filter(|line| line.contains("trace_id"));
             let lines: Vec<&str> = lines.collect();
             let le = format!(",le=\"{bound}\"}} 1 # {{");
             assert!(lines.len() == 1 && lines[0].contains(&le), "{lines:?}");
         }
     }
 
-    /// Parts of a page are copied from the page before as long as nothing in them has changed.
+    /// Parts of an exposition are copied from the one before as long as nothing in them has changed.
     #[test]
-    fn a_page_that_follows_others_is_the_same_as_a_first_page() {
+    fn an_exposition_that_follows_others_is_the_same_as_a_first_one() {
         let latencies = [1, 300, 1, 20_000].map(Duration::from_millis);
         let kept = metrics();
         for recorded in 0..=latencies.len() {
@@ -541,17 +549,17 @@ mod tests {
                     for latency in &latencies[..recorded] {
                         first.record(Method::Get, HEALTHZ, "200", *latency, None);
                     }
-                    let [first, page] = [&first, &kept].map(|metrics| {
+                    let [first, exposition] = [&first, &kept].map(|metrics| {
                         let in_force = InForce {
                             probe: &probe,
                             is_active: &|_| false,
                             extra_series: 0,
                         };
-                        let page = metrics.exposition(format, &in_force);
-                        let lines = page.lines().filter(|line| !line.contains("process_"));
+                        let exposition = metrics.exposition(format, &in_force);
+                        let lines = exposition.lines().filter(|line| !line.contains("process_"));
                         lines.map(str::to_owned).collect::<Vec<_>>()
                     });
-                    assert_eq!(page, first);
+                    assert_eq!(exposition, first);
                 }
             }
         }
@@ -564,10 +572,10 @@ mod tests {
             let latency = Duration::from_millis(latency);
             metrics.record(Method::Get, PROBE, "200", latency, None);
         }
-        let page = page(&metrics);
+        let samples = samples(&metrics);
         for (bound, count) in [("0.005", 1), ("10.0", 1), ("+Inf", 2)] {
             let bucket = format!("le=\"{bound}\"}} {count}\n");
-            assert!(page.contains(&bucket), "{page}");
+            assert!(samples.contains(&bucket), "{samples}");
         }
     }
 
@@ -581,10 +589,10 @@ mod tests {
 
     #[test]
     fn label_values_from_the_command_line_are_escaped() {
-        let page = page(&Metrics::new(2, "1\"\n\\", "développement"));
+        let samples = samples(&Metrics::new(2, "1\"\n\\", "développement"));
         assert!(
-            page.contains(r#"{config="développement",version="1\"\n\\"} 1"#),
-            "{page}"
+            samples.contains(r#"{config="développement",version="1\"\n\\"} 1"#),
+            "{samples}"
         );
     }
 

@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn answer(request: &Request<'_>) -> Reply {
     match request.path() {
         "/metrics" => match TextEncoder::new().encode_to_string(&prometheus::gather()) {
-            Ok(page) => Reply::new(Status::Ok, TEXT_FORMAT, page.into_bytes()),
+            Ok(text) => Reply::new(Status::Ok, TEXT_FORMAT, text.into_bytes()),
             Err(error) => Reply::text(Status::InternalServerError, format!("{error}\n")),
         },
         _ => Reply::text(Status::NotFound, "Not found. Try /metrics.\n"),

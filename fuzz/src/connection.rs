@@ -4,7 +4,7 @@
 use tiny_probe::app::App;
 use tiny_probe::config::Config;
 
-use super::responses::{Response, is_page, read};
+use super::responses::{Response, is_exposition, read};
 use crate::drive::{Outcome, drive};
 
 /// The number of input bytes that define how the rest is split. Each is the length of a piece, used in
@@ -65,7 +65,7 @@ fn responses(outcome: &Outcome) -> Vec<Response> {
     for (method, target, status) in &outcome.requests {
         let mut response = read(&mut rest, method).expect("every request has a response");
         assert_eq!(response.status, *status, "{method} {target}");
-        if is_page(response.content_type.as_deref()) {
+        if is_exposition(response.content_type.as_deref()) {
             response.content_length = None;
             let lines = response.body.lines();
             response.body = lines

@@ -56,15 +56,15 @@ fn check_change(faults: &Faults, target: Target, now: Instant) {
     assert!(settings.slow_latency <= Duration::from_secs(3600));
     assert!(settings.work <= Duration::from_secs(1));
 
-    let page = faults.page(target, now);
-    let query = page.trim_end().replace('\n', "&");
+    let text = faults.settings_text(target, now);
+    let query = text.trim_end().replace('\n', "&");
     let mut same = new();
     let change = same.change(target, &query, now);
     change.expect("the settings that are shown are accepted");
     assert_eq!(same.settings(route, now), settings);
-    assert_eq!(same.page(target, now), page);
-    assert!(target == PROBE || page.contains("for="));
-    if page.contains("for=") {
+    assert_eq!(same.settings_text(target, now), text);
+    assert!(target == PROBE || text.contains("for="));
+    if text.contains("for=") {
         let after = now + Duration::from_secs(24 * 3600);
         assert_eq!(faults.settings(route, after), &ProbeSettings::default());
     }

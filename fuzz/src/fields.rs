@@ -1,4 +1,4 @@
-//! Checks that with any `Accept` and `traceparent`, the page is well-formed, has the format that its
+//! Checks that with any `Accept` and `traceparent`, the exposition is well-formed, has the format that its
 //! content type names, and contains no trace except the one that was sent.
 
 use std::time::Duration;
@@ -36,12 +36,12 @@ pub fn check(input: &[u8]) {
         ..Ended::of(reply, Outcome::Responded)
     });
 
-    let page = app.answer(&request).split().0.into_body();
-    let page = str::from_utf8(&page).expect("the page is text");
+    let exposition = app.answer(&request).split().0.into_body();
+    let exposition = str::from_utf8(&exposition).expect("the exposition is text");
     let is_open_metrics = format == Format::OpenMetrics;
-    assert_eq!(page.ends_with("\n# EOF\n"), is_open_metrics);
+    assert_eq!(exposition.ends_with("\n# EOF\n"), is_open_metrics);
     let mut exemplars = Vec::new();
-    for line in page.lines().filter(|line| !line.starts_with("# ")) {
+    for line in exposition.lines().filter(|line| !line.starts_with("# ")) {
         let (sample, exemplar) = line.split_once(" # ").unwrap_or((line, ""));
         let value = sample.rsplit_once(' ').map(|(_, value)| value.parse());
         assert!(matches!(value, Some(Ok(0.0_f64..))), "{line}");

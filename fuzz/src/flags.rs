@@ -61,8 +61,8 @@ fn check_settings(config: &Config) {
     }
     // Its own, and none that came with the flags.
     assert_eq!(get("/").matches("<script").count(), 1);
-    let page = get("/metrics");
-    for line in page.split_terminator('\n') {
+    let exposition = get("/metrics");
+    for line in exposition.split_terminator('\n') {
         let value = line.rsplit_once(' ').map(|(_, value)| value.parse::<f64>());
         assert!(
             line.starts_with("# ") || matches!(value, Some(Ok(_))),

@@ -17,7 +17,7 @@ pub struct Response {
 }
 
 /// Returns whether this is the content type of the exposition, in either format.
-pub fn is_page(content_type: Option<&str>) -> bool {
+pub fn is_exposition(content_type: Option<&str>) -> bool {
     let formats = [Format::Text, Format::OpenMetrics];
     content_type.is_some_and(|found| formats.map(Format::content_type).contains(&found))
 }
@@ -52,7 +52,10 @@ pub fn read(bytes: &mut &str, method: &str) -> Option<Response> {
     assert_eq!(take("Date"), Some(DATE));
     let allow = take("Allow");
     assert_eq!(allow.is_some(), matches!(status, 204 | 405));
-    assert_eq!(take("Vary"), is_page(content_type).then_some("Accept"));
+    assert_eq!(
+        take("Vary"),
+        is_exposition(content_type).then_some("Accept")
+    );
     if content_type.is_some_and(|found| found.starts_with("text/html")) {
         for (name, value) in FIELDS {
             assert_eq!(take(name), Some(*value));

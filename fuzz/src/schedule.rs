@@ -1142,10 +1142,10 @@ impl World {
             is_active: &|_| false,
             extra_series: 0,
         };
-        let page = metrics.exposition(Format::Text, &in_force);
+        let exposition = metrics.exposition(Format::Text, &in_force);
         let recorded = |status: u16| -> usize {
             let label = format!("http_status=\"{status}\"");
-            let lines = page.lines().filter(|line| {
+            let lines = exposition.lines().filter(|line| {
                 line.starts_with("app_request_count_total{") && line.contains(&label)
             });
             let counts = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<usize>().ok());

@@ -23,7 +23,7 @@ use crate::log::diagnostics;
 const FREEZE_RANGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
 /// The maximum of `memory`, which a developer's machine can spare.
 const MAX_MEMORY_BYTES: usize = 1024 * MIB;
-/// The maximum of `series`. The page then has 2.5 MB.
+/// The maximum of `series`. The exposition then has 2.5 MB.
 const MAX_SERIES: u32 = 100_000;
 /// The maximum of `open-files`. The descriptor limit is usually lower.
 const MAX_OPEN_FILES: usize = 1_000_000;
@@ -242,20 +242,20 @@ impl Process {
     }
 
     /// Writes what is in force at `now`, one setting per line, in the syntax of a query.
-    pub fn write(&self, page: &mut String, now: Instant) {
+    pub fn write(&self, to: &mut String, now: Instant) {
         let held = self.held.settings(now);
         let memory = write_size(held.memory);
         // Writing to a String cannot fail, here and below.
-        let _ = writeln!(page, "memory={memory}");
-        let _ = writeln!(page, "series={}", held.series);
-        let _ = writeln!(page, "open-files={}", held.open_files);
+        let _ = writeln!(to, "memory={memory}");
+        let _ = writeln!(to, "series={}", held.series);
+        let _ = writeln!(to, "open-files={}", held.open_files);
         let freeze = write_duration(self.freeze.unwrap_or_default());
-        let _ = writeln!(page, "freeze={freeze}");
+        let _ = writeln!(to, "freeze={freeze}");
         let exit = self.exit(now).or(self.exit_at_start);
         let after = exit.map_or_else(|| NEVER.to_owned(), |exit| write_time_left(exit.at, now));
         let code = exit.map_or(DEFAULT_EXIT_CODE, |exit| exit.code);
-        let _ = writeln!(page, "exit-after={after}\nexit-code={code}");
-        self.held.write_end(page, now);
+        let _ = writeln!(to, "exit-after={after}\nexit-code={code}");
+        self.held.write_end(to, now);
     }
 
     /// Carries out what is due. Returns the time after which to call it again.
@@ -508,25 +508,25 @@ mod tests {
             ..Config::default()
         };
         let (mut process, now) = (Process::new(&config), Instant::now());
-        let page = |process: &Process| {
-            let mut page = String::new();
-            process.write(&mut page, now);
-            page
+        let settings = |process: &Process| {
+            let mut text = String::new();
+            process.write(&mut text, now);
+            text
         };
         let at_start =
             "memory=0B\nseries=0\nopen-files=0\nfreeze=0s\nexit-after=3600s\nexit-code=7\n";
-        assert_eq!(page(&process), at_start);
+        assert_eq!(settings(&process), at_start);
         assert!(!process.is_active(now), "no client has asked for it");
         assert!(process.act().is_some(), "it is waited for");
         assert_eq!(process.change("exit-after=20s", now), Ok(true));
-        assert!(page(&process).ends_with("exit-after=20s\nexit-code=1\n"));
+        assert!(settings(&process).ends_with("exit-after=20s\nexit-code=1\n"));
         assert!(process.is_active(now));
         assert!(process.revert(now));
-        assert_eq!(page(&process), at_start);
+        assert_eq!(settings(&process), at_start);
         process.change("exit-after=20s", now).unwrap();
         assert_eq!(process.change("exit-after=never", now), Ok(true));
         assert_eq!(process.change("exit-after=never", now), Ok(false));
-        assert_eq!(page(&process), at_start, "the configured one stays");
+        assert_eq!(settings(&process), at_start, "the configured one stays");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! The client library's encoder supports only the text format and writes `le="1"` instead of
 //! `le="1.0"`. Before it encodes, the registry copies every name and label of every series. Here the
-//! name and labels of a sample are formatted once, when its series is created. To write a page, they
-//! are copied, each with one `push_str` and without an allocation.
+//! name and labels of a sample are formatted once, when its series is created. To write an exposition,
+//! they are copied, each with one `push_str` and without an allocation.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -106,14 +106,14 @@ pub struct Exemplar {
     pub time: Duration,
 }
 
-/// A page that is being written.
-pub struct Page {
+/// An exposition that is being written.
+pub struct Exposition {
     format: Format,
     text: String,
 }
 
-impl Page {
-    /// Creates an empty page that uses the memory of an earlier one.
+impl Exposition {
+    /// Creates an empty exposition that uses the memory of an earlier one.
     pub fn new(format: Format, mut memory: String) -> Self {
         memory.clear();
         Self {
@@ -122,7 +122,7 @@ impl Page {
         }
     }
 
-    /// Returns the format of the page.
+    /// Returns the format of the exposition.
     pub fn format(&self) -> Format {
         self.format
     }
@@ -132,7 +132,7 @@ impl Page {
         &self.text
     }
 
-    /// Appends text that an earlier page contained.
+    /// Appends text that an earlier exposition contained.
     pub fn append(&mut self, text: &str) {
         self.text.push_str(text);
     }
@@ -242,7 +242,7 @@ impl Page {
         }
     }
 
-    /// Ends the page and returns its text.
+    /// Ends the exposition and returns its text.
     pub fn finish(mut self) -> String {
         if self.format == Format::OpenMetrics {
             self.text.push_str("# EOF\n");
@@ -364,12 +364,12 @@ mod tests {
         }
     }
 
-    /// Returns the page in the text format and in `OpenMetrics`.
-    fn in_both(write: impl Fn(&mut Page)) -> [String; 2] {
+    /// Returns the exposition in the text format and in `OpenMetrics`.
+    fn in_both(write: impl Fn(&mut Exposition)) -> [String; 2] {
         [Format::Text, Format::OpenMetrics].map(|format| {
-            let mut page = Page::new(format, String::new());
-            write(&mut page);
-            page.finish()
+            let mut exposition = Exposition::new(format, String::new());
+            write(&mut exposition);
+            exposition.finish()
         })
     }
 
@@ -377,11 +377,11 @@ mod tests {
     fn family_names_and_types_differ_between_the_formats() {
         const GAUGE: Family = family!(gauge "g" "A gauge.");
         const INFO: Family = family!(info "i" "An info.");
-        let [text, open_metrics] = in_both(|page| {
-            page.single(&COUNTER, 1_u64);
-            page.single(&GAUGE, -1_i64);
-            page.family(&INFO);
-            page.sample(&labeled_name(INFO.name, &[("a", "b")]), 1_u64);
+        let [text, open_metrics] = in_both(|exposition| {
+            exposition.single(&COUNTER, 1_u64);
+            exposition.single(&GAUGE, -1_i64);
+            exposition.family(&INFO);
+            exposition.sample(&labeled_name(INFO.name, &[("a", "b")]), 1_u64);
         });
         assert_eq!(
             text,
@@ -426,11 +426,11 @@ mod tests {
             f64::MAX,
             5e-324,
         ] {
-            let [text, _] = in_both(|page| page.single(&COUNTER, value));
+            let [text, _] = in_both(|exposition| exposition.single(&COUNTER, value));
             let number = text.rsplit(' ').next().unwrap().trim_end();
             assert_eq!(number.parse::<f64>().unwrap().to_bits(), value.to_bits());
         }
-        let [text, _] = in_both(|page| page.single(&COUNTER, 0.3));
+        let [text, _] = in_both(|exposition| exposition.single(&COUNTER, 0.3));
         assert!(text.ends_with("\nc_total 0.3\n"), "{text}");
     }
 
@@ -445,12 +445,12 @@ mod tests {
             value: 0.75,
             time: Duration::new(1_795_334_674, 7_999_999),
         };
-        let [text, open_metrics] = in_both(|page| {
-            page.family(&HISTOGRAM);
+        let [text, open_metrics] = in_both(|exposition| {
+            exposition.family(&HISTOGRAM);
             for labels in [&[][..], &[("a", "b")]] {
                 let names = HistogramNames::new(HISTOGRAM.name, labels, &["0.5", "1.0", "+Inf"]);
                 let buckets = [(1, None), (2, Some(exemplar)), (3, None)];
-                page.histogram(&names, buckets.into_iter(), 2.5, 3);
+                exposition.histogram(&names, buckets.into_iter(), 2.5, 3);
             }
         });
         let samples = r#"h_bucket{le="0.5"} 1

@@ -13,7 +13,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Returns the value of `Content-Type`. Prometheus 3 rejects a page whose content type it does not
+    /// Returns the value of `Content-Type`. Prometheus 3 rejects an exposition whose content type it does not
     /// know.
     pub const fn content_type(self) -> &'static str {
         match self {

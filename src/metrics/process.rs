@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::exposition::{Family, Page, family};
+use super::exposition::{Exposition, Family, family};
 
 /// Reads the metrics of this process.
 pub struct Process {
@@ -70,13 +70,13 @@ impl Process {
         self.start_time
     }
 
-    /// Makes the next page read the values again.
+    /// Makes the next exposition read the values again.
     pub fn discard_reading(&self) {
         self.reading.set(None);
     }
 
     /// Writes the families, ordered by name.
-    pub fn write(&self, page: &mut Page) {
+    pub fn write(&self, exposition: &mut Exposition) {
         let reading = self.reading.get().unwrap_or_else(|| self.read());
         self.reading.set(Some(reading));
         let memory = reading.memory;
@@ -84,7 +84,7 @@ impl Process {
         // Unlike as_secs_f64, this divides the nanoseconds. as_secs_f64 adds whole seconds and a fraction,
         // which turns 1.59751103 into 1.5975110300000002.
         let cpu_seconds = reading.cpu_time.div_duration_f64(Duration::from_secs(1));
-        page.single(&CPU_SECONDS, cpu_seconds);
+        exposition.single(&CPU_SECONDS, cpu_seconds);
         for (family, value) in [
             (&MAX_FDS, reading.max_fds),
             (&OPEN_FDS, reading.open_fds),
@@ -94,17 +94,17 @@ impl Process {
             ),
         ] {
             if let Some(value) = value {
-                page.single(family, value);
+                exposition.single(family, value);
             }
         }
         if let Some(start_time) = self.start_time {
-            page.single(&START_TIME, start_time);
+            exposition.single(&START_TIME, start_time);
         }
         if let Some(threads) = reading.threads {
-            page.single(&THREADS, threads);
+            exposition.single(&THREADS, threads);
         }
         if let Some(memory) = memory {
-            page.single(&VIRTUAL_MEMORY, bytes(memory.virtual_pages));
+            exposition.single(&VIRTUAL_MEMORY, bytes(memory.virtual_pages));
         }
     }
 
@@ -198,10 +198,10 @@ mod tests {
     use super::*;
     use crate::metrics::Format;
 
-    fn page(process: &Process) -> String {
-        let mut page = Page::new(Format::Text, String::new());
-        process.write(&mut page);
-        page.finish()
+    fn exposition(process: &Process) -> String {
+        let mut exposition = Exposition::new(Format::Text, String::new());
+        process.write(&mut exposition);
+        exposition.finish()
     }
 
     #[cfg(target_os = "linux")]
@@ -247,13 +247,13 @@ mod tests {
     }
 
     #[test]
-    fn pages_have_the_same_values_until_the_reading_is_discarded() {
+    fn expositions_have_the_same_values_until_the_reading_is_discarded() {
         let process = Process::current();
-        let first = page(&process);
-        assert_eq!(page(&process), first);
+        let first = exposition(&process);
+        assert_eq!(exposition(&process), first);
         process.discard_reading();
         // The CPU time is in nanoseconds, and has grown.
-        assert_ne!(page(&process), first);
+        assert_ne!(exposition(&process), first);
     }
 
     #[test]
@@ -265,10 +265,13 @@ mod tests {
             start_time: None,
             reading: Cell::default(),
         };
-        let page = page(&process);
+        let exposition = exposition(&process);
         for absent in ["start_time", "resident", "virtual", "threads", "open_fds"] {
-            assert!(!page.contains(absent), "{page}");
+            assert!(!exposition.contains(absent), "{exposition}");
         }
-        assert!(page.contains("\nprocess_cpu_seconds_total "), "{page}");
+        assert!(
+            exposition.contains("\nprocess_cpu_seconds_total "),
+            "{exposition}"
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use crate::request_heads::REQUEST_HEADS;
-use crate::support::{Client, Page, Service, wait_until};
+use crate::support::{Client, Exposition, Service, wait_until};
 use crate::{little_memory_was_taken, others_are_served};
 
 const SERVER: &str = "event-loop";
@@ -37,13 +37,17 @@ fn every_malformed_head_gets_its_status_and_a_close_and_is_counted() {
         }
         others_are_served(&service);
     }
-    let page = service.scrape();
+    let metrics = service.scrape();
     for rejected in REJECTED {
         let expected = REQUEST_HEADS.iter().filter(|head| head.2 == rejected);
         let series = format!(
             r#"app_request_count_total{{method="other",endpoint="other",http_status="{rejected}"}}"#
         );
-        assert_eq!(page.count(&series), expected.count() as u64, "{rejected}");
+        assert_eq!(
+            metrics.count(&series),
+            expected.count() as u64,
+            "{rejected}"
+        );
     }
 }
 
@@ -199,8 +203,8 @@ fn at_the_limit_the_connection_idle_longest_is_closed_for_a_new_one() {
             assert_eq!(client.ask("GET", "/probe").status, 200, "client {number}");
         }
     }
-    let page = Page::parse(&new.ask("GET", "/metrics").body);
-    assert_eq!(page.count("app_connections_open"), 10);
+    let metrics = Exposition::parse(&new.ask("GET", "/metrics").body);
+    assert_eq!(metrics.count("app_connections_open"), 10);
 }
 
 #[test]
@@ -276,19 +280,19 @@ fn more_clients_than_descriptors_are_all_served() {
         assert_eq!(client.ask("GET", "/probe").status, 200);
         clients.push(client);
     }
-    let page = service.scrape();
+    let metrics = service.scrape();
     assert_eq!(
-        page.count("process_max_fds"),
+        metrics.count("process_max_fds"),
         128,
         "raised to the hard limit"
     );
-    let max = page.count("app_connections_max");
+    let max = metrics.count("app_connections_max");
     assert!(
         (64..128).contains(&max),
         "the limit allows {max} connections"
     );
     assert!(
-        page.count("app_connections_open") > 64,
+        metrics.count("app_connections_open") > 64,
         "more than the soft limit"
     );
     others_are_served(&service);
@@ -327,8 +331,8 @@ fn descriptor_limit(service: &Service, maximum: u64) -> impl Fn(u64) + use<> {
 /// injection. Returns the clients and a function that restores the limit.
 #[cfg(target_os = "linux")]
 fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>) {
-    let page = service.scrape();
-    let set_limit = descriptor_limit(service, page.count("process_max_fds"));
+    let metrics = service.scrape();
+    let set_limit = descriptor_limit(service, metrics.count("process_max_fds"));
     let mut clients: Vec<Client> = (0..3).map(|_| service.connect()).collect();
     for client in &mut clients {
         client.send_delayed("/probe?delay=5s");
@@ -348,7 +352,7 @@ fn run_out_of_descriptors(service: &Service) -> (Vec<Client>, impl Fn() + use<>)
         .stream
         .set_read_timeout(Some(crate::support::TIMEOUT))
         .unwrap();
-    (clients, move || set_limit(page.count("process_max_fds")))
+    (clients, move || set_limit(metrics.count("process_max_fds")))
 }
 
 #[cfg(target_os = "linux")]
@@ -405,20 +409,20 @@ fn clients_that_the_kernel_accepted_before_a_signal_are_served() {
 fn a_scrape_needs_no_free_descriptor() {
     let service = Service::start(SERVER, &[]);
     let mut client = service.connect();
-    let page = Page::parse(&client.ask("GET", "/metrics").body);
-    let set_limit = descriptor_limit(&service, page.count("process_max_fds"));
-    set_limit(page.count("process_open_fds"));
-    let without = Page::parse(&client.ask("GET", "/metrics").body);
-    let names = |page: &Page| page.kind.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&without), names(&page));
+    let metrics = Exposition::parse(&client.ask("GET", "/metrics").body);
+    let set_limit = descriptor_limit(&service, metrics.count("process_max_fds"));
+    set_limit(metrics.count("process_open_fds"));
+    let without = Exposition::parse(&client.ask("GET", "/metrics").body);
+    let names = |metrics: &Exposition| metrics.kind.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&without), names(&metrics));
     assert!(without.count("process_resident_memory_bytes") > 0);
     assert_eq!(
         without.count("process_open_fds"),
-        page.count("process_open_fds")
+        metrics.count("process_open_fds")
     );
     assert_eq!(
         without.count("process_max_fds"),
-        page.count("process_open_fds")
+        metrics.count("process_open_fds")
     );
 }
 
@@ -441,8 +445,9 @@ fn a_thousand_clients_that_disconnect_leave_no_descriptors_behind() {
         }
     }
     wait_until("everything is closed", || {
-        let page = service.scrape();
-        page.count("app_connections_open") == 1 && page.count("process_open_fds") == descriptors
+        let metrics = service.scrape();
+        metrics.count("app_connections_open") == 1
+            && metrics.count("process_open_fds") == descriptors
     });
     others_are_served(&service);
 }

@@ -17,9 +17,9 @@ fn a_thousand_delayed_responses_delay_no_other_client() {
         .collect();
     crate::others_are_served(&service);
     assert_eq!(service.connect().ask("POST", "/probe").status, 405);
-    let page = service.scrape();
+    let metrics = service.scrape();
     // All connections are still open, even if the first responses were already sent on a slow machine.
-    assert!(page.count("app_connections_open") >= 1000);
+    assert!(metrics.count("app_connections_open") >= 1000);
     for client in &mut delayed {
         assert_eq!(client.read_response().body, "I'm ok!");
     }

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Page, Service, wait_until};
+use crate::support::{Client, Exposition, Service, wait_until};
 
 const SERVER: &str = "event-loop";
 
@@ -14,19 +14,22 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const TOLERANCE: Duration = Duration::from_secs(1);
 
 /// Returns the number of requests to /probe that were recorded with a status.
-fn probes(page: &Page, status: &str) -> u64 {
+fn probes(metrics: &Exposition, status: &str) -> u64 {
     let series = format!(
         r#"app_request_count_total{{method="GET",endpoint="/probe",http_status="{status}"}}"#
     );
-    page.count(&series)
+    metrics.count(&series)
 }
 
 /// Returns the number of requests that were recorded with any status, and the sum of their latencies.
-fn latency(page: &Page) -> (u64, f64) {
+fn latency(metrics: &Exposition) -> (u64, f64) {
     let series = |suffix| {
         format!(r#"app_request_latency_seconds_{suffix}{{method="GET",endpoint="/probe"}}"#)
     };
-    (page.count(&series("count")), page.value(&series("sum")))
+    (
+        metrics.count(&series("count")),
+        metrics.value(&series("sum")),
+    )
 }
 
 /// Asserts that a recorded time is the time until a client disconnected. It may be shorter than the
@@ -83,14 +86,14 @@ fn clients_that_reset_the_connection_are_recorded_as_499_at_once() {
         for client in clients_that_have_waited(&service, path, 3) {
             client.disconnect_with_reset();
         }
-        let mut page = service.scrape();
+        let mut metrics = service.scrape();
         wait_until("all three are recorded", || {
-            page = service.scrape();
-            latency(&page).0 == 3
+            metrics = service.scrape();
+            latency(&metrics).0 == 3
         });
         let most = started.elapsed();
-        assert_eq!((probes(&page, "499"), probes(&page, "200")), (3, 0));
-        is_time_until_disconnect(latency(&page).1 / 3.0, most);
+        assert_eq!((probes(&metrics, "499"), probes(&metrics, "200")), (3, 0));
+        is_time_until_disconnect(latency(&metrics).1 / 3.0, most);
         let logged = logged(service, path);
         assert_eq!(logged.len(), 3);
         for (status, bytes, seconds) in logged {
@@ -119,12 +122,12 @@ fn clients_that_disconnect_with_a_fin_are_recorded_as_499_and_readers_get_their_
     for client in &mut reading {
         client.expect_responses_and_orderly_close(1);
     }
-    let mut page = service.scrape();
+    let mut metrics = service.scrape();
     wait_until("all five are recorded", || {
-        page = service.scrape();
-        latency(&page).0 == 5
+        metrics = service.scrape();
+        latency(&metrics).0 == 5
     });
-    assert_eq!((probes(&page, "499"), probes(&page, "200")), (3, 2));
+    assert_eq!((probes(&metrics, "499"), probes(&metrics, "200")), (3, 2));
     let logged_499 = logged(service, "/probe?delay=3s");
     assert_eq!(logged_499.len(), 3);
     for (status, _, seconds) in logged_499 {

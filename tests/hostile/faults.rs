@@ -32,11 +32,12 @@ fn a_flood_of_changes_delays_no_other_client_and_each_change_is_atomic() {
         }
         others_are_served(&service);
     });
-    let page = service.scrape();
-    let rates = ["fail", "slow"].map(|which| page.value(&format!("app_configured_{which}_ratio")));
+    let metrics = service.scrape();
+    let rates =
+        ["fail", "slow"].map(|which| metrics.value(&format!("app_configured_{which}_ratio")));
     assert_eq!(rates[0].to_bits(), rates[1].to_bits(), "{rates:?}");
     let changes = r#"app_request_count_total{method="PUT",endpoint="/faults",http_status="200"}"#;
-    assert_eq!(page.count(changes), (CLIENTS * CHANGES) as u64);
+    assert_eq!(metrics.count(changes), (CLIENTS * CHANGES) as u64);
     little_memory_was_taken(&service);
 
     service.signal("TERM");

@@ -74,12 +74,12 @@ fn a_thousand_simultaneous_clients_get_every_response_and_all_are_counted() {
             });
         }
     });
-    let page = service.scrape();
+    let metrics = service.scrape();
     for counted in [
         r#"app_request_count_total{method="GET",endpoint="/probe",http_status="200"}"#,
         r#"app_request_latency_seconds_count{method="GET",endpoint="/probe"}"#,
         r#"app_request_latency_seconds_bucket{method="GET",endpoint="/probe",le="+Inf"}"#,
     ] {
-        assert_eq!(page.count(counted), 100_000, "{counted}");
+        assert_eq!(metrics.count(counted), 100_000, "{counted}");
     }
 }

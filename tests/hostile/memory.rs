@@ -111,7 +111,7 @@ fn queued_kib(service: &Service) -> u64 {
 }
 
 /// Makes the exposition as large as in a service that has received many kinds of requests.
-fn fill_page(service: &Service) {
+fn fill_exposition(service: &Service) {
     let mut client = service.connect();
     for path in ["/probe", "/metrics", "/healthz", "/", "/faults", "/nope"] {
         for method in ["GET", "HEAD", "POST", "DELETE", "OPTIONS"] {
@@ -119,7 +119,7 @@ fn fill_page(service: &Service) {
         }
     }
     let length = client.ask("GET", "/metrics").body.len();
-    assert!(length > 20_000, "the page has only {length} bytes");
+    assert!(length > 20_000, "the exposition has only {length} bytes");
 }
 
 /// Lets every client send `bytes` and read nothing, until the service accepts no more. Asserts that the
@@ -134,7 +134,7 @@ fn assert_memory_is_bounded(flags: &[&str], has_small_window: bool, bytes: Strin
 fn start(flags: &[&str]) -> Service {
     let arguments = [&["--max-connections", "1000"], flags].concat();
     let service = Service::start(SERVER, &arguments);
-    fill_page(&service);
+    fill_exposition(&service);
     service
 }
 
@@ -236,7 +236,7 @@ fn scrape_with_latency(latency: &str, count: usize) -> (Service, Vec<Client>) {
     raise_descriptor_limit();
     let flags = ["--max-connections", "1000", "--fault-injection", "all"];
     let service = Service::start(SERVER, &flags);
-    fill_page(&service);
+    fill_exposition(&service);
     let change = format!("/faults/metrics?slow-rate=1&slow-latency={latency}&for=1h");
     assert_eq!(service.connect().ask("PUT", &change).status, 200);
     let scrape = |_| {
@@ -248,7 +248,7 @@ fn scrape_with_latency(latency: &str, count: usize) -> (Service, Vec<Client>) {
     (service, scrapers)
 }
 
-/// A delayed page is held in memory until it is sent. All of them together would take 20 MB.
+/// A delayed exposition is held in memory until it is sent. All of them together would take 20 MB.
 #[test]
 fn pages_that_a_fault_delays_are_bounded_together() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Page, Service, request, wait_until};
+use crate::support::{Client, Exposition, Service, request, wait_until};
 
 const SERVER: &str = "event-loop";
 const PROBES: &str = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="200"}"#;
@@ -34,13 +34,13 @@ fn scrapes_and_health_checks_wait_for_at_most_one_unit_of_work() {
     let mut new = Vec::new();
     let mut finished = 0;
     while finished < 60 {
-        let page = Page::parse(&connected.ask("GET", "/metrics").body);
-        existing.push(page.count(PROBES) - finished);
+        let metrics = Exposition::parse(&connected.ask("GET", "/metrics").body);
+        existing.push(metrics.count(PROBES) - finished);
         assert_eq!(connected.ask("GET", "/healthz").status, 200);
         finished = service.scrape().count(PROBES);
-        new.push(finished - page.count(PROBES));
+        new.push(finished - metrics.count(PROBES));
         assert_eq!(service.get("/healthz").status, 200);
-        finished = Page::parse(&connected.ask("GET", "/metrics").body).count(PROBES);
+        finished = Exposition::parse(&connected.ask("GET", "/metrics").body).count(PROBES);
     }
     for client in &mut clients {
         assert_eq!(client.read_response().body, "I'm ok!");
@@ -85,10 +85,10 @@ fn no_work_is_done_for_clients_that_have_disconnected() {
     let before = service.scrape().count(PROBES);
     drop(clients);
     wait_until("every request is recorded", || {
-        let page = service.scrape();
-        let disconnected = page.sum("app_request_count_total", "http_status", "499");
+        let metrics = service.scrape();
+        let disconnected = metrics.sum("app_request_count_total", "http_status", "499");
         // Work that had already started is finished, and its response may have been sent.
-        page.count(PROBES) + disconnected == 20
+        metrics.count(PROBES) + disconnected == 20
     });
     let done = service.scrape().count(PROBES) - before;
     assert!(done <= 2, "{done} more units of 500 ms of work were done");

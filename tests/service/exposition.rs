@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::support::{Labels, Page, Series, Service, skip, wait_until};
+use crate::support::{Exposition, Labels, Series, Service, skip, wait_until};
 
 on_every_server!(
     the_page_has_the_same_series_as_the_seeds,
@@ -20,7 +20,7 @@ on_every_server!(
     the_connection_limit_is_exposed,
 );
 
-/// Sends the requests that the seed's page is from: GET /probe twice, GET /nope, POST /probe, and a scrape.
+/// Sends the requests that the seed's exposition is from: GET /probe twice, GET /nope, POST /probe, and a scrape.
 fn the_page_has_the_same_series_as_the_seeds(server: &str) {
     let service = Service::start(server, &[]);
     for (method, path) in [
@@ -32,14 +32,14 @@ fn the_page_has_the_same_series_as_the_seeds(server: &str) {
     ] {
         service.connect().ask(method, path);
     }
-    let page = service.scrape();
-    let seed = Page::parse(include_str!("seed-metrics.txt"));
+    let metrics = service.scrape();
+    let seed = Exposition::parse(include_str!("seed-metrics.txt"));
 
     // The series are equal, including the text of the bucket bounds. Only one is additional: it is exposed
     // from the start, at 0.
-    let mut series = series_of(&page);
-    let zero =
-        page.count(r#"app_request_count_total{endpoint="/probe",http_status="500",method="GET"}"#);
+    let mut series = series_of(&metrics);
+    let zero = metrics
+        .count(r#"app_request_count_total{endpoint="/probe",http_status="500",method="GET"}"#);
     assert_eq!(zero, 0);
     series.retain(|(_, labels)| {
         labels
@@ -53,7 +53,7 @@ fn the_page_has_the_same_series_as_the_seeds(server: &str) {
         if name.starts_with("app_") && counts || labels.get("le").is_some_and(|le| le == "+Inf") {
             let series = (name.clone(), our_labels(labels));
             assert_eq!(
-                page.samples[&series].to_bits(),
+                metrics.samples[&series].to_bits(),
                 value.to_bits(),
                 "{series:?}"
             );
@@ -64,23 +64,23 @@ fn the_page_has_the_same_series_as_the_seeds(server: &str) {
         "app_request_count_total",
         "app_version_info",
     ] {
-        assert_eq!(page.help[name], seed.help[name]);
-        assert_eq!(page.kind[name], seed.kind[name]);
+        assert_eq!(metrics.help[name], seed.help[name]);
+        assert_eq!(metrics.kind[name], seed.kind[name]);
     }
     let of_process = |name: &&String| cfg!(target_os = "linux") && name.starts_with("process_");
     for name in seed.kind.keys().filter(of_process) {
-        assert_eq!(page.kind[name], seed.kind[name]);
-        assert_eq!(page.help[name], seed.help[name]);
-        assert!(page.value(name) > 0.0, "{name}");
+        assert_eq!(metrics.kind[name], seed.kind[name]);
+        assert_eq!(metrics.help[name], seed.help[name]);
+        assert!(metrics.value(name) > 0.0, "{name}");
     }
-    for name in page.kind.keys() {
-        assert!(page.help.contains_key(name), "{name} has no HELP");
+    for name in metrics.kind.keys() {
+        assert!(metrics.help.contains_key(name), "{name} has no HELP");
     }
 }
 
 /// Returns the `app_*` series that this service and the seed have in common. Left out are `_created`, which
 /// only the Python client exposes, and the metrics that only this service has.
-fn series_of(page: &Page) -> BTreeSet<Series> {
+fn series_of(metrics: &Exposition) -> BTreeSet<Series> {
     let is_common = |name: &str| {
         name.starts_with("app_")
             && !name.ends_with("_created")
@@ -89,7 +89,8 @@ fn series_of(page: &Page) -> BTreeSet<Series> {
             && name != "app_requests_in_flight"
             && name != "app_fault_active"
     };
-    page.samples
+    metrics
+        .samples
         .keys()
         .filter(|(name, _)| is_common(name))
         .map(|(name, labels)| (name.clone(), our_labels(labels)))
@@ -108,8 +109,9 @@ fn our_labels(labels: &Labels) -> Labels {
 }
 
 fn the_version_labels_are_configurable(server: &str) {
-    let page = Service::start(server, &["--app-version", "2.1", "--app-config", "prod"]).scrape();
-    let info = page.count(r#"app_version_info{version="2.1",config="prod"}"#);
+    let metrics =
+        Service::start(server, &["--app-version", "2.1", "--app-config", "prod"]).scrape();
+    let info = metrics.count(r#"app_version_info{version="2.1",config="prod"}"#);
     assert_eq!(info, 1);
 }
 
@@ -130,18 +132,21 @@ fn the_number_of_series_is_bounded_whatever_clients_send(server: &str) {
     send_unusual(0);
     let before = series_of(&service.scrape()).len();
     (1..1000).for_each(&mut send_unusual);
-    let page = service.scrape();
-    // The first page did not include the series of its own scrape yet.
-    let scrape_series = series_of(&page)
+    let metrics = service.scrape();
+    // The first exposition did not include the series of its own scrape yet.
+    let scrape_series = series_of(&metrics)
         .iter()
         .filter(|(_, labels)| labels.get("endpoint").is_some_and(|e| e == "/metrics"))
         .count();
-    assert_eq!(series_of(&page).len(), before + scrape_series);
+    assert_eq!(series_of(&metrics).len(), before + scrape_series);
     assert_eq!(
-        page.sum("app_request_count_total", "endpoint", "other"),
+        metrics.sum("app_request_count_total", "endpoint", "other"),
         1000
     );
-    assert_eq!(page.sum("app_request_count_total", "method", "other"), 2000);
+    assert_eq!(
+        metrics.sum("app_request_count_total", "method", "other"),
+        2000
+    );
 }
 
 fn open_connections_are_counted(server: &str) {
@@ -161,8 +166,8 @@ fn open_connections_are_counted(server: &str) {
     let expect_open = |expected| {
         let mut scraper = service.connect();
         wait_until("the connections are counted", || {
-            let page = Page::parse(&scraper.ask("GET", "/metrics").body);
-            page.count("app_connections_open") == expected
+            let metrics = Exposition::parse(&scraper.ask("GET", "/metrics").body);
+            metrics.count("app_connections_open") == expected
         });
     };
     expect_open(8);
@@ -180,7 +185,8 @@ fn waiting_takes_no_cpu_time(server: &str) {
         delayed.send_delayed("/probe");
     }
     let mut client = service.connect();
-    let mut cpu_time = || Page::parse(&client.scrape("").body).value("process_cpu_seconds_total");
+    let mut cpu_time =
+        || Exposition::parse(&client.scrape("").body).value("process_cpu_seconds_total");
     let before = cpu_time();
     if cfg!(target_os = "linux") {
         let wake_ups = || service.status("voluntary_ctxt_switches");
@@ -204,17 +210,17 @@ fn process_metrics_agree_with_proc(server: &str) {
     let after = now();
     let mut client = service.connect();
     let proc = |file: &str| format!("/proc/{}/{file}", service.pid());
-    let mut page = Page::parse(&client.scrape("").body);
-    // The test reads /proc a moment after the page was written, while tiny_http may still start threads.
+    let mut metrics = Exposition::parse(&client.scrape("").body);
+    // The test reads /proc a moment after the exposition was written, while tiny_http may still start threads.
     // While tiny_http handles the scrape, it has one more descriptor for the connection.
-    wait_until("the page agrees with /proc", || {
-        page = Page::parse(&client.scrape("").body);
-        let resident = page.count("process_resident_memory_bytes");
+    wait_until("the exposition agrees with /proc", || {
+        metrics = Exposition::parse(&client.scrape("").body);
+        let resident = metrics.count("process_resident_memory_bytes");
         let resident = resident.abs_diff(service.status("VmRSS") * 1024) * 10 < resident;
-        let size = page.count("process_virtual_memory_bytes") == service.status("VmSize") * 1024;
-        let threads = page.count("process_threads") == service.status("Threads");
+        let size = metrics.count("process_virtual_memory_bytes") == service.status("VmSize") * 1024;
+        let threads = metrics.count("process_threads") == service.status("Threads");
         let descriptors = std::fs::read_dir(proc("fd")).unwrap().count() as u64;
-        let descriptors = page.count("process_open_fds").abs_diff(descriptors) <= 1;
+        let descriptors = metrics.count("process_open_fds").abs_diff(descriptors) <= 1;
         resident && size && threads && descriptors
     });
     let limits = std::fs::read_to_string(proc("limits")).unwrap();
@@ -222,9 +228,9 @@ fn process_metrics_agree_with_proc(server: &str) {
         .lines()
         .find(|line| line.starts_with("Max open files"));
     let limit = limit.unwrap().split_whitespace().nth(3).unwrap();
-    assert_eq!(page.count("process_max_fds"), limit.parse().unwrap());
+    assert_eq!(metrics.count("process_max_fds"), limit.parse().unwrap());
     // The kernel reports the start time in clock ticks of 10 ms.
-    let started = page.value("process_start_time_seconds");
+    let started = metrics.value("process_start_time_seconds");
     assert!(
         (before - 0.02..after + 0.02).contains(&started),
         "{before} {started} {after}"
@@ -250,7 +256,8 @@ fn cpu_time_has_fractions(server: &str) {
     }
     let service = Service::start(server, &[]);
     let mut client = service.connect();
-    let mut exposed = || Page::parse(&client.scrape("").body).value("process_cpu_seconds_total");
+    let mut exposed =
+        || Exposition::parse(&client.scrape("").body).value("process_cpu_seconds_total");
     let used = || service.cpu_time().as_secs_f64();
     let (first_exposed, first_used) = (exposed(), used());
     let mut other = service.connect();
@@ -283,11 +290,17 @@ fn process_metrics_that_cannot_be_read_are_left_out(server: &str) {
     }
     let service = Service::start_with(server, &[], hidden);
     service.connect().ask("GET", "/probe");
-    let page = service.scrape();
-    let process = page.kind.keys().filter(|name| name.starts_with("process_"));
+    let metrics = service.scrape();
+    let process = metrics
+        .kind
+        .keys()
+        .filter(|name| name.starts_with("process_"));
     let process: Vec<&String> = process.collect();
     assert_eq!(process, ["process_cpu_seconds_total", "process_max_fds"]);
-    assert_eq!(page.sum("app_request_count_total", "endpoint", "/probe"), 1);
+    assert_eq!(
+        metrics.sum("app_request_count_total", "endpoint", "/probe"),
+        1
+    );
 }
 
 fn both_formats_have_the_same_samples(server: &str) {
@@ -297,7 +310,7 @@ fn both_formats_have_the_same_samples(server: &str) {
     for (method, path) in [("GET", "/probe"), ("GET", "/nope"), ("POST", "/probe")] {
         client.ask(method, path);
     }
-    // After the first scrape, the second and third page differ only in the series of scrapes.
+    // After the first scrape, the second and third exposition differ only in the series of scrapes.
     client.scrape("");
     let text = client.scrape("");
     let open_metrics = client.scrape("Accept: application/openmetrics-text\r\n");
@@ -316,9 +329,12 @@ fn both_formats_have_the_same_samples(server: &str) {
     assert!(open_metrics.body.ends_with("\n# EOF\n"));
     assert!(!text.body.contains("EOF"));
 
-    let (text, open_metrics) = (Page::parse(&text.body), Page::parse(&open_metrics.body));
-    let app = |page: &Page| -> Vec<(Series, f64)> {
-        let samples = page.samples.clone().into_iter();
+    let (text, open_metrics) = (
+        Exposition::parse(&text.body),
+        Exposition::parse(&open_metrics.body),
+    );
+    let app = |metrics: &Exposition| -> Vec<(Series, f64)> {
+        let samples = metrics.samples.clone().into_iter();
         samples
             .filter(|((name, labels), _)| {
                 let is_scrape = labels
@@ -329,7 +345,7 @@ fn both_formats_have_the_same_samples(server: &str) {
             .collect()
     };
     assert_eq!(app(&text), app(&open_metrics));
-    let names = |page: &Page| page.samples.keys().cloned().collect::<Vec<_>>();
+    let names = |metrics: &Exposition| metrics.samples.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&text), names(&open_metrics));
     for (in_text, in_open_metrics, kind) in [
         ("app_request_count_total", "app_request_count", "counter"),
@@ -409,11 +425,11 @@ fn a_sampled_trace_becomes_an_exemplar(server: &str) {
     }
     // A request is recorded at the latest before the next request on its connection is handled, which may
     // be after its response was sent.
-    let page = client
+    let metrics = client
         .scrape("Accept: application/openmetrics-text\r\n")
         .body;
     let after = now();
-    let exemplars: Vec<(&str, &str)> = page
+    let exemplars: Vec<(&str, &str)> = metrics
         .lines()
         .filter_map(|line| line.split_once(" # "))
         .collect();
@@ -458,8 +474,8 @@ fn a_sampled_trace_becomes_an_exemplar(server: &str) {
 }
 
 fn the_connection_limit_is_exposed(server: &str) {
-    let page = Service::start(server, &["--max-connections", "321"]).scrape();
+    let metrics = Service::start(server, &["--max-connections", "321"]).scrape();
     let expected = if server == "event-loop" { 321 } else { 0 };
-    assert_eq!(page.count("app_connections_max"), expected);
-    assert_eq!(page.kind["app_connections_max"], "gauge");
+    assert_eq!(metrics.count("app_connections_max"), expected);
+    assert_eq!(metrics.kind["app_connections_max"], "gauge");
 }

@@ -83,9 +83,9 @@ fn a_change_ends_after_its_time(server: &str) {
     assert!(changed.body.ends_with("work=5ms\nfor=1s\n"), "{changed:?}");
     // Scrapes show the settings. No request to /faults is needed to end the change.
     let configured = || {
-        let page = service.scrape();
+        let metrics = service.scrape();
         ["app_configured_fail_ratio", "app_configured_work_seconds"]
-            .map(|name| page.value(name).to_string())
+            .map(|name| metrics.value(name).to_string())
     };
     wait_until("the change has ended", || configured() == ["0", "0"]);
     let expected = Duration::from_secs(1)..Duration::from_secs(10);
@@ -123,10 +123,10 @@ fn a_request_can_choose_its_own_response(server: &str) {
     for status in [200, 400, 401, 403, 404, 408, 429, 500, 502, 503, 504] {
         let series = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="#;
         let series = format!("{series}\"{status}\"}}");
-        let page = service.get("/metrics").body;
+        let metrics = service.get("/metrics").body;
         assert!(
-            page.contains(&format!(r#"http_status="{status}",method="GET"}} 0"#)),
-            "{page}"
+            metrics.contains(&format!(r#"http_status="{status}",method="GET"}} 0"#)),
+            "{metrics}"
         );
         for method in ["GET", "HEAD"] {
             let response = client.ask(method, &format!("/probe?x=1&status={status}"));
@@ -170,8 +170,8 @@ fn a_failure_has_the_configured_status(server: &str) {
 
     // Without fault injection, only the configured statuses can occur.
     let service = Service::start(server, &["--fail-with", "503"]);
-    let page = service.get("/metrics").body;
-    let statuses: Vec<&str> = page
+    let metrics = service.get("/metrics").body;
+    let statuses: Vec<&str> = metrics
         .lines()
         .filter(|line| line.starts_with("app_request_count_total{endpoint=\"/probe\""))
         .filter_map(|line| line.split('"').nth(3))
@@ -188,10 +188,10 @@ fn a_failure_takes_the_configured_latency(server: &str) {
         assert_eq!(client.ask("GET", "/probe").status, 500);
     }
     let waited = sent.elapsed().as_secs_f64();
-    let page = service.scrape();
-    let configured = page.value("app_configured_fail_latency_seconds");
+    let metrics = service.scrape();
+    let configured = metrics.value("app_configured_fail_latency_seconds");
     assert!((configured - 0.2).abs() < f64::EPSILON, "{configured}");
-    let sum = page.value(r#"app_request_latency_seconds_sum{endpoint="/probe",method="GET"}"#);
+    let sum = metrics.value(r#"app_request_latency_seconds_sum{endpoint="/probe",method="GET"}"#);
     // The sum of three gamma variates of shape 3 practically never falls below a tenth of its mean.
     assert!(
         sum > 0.06 && sum <= waited,
@@ -420,11 +420,11 @@ fn without_fault_injection_nothing_can_be_changed(server: &str) {
             plain.body
         );
     }
-    let page = service.get("/metrics").body;
-    assert!(!page.contains("/faults\""), "{page}");
+    let metrics = service.get("/metrics").body;
+    assert!(!metrics.contains("/faults\""), "{metrics}");
     assert!(
-        page.contains("\napp_configured_slow_latency_seconds 9\n"),
-        "{page}"
+        metrics.contains("\napp_configured_slow_latency_seconds 9\n"),
+        "{metrics}"
     );
 }
 

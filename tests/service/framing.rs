@@ -76,8 +76,8 @@ fn no_request_is_served_after_one_whose_end_is_unclear(server: &str) {
             "{fields:?}: {settings}"
         );
     }
-    let page = service.scrape();
-    let count = |label, value| page.sum("app_request_count_total", label, value);
+    let metrics = service.scrape();
+    let count = |label, value| metrics.sum("app_request_count_total", label, value);
     assert_eq!(count("http_status", "411"), 3);
     assert_eq!(count("http_status", "501"), 5);
     assert_eq!(count("http_status", "400"), 7);

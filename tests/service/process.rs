@@ -90,15 +90,15 @@ fn extra_series_are_exposed_until_the_change_is_reverted() {
     let service = service();
     let mut client = service.connect();
     put(&mut client, "series=20000&for=1h");
-    let page = service.scrape();
-    let extra = page
+    let metrics = service.scrape();
+    let extra = metrics
         .samples
         .iter()
         .filter(|((name, _), _)| name == "app_extra");
     assert_eq!(extra.count(), 20_000);
-    assert_eq!(page.count(r#"app_extra{id="0"}"#), 1);
-    assert_eq!(page.count(r#"app_extra{id="19999"}"#), 1);
-    assert_eq!(page.kind["app_extra"], "gauge");
+    assert_eq!(metrics.count(r#"app_extra{id="0"}"#), 1);
+    assert_eq!(metrics.count(r#"app_extra{id="19999"}"#), 1);
+    assert_eq!(metrics.kind["app_extra"], "gauge");
     put(&mut client, "series=100000&for=1h");
     assert_eq!(service.scrape().count(r#"app_extra{id="99999"}"#), 1);
     client.ask("DELETE", "/faults/process");
@@ -110,8 +110,8 @@ fn extra_descriptors_are_open_until_the_change_is_reverted() {
     let service = Service::start_after("ulimit -n 300", "event-loop", &["--fault-injection=all"]);
     let mut client = service.connect();
     let mut open = || {
-        let page = client.ask("GET", "/metrics").body;
-        crate::support::Page::parse(&page).count("process_open_fds")
+        let metrics = client.ask("GET", "/metrics").body;
+        crate::support::Exposition::parse(&metrics).count("process_open_fds")
     };
     let before = open();
     let mut changer = service.connect();

@@ -150,9 +150,9 @@ fn requests_fail_at_the_configured_rate(server: &str) {
     // The seed determines the exact number. The range is five standard errors, 68, on each side.
     assert!((182..=318).contains(&failed), "{failed} of 1000");
     assert!(statuses.iter().all(|status| [200, 500].contains(status)));
-    let page = service.scrape();
-    let counted =
-        page.count(r#"app_request_count_total{method="GET",endpoint="/probe",http_status="500"}"#);
+    let metrics = service.scrape();
+    let counted = metrics
+        .count(r#"app_request_count_total{method="GET",endpoint="/probe",http_status="500"}"#);
     assert_eq!(counted, failed as u64);
     assert_eq!(service.get("/healthz").status, 200);
 }
@@ -173,9 +173,9 @@ fn a_delayed_response_is_recorded_with_its_delay(server: &str) {
     let response = service.get("/probe");
     let waited = started.elapsed().as_secs_f64();
     assert_eq!((response.status, &*response.body), (200, "I'm ok!"));
-    let page = service.scrape();
+    let metrics = service.scrape();
     let series = r#"{method="GET",endpoint="/probe"}"#;
-    let recorded = page.value(&format!("app_request_latency_seconds_sum{series}"));
+    let recorded = metrics.value(&format!("app_request_latency_seconds_sum{series}"));
     // A gamma distribution with shape 30 practically never falls below a third of its mean.
     assert!(recorded > 0.2 / 3.0, "{recorded}");
     assert!(recorded <= waited, "recorded {recorded}, waited {waited}");

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Page, Service, wait_until};
+use crate::support::{Exposition, Service, wait_until};
 
 on_every_server!(
     each_target_fails_as_configured_and_no_other_does,
@@ -19,8 +19,8 @@ const TARGETS: [&str; 4] = ["probe", "metrics", "healthz", "readyz"];
 
 fn active(service: &Service, target: &str) -> u64 {
     // Scrapes /metrics, unless that is the target that fails.
-    let page = service.get("/metrics").body;
-    Page::parse(&page).count(&format!("app_fault_active{{target=\"{target}\"}}"))
+    let metrics = service.get("/metrics").body;
+    Exposition::parse(&metrics).count(&format!("app_fault_active{{target=\"{target}\"}}"))
 }
 
 fn each_target_fails_as_configured_and_no_other_does(server: &str) {
@@ -56,8 +56,8 @@ fn each_target_fails_as_configured_and_no_other_does(server: &str) {
     // The series of a status is exposed before the first response with it.
     client.ask("PUT", "/faults/healthz?fail-with=429&for=1m");
     let series = r#"{endpoint="/healthz",http_status="429",method="GET"} 0"#;
-    let page = client.ask("GET", "/metrics").body;
-    assert!(page.contains(series), "{page}");
+    let metrics = client.ask("GET", "/metrics").body;
+    assert!(metrics.contains(series), "{metrics}");
 
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
@@ -124,8 +124,8 @@ fn requests_to_faults_never_fail(server: &str) {
     assert_eq!(client.ask("GET", "/probe").status, 500);
     assert_eq!(client.ask("DELETE", "/faults").status, 200);
     // All of these paths have the same endpoint label.
-    let page = service.scrape();
-    assert!(page.sum("app_request_count_total", "endpoint", "/faults") >= 7);
+    let metrics = service.scrape();
+    assert!(metrics.sum("app_request_count_total", "endpoint", "/faults") >= 7);
 }
 
 fn without_all_only_probe_can_be_changed(server: &str) {
@@ -157,7 +157,7 @@ fn a_target_can_be_slow_and_work(server: &str) {
     assert!(response.body.contains("app_version_info"), "{response:?}");
     // A gamma distribution with shape 30 practically never falls below a third of its mean.
     assert!(asked.elapsed() > Duration::from_millis(200 / 3 + 20));
-    let configured = Page::parse(&response.body).value("app_configured_work_seconds");
+    let configured = Exposition::parse(&response.body).value("app_configured_work_seconds");
     assert_eq!(configured.to_bits(), 0, "these are probe's");
     let mut other = service.connect();
     assert_eq!(other.ask("GET", "/healthz").status, 200);

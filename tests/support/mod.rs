@@ -158,8 +158,8 @@ impl Service {
     }
 
     /// Scrapes the service on a new connection.
-    pub fn scrape(&self) -> Page {
-        Page::parse(&self.get("/metrics").body)
+    pub fn scrape(&self) -> Exposition {
+        Exposition::parse(&self.get("/metrics").body)
     }
 
     pub fn pid(&self) -> u32 {
@@ -482,15 +482,15 @@ pub type Series = (String, Labels);
 
 /// A parsed exposition, in text format 0.0.4 or in `OpenMetrics`. Exemplars are ignored.
 #[derive(Debug)]
-pub struct Page {
+pub struct Exposition {
     pub samples: BTreeMap<Series, f64>,
     pub help: BTreeMap<String, String>,
     pub kind: BTreeMap<String, String>,
 }
 
-impl Page {
+impl Exposition {
     pub fn parse(text: &str) -> Self {
-        let mut page = Self {
+        let mut exposition = Self {
             samples: BTreeMap::new(),
             help: BTreeMap::new(),
             kind: BTreeMap::new(),
@@ -502,8 +502,8 @@ impl Page {
                 let mut word = || words.next().expect("three words").to_owned();
                 let (keyword, name, rest) = (word(), word(), word());
                 let map = match &*keyword {
-                    "HELP" => &mut page.help,
-                    "TYPE" => &mut page.kind,
+                    "HELP" => &mut exposition.help,
+                    "TYPE" => &mut exposition.kind,
                     other => panic!("{other}"),
                 };
                 assert!(map.insert(name, rest).is_none(), "repeated: {line}");
@@ -511,11 +511,11 @@ impl Page {
                 let (sample, _exemplar) = line.split_once(" # ").unwrap_or((line, ""));
                 let (series, value) = sample.rsplit_once(' ').expect("a value");
                 let value = value.parse().expect("a number");
-                let previous = page.samples.insert(parse_series(series), value);
+                let previous = exposition.samples.insert(parse_series(series), value);
                 assert!(previous.is_none(), "repeated: {line}");
             }
         }
-        page
+        exposition
     }
 
     /// Returns the value of a series, given in PromQL syntax, or 0 if it does not exist.

@@ -68,7 +68,7 @@ fn render_response(bencher: Bencher) {
         });
 }
 
-/// The page with this many pairs of method and endpoint: a histogram and a counter each.
+/// The exposition with this many pairs of method and endpoint: a histogram and a counter each.
 #[divan::bench(args = [1, 10, 45])]
 fn exposition_text(bencher: Bencher, series: usize) {
     exposition(
@@ -96,7 +96,7 @@ fn exposition_shared_reading(bencher: Bencher, series: usize) {
     exposition(bencher, series, Format::Text, |_| {});
 }
 
-/// Writes pages, with a call of `prepare` before each.
+/// Writes expositions, with a call of `prepare` before each.
 fn exposition(bencher: Bencher, series: usize, format: Format, prepare: fn(&Metrics)) {
     let metrics = Metrics::new(ENDPOINTS.len(), "1", "develop");
     let pairs = METHODS
@@ -110,8 +110,10 @@ fn exposition(bencher: Bencher, series: usize, format: Format, prepare: fn(&Metr
         is_active: &|_| false,
         extra_series: 0,
     };
-    let page = metrics.exposition(format, &in_force);
-    let count = page.matches("app_request_latency_seconds_count{").count();
+    let exposition = metrics.exposition(format, &in_force);
+    let count = exposition
+        .matches("app_request_latency_seconds_count{")
+        .count();
     assert_eq!(count, series);
     bencher.bench_local(|| {
         prepare(&metrics);
