@@ -5,25 +5,21 @@
 //! happen when a change ends.
 
 use std::fmt::Write;
-use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use bounded_http::Status;
 
+use self::change::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, read_end};
 use self::process::Process;
 use crate::config::{
     self, Config, FLAGS, FailWith, FaultInjection, Flag, ProbeSetting, ProbeSettings, RouteTarget,
     Sets, Target,
 };
 
+mod change;
 pub mod origin;
 mod process;
 mod query;
-
-/// The accepted values of `for`.
-const CHANGE_DURATION_RANGE: RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
-const ACCEPTED_CHANGE_DURATION: &str = "a duration from 1s to 24h with its unit, such as 2m";
 
 /// The maximum delay that a request can ask for itself. It occupies its connection for that time.
 const MAX_DELAY: Duration = Duration::from_secs(60);
@@ -32,7 +28,6 @@ const ACCEPTED_DELAY: &str = "a duration of at most 60s with its unit, such as 2
 const FAIL_WITH: &str = "fail-with";
 const STATUS: &str = "status";
 const DELAY: &str = "delay";
-const FOR: &str = "for";
 
 /// The settings of all targets.
 pub struct Faults {
@@ -43,67 +38,6 @@ pub struct Faults {
     /// Indexed by [`RouteTarget`].
     routes: [Change<ProbeSettings>; RouteTarget::ALL.len()],
     process: Process,
-}
-
-/// The settings of a target, with the last change.
-struct Change<S> {
-    /// The settings that the service started with.
-    at_start: S,
-    /// The settings after the last change.
-    changed: S,
-    /// When the change ends. `None` if it lasts until it is reverted.
-    until: Option<Instant>,
-}
-
-impl<S: Clone + PartialEq> Change<S> {
-    fn new(at_start: S) -> Self {
-        Self {
-            changed: at_start.clone(),
-            at_start,
-            until: None,
-        }
-    }
-
-    /// Returns the settings in force at `now`.
-    fn settings(&self, now: Instant) -> &S {
-        match self.until {
-            Some(until) if until <= now => &self.at_start,
-            _ => &self.changed,
-        }
-    }
-
-    /// Returns when the change ends, if one is in force at `now` and has an end.
-    fn end(&self, now: Instant) -> Option<Instant> {
-        self.until.filter(|until| *until > now)
-    }
-
-    /// Returns whether the settings differ from those at the start.
-    fn is_active(&self, now: Instant) -> bool {
-        *self.settings(now) != self.at_start
-    }
-
-    /// Replaces the settings in force. Returns whether they or their end differ from before.
-    fn put(&mut self, settings: S, until: Option<Instant>, now: Instant) -> bool {
-        let is_change = (self.settings(now), self.end(now)) != (&settings, until);
-        self.changed = settings;
-        self.until = until;
-        is_change
-    }
-
-    /// Ends the change now. Returns whether there was one.
-    fn revert(&mut self, now: Instant) -> bool {
-        let is_change = self.is_active(now) || self.end(now).is_some();
-        self.until = Some(now);
-        is_change
-    }
-
-    /// Writes the last line of a target's settings: the time until the change ends.
-    fn write_end(&self, to: &mut String, now: Instant) {
-        if let Some(until) = self.end(now) {
-            // Writing to a String cannot fail, here and below.
-            let _ = writeln!(to, "for={}", write_time_left(until, now));
-        }
-    }
 }
 
 impl Faults {
@@ -319,21 +253,6 @@ impl Faults {
         }
         text
     }
-}
-
-/// The error for a change without `for` to a target that requires it.
-const MISSING_END: &str = "for is missing: expected for=TIME, a duration from 1s to 24h with its unit, \
-                           such as for=2m; only changes to probe, freeze and exit-after \
-                           need no for\n";
-
-fn read_end(value: &str, now: Instant) -> Option<Instant> {
-    config::duration(value, CHANGE_DURATION_RANGE).map(|time| now + time)
-}
-
-/// Writes the time until `end`, rounded up to whole seconds.
-fn write_time_left(end: Instant, now: Instant) -> String {
-    let left = end.saturating_duration_since(now) + Duration::from_nanos(999_999_999);
-    config::write_duration(Duration::from_secs(left.as_secs()))
 }
 
 /// Returns the settings of a route, each with its flag.

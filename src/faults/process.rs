@@ -12,7 +12,10 @@ use std::{process, thread};
 
 use rustix::process::{Resource, getrlimit};
 
-use super::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, query, read_end, write_time_left};
+use super::change::{
+    ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, read_end, write_time_left,
+};
+use super::query;
 use crate::config::{
     ACCEPTED_EXIT_AFTER, ACCEPTED_EXIT_CODE, Config, EXIT_AFTER_RANGE, NEVER, duration,
     write_duration,

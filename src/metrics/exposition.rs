@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use prometheus::proto::{Bucket, Metric, MetricFamily, MetricType};
 
-use super::Format;
+use super::format::Format;
 use crate::trace_context::TraceContext;
 
 /// The name of a metric and the comment lines that describe it. Created with [`family!`].

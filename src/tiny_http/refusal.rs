@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bounded_http::{Ended, Outcome, Reply, Status, is_token_byte};
 
-use super::{connection_has, respond};
+use super::response::{connection_has, respond};
 use crate::app::Exchange;
 use crate::shutdown::spawn;
 
