@@ -25,7 +25,7 @@ use crate::http::Status;
 use crate::listener::{
     LARGE_RECEIVE_BUFFER_SIZE, LARGE_SEND_BUFFER_SIZE, RECEIVE_BUFFER_SIZE, SEND_BUFFER_SIZE,
 };
-use crate::reply::{Reply, unavailable};
+use crate::reply::{Delivery, Reply, unavailable};
 use crate::request::Request;
 use crate::request_head::{Rejection, field_space};
 use crate::service::{Ended, Outcome, Service};
@@ -96,7 +96,8 @@ pub struct Shared<V> {
     pub waiting_for_memory: Vec<usize>,
     /// How many buffers in the kernel may still become large.
     pub large_buffers: LargeBuffers,
-    /// How many more responses may close their connection to make room for others.
+    /// How many more responses may close their connection to make room for others. Set in each wake-up, taken
+    /// by responses.
     pub turnovers: usize,
     /// When the request was received that the service is answering now. Set before each call and
     /// cleared after it. After a panic it stays set until the client is [closed](Client::close).
@@ -135,19 +136,25 @@ impl LargeBuffers {
     reason = "they are independent of each other"
 )]
 pub struct Client<S, M> {
+    /// Its key in the event loop.
     key: usize,
+    /// The address and port of the other end.
     peer: SocketAddr,
+    /// The socket, and what the kernel is known to have received and delivered.
     socket: Socket<S>,
+    /// The received and unsent bytes, and what they mean.
     connection: Connection,
-    /// The reply that is not due yet or takes work. Later requests wait for it.
+    /// The reply that is not due yet or takes work. Later requests wait for it. Set when the service returns
+    /// it, cleared when the response is written or the client disconnects.
     pending: Option<Box<PendingReply<M>>>,
-    /// The response to a half-closed client, until it is known whether the client has disconnected.
+    /// The response to a half-closed client. Set when it is written, cleared when it is known whether the
+    /// client has disconnected.
     unconfirmed: Option<Box<UnconfirmedReply<M>>>,
     /// The exchange whose response is incomplete on purpose. It lasts until the connection is closed.
     incomplete: Option<Box<IncompleteReply<M>>>,
-    /// Whether the connection has a slot.
+    /// Whether the connection has a slot. Set by the event loop.
     admission: Admission,
-    /// The number of responses in this turn.
+    /// The number of responses in this turn. Set to 0 when a turn begins.
     responses_in_turn: usize,
     /// When the client was last seen to have sent several requests at once.
     pipelined_at: Option<Instant>,
@@ -338,13 +345,15 @@ impl<S: Stream, M> Client<S, M> {
         if let Some(since) = half_closed_at.or(self.connection.lingers_since()) {
             return Some(Evictable::HalfClosed(since));
         }
-        self.connection.idle_since().map(Evictable::Idle)
+        self.connection
+            .answered_everything_at()
+            .map(Evictable::Idle)
     }
 
     /// Returns whether the connection is idle, but the client has not read all of its last response.
     /// Closing the connection would reset it.
     pub fn is_reading_last_response(&self) -> bool {
-        self.connection.is_idle() && !self.socket.has_delivered()
+        self.connection.has_answered_everything() && !self.socket.has_delivered()
     }
 
     /// Reads what the client has sent before its next turn, which answers it. Returns whether there was
@@ -390,6 +399,7 @@ impl<S: Stream, M> Client<S, M> {
             return false;
         };
         pending.reply.response = unavailable(TOO_BUSY).response;
+        pending.reply.delivery = Delivery::default();
         pending.due = now;
         true
     }
@@ -408,7 +418,7 @@ impl<S: Stream, M> Client<S, M> {
     pub fn work(&mut self) {
         if let Some(pending) = &mut self.pending {
             pending.waits_for_work = false;
-            work(mem::take(&mut pending.reply.response.work));
+            work(mem::take(&mut pending.reply.delivery.work));
         }
     }
 
@@ -762,7 +772,7 @@ impl<S: Stream, M> Client<S, M> {
         let Some(mut pending) = self.pending.take() else {
             return;
         };
-        if !shared.is_grace_over && !pending.reply.response.work.is_zero() {
+        if !shared.is_grace_over && !pending.reply.delivery.work.is_zero() {
             shared.work_queue.push_back(self.key);
             pending.waits_for_work = true;
             self.pending = Some(pending);
@@ -850,12 +860,12 @@ impl<S: Stream, M> Client<S, M> {
             }
             let reply = shared.service.answer(&request);
             shared.answer_began_at = None;
-            if reply.response.delay.is_zero() && reply.response.work.is_zero() {
+            if reply.delivery.delay.is_zero() && reply.delivery.work.is_zero() {
                 self.respond(reply, received_at, shared);
             } else if shared.is_grace_over {
                 self.respond(reply.replaced(STOPPING), received_at, shared);
             } else {
-                let due = received_at + reply.response.delay;
+                let due = received_at + reply.delivery.delay;
                 shared.timers.push(due, self.key);
                 self.pending = Some(Box::new(PendingReply {
                     due,

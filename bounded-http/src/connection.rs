@@ -43,7 +43,7 @@ pub const STALL_TIME: Duration = Duration::from_secs(60);
 pub const LINGERING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection lingers while the client keeps sending. Many clients send a whole body before
 /// they read the response that rejects it.
-pub const MAX_LINGERING: Duration = Duration::from_secs(30);
+pub const MAX_LINGERING_TIME: Duration = Duration::from_secs(30);
 
 /// One connection.
 pub struct Connection {
@@ -104,7 +104,7 @@ impl State {
             body_length: 0,
             is_head: rejection.is_head,
             is_http_1_0: false,
-            keep_alive: false,
+            is_kept_alive: false,
         })
     }
 }
@@ -116,7 +116,7 @@ struct RequestInfo {
     /// The method is HEAD, so the response has no body.
     is_head: bool,
     is_http_1_0: bool,
-    keep_alive: bool,
+    is_kept_alive: bool,
 }
 
 impl Connection {
@@ -166,7 +166,7 @@ impl Connection {
     /// Shortens the time for which the client may be silent, because the server was told to stop.
     pub fn stop(&mut self, now: Instant) {
         self.is_stopping = true;
-        if self.is_idle() {
+        if self.has_answered_everything() {
             self.wait_began_at = now;
         }
     }
@@ -202,7 +202,7 @@ impl Connection {
             body_length: head.body_length,
             is_head: Method::parse(head.method) == Method::Head,
             is_http_1_0: head.is_http_1_0,
-            keep_alive: head.keep_alive && (body_is_here || !head.expects_continue),
+            is_kept_alive: head.is_kept_alive && (body_is_here || !head.expects_continue),
         });
         Some(Ok(head))
     }
@@ -238,8 +238,8 @@ impl Connection {
         }
         self.state = State::DiscardingBody(request.body_length);
         self.discard_body(now);
-        let close = !request.keep_alive || (is_last && !self.has_next_request());
-        let connection = match (close, request.is_http_1_0) {
+        let closes = !request.is_kept_alive || (is_last && !self.has_next_request());
+        let connection = match (closes, request.is_http_1_0) {
             (true, _) => "\r\nConnection: close",
             (false, true) => "\r\nConnection: keep-alive",
             (false, false) => "",
@@ -247,7 +247,7 @@ impl Connection {
         let body = if request.is_head { &[] } else { reply.body() };
         let half = &body[..body.len() / 2];
         let (body, closing) = match reply.ending() {
-            Ending::Whole => (body, close.then_some(Closing::HalfClose)),
+            Ending::Whole => (body, closes.then_some(Closing::HalfClose)),
             Ending::Cut => (half, Some(Closing::HalfClose)),
             Ending::Stall => (half, Some(Closing::Stall)),
             Ending::Close => (&[][..], Some(Closing::HalfClose)),
@@ -360,22 +360,22 @@ impl Connection {
 
     /// Returns whether every complete request is answered and all responses are sent. The rest of a
     /// body, or a part of a head, may still be on its way.
-    pub fn is_idle(&self) -> bool {
-        let is_idle = match self.state {
+    pub fn has_answered_everything(&self) -> bool {
+        let has_answered = match self.state {
             State::Reading => self.lacks_complete_head,
             State::DiscardingBody(_) => true,
             State::AwaitingResponse(_) | State::Closing(_) | State::Lingering(_) => false,
         };
-        is_idle && self.unsent().is_empty()
+        has_answered && self.unsent().is_empty()
     }
 
-    /// Returns when the connection became idle, if it is.
-    pub fn idle_since(&self) -> Option<Instant> {
+    /// Returns from when on every request is answered, if that is so.
+    pub fn answered_everything_at(&self) -> Option<Instant> {
         let since = match self.state {
             State::DiscardingBody(_) => self.active_at,
             _ => self.wait_began_at,
         };
-        self.is_idle().then_some(since)
+        self.has_answered_everything().then_some(since)
     }
 
     /// Returns when bytes were last received or sent.
@@ -403,7 +403,9 @@ impl Connection {
     pub fn deadline(&self) -> Option<Instant> {
         let timeout = match self.state {
             State::Lingering(since) => {
-                return Some((self.wait_began_at + LINGERING_TIMEOUT).min(since + MAX_LINGERING));
+                return Some(
+                    (self.wait_began_at + LINGERING_TIMEOUT).min(since + MAX_LINGERING_TIME),
+                );
             }
             // The client has yet to read its responses.
             _ if !self.unsent().is_empty() || self.is_finished() => WRITE_TIMEOUT,
@@ -613,7 +615,7 @@ mod tests {
             connection.receive((before + begun).as_bytes(), now);
             answer_all(&mut connection, now);
             connection.return_buffers(&mut spare);
-            assert!(connection.is_idle());
+            assert!(connection.has_answered_everything());
             assert_eq!(connection.held_bytes(), begun.len());
         }
     }

@@ -40,8 +40,8 @@ use self::stop::Stop;
 use crate::client::{Admission, Client, LargeBuffers, Next, Shared, memory_holders};
 use crate::eviction::{Eviction, RESERVE_SIZE, SEARCH_INTERVAL};
 use crate::fair_queue::FairQueue;
+use crate::limits::Limits;
 use crate::listener::{self, BACKLOG};
-use crate::server::Limits;
 use crate::service::Service;
 use crate::socket::Readiness;
 
@@ -60,7 +60,7 @@ const MAX_EVENTS: usize = 4096;
 const TURNS_TIME: Duration = Duration::from_millis(1);
 /// The maximum number of connections accepted in one wake-up, which takes about as long as all turns.
 const ACCEPTS_PER_WAKE_UP: usize = 64;
-/// For how many wake-ups in a row work waits for newly accepted clients, which may be scrapes. That is
+/// For how many wake-ups in a row work waits for newly accepted clients, which may be urgent. That is
 /// enough to accept a full backlog. After that, work is done even if clients never stop connecting.
 const MAX_WORK_DEFERRALS: usize = BACKLOG as usize / ACCEPTS_PER_WAKE_UP;
 /// The minimum time between two sweeps. A sweep checks the deadline of every client.
@@ -80,50 +80,58 @@ const MIN_FIRST_BUFFERS: usize = 64;
 const MEMORY_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 /// The limit for all connections together is never lower than this.
 const MIN_HELD_BYTES: usize = 1024 * 1024;
+
 /// The state of a running server.
 pub struct EventLoop<V: Service> {
+    /// Polls the listener, the stop signal and the sockets of all clients.
     poll: Poll,
     /// Closed some time after the stop signal. `None` from then on.
     listener: Option<TcpListener>,
     /// Kept open so that a signal handler can write to the other end.
     _stop_signal: mio::net::UnixStream,
+    /// All clients, including those on the reserve. A client's key is its token in polls. Added when a
+    /// connection is accepted, removed when it is closed.
     clients: Slab<Client<TcpStream, V::Memo>>,
     /// The maximum number of connections, apart from the reserve.
     max_clients: usize,
     /// How long delayed replies may keep waiting after the stop signal.
     grace: Duration,
+    /// The state that turns read and change: the service, the clock, and what all clients share.
     shared: Shared<V>,
-    /// The clients that are queued for a turn.
+    /// The clients that are queued for a turn. Added by events, timers and sweeps, removed when their turn
+    /// begins.
     queue: FairQueue,
-    /// The connections above the limit, oldest first.
+    /// The connections above the limit, oldest first. Removed when they are closed or get a slot.
     reserve: Vec<Reserved>,
     /// Spare descriptors for connections on the reserve, which nothing else in the process, or in the
-    /// system, can take. One is closed when no other descriptor is left for a connection. They are never
-    /// polled: a poll is used because it needs no path and takes less memory than a socket.
+    /// system, can take. One is closed when no other descriptor is left for a connection. Their type is Poll
+    /// because it needs no path and takes less memory than a socket. They are never polled.
     spare: Vec<Poll>,
-    /// The number of spare descriptors that should be open. 0 until the event loop runs.
+    /// The number of spare descriptors that should be open. 0 until the event loop runs, which sets it once.
     max_spare: usize,
+    /// Decides which connection is closed for the next client at the connection limit.
     eviction: Eviction,
-    /// When the reserve is checked next. Checks are counted: see `MAX_CHECKS_IN_WAIT`.
+    /// When the reserve is checked next. Set by each check. Checks are counted: see `MAX_CHECKS_IN_WAIT`.
     next_reserve_check: Instant,
     /// Requests that wait for a slot get a 503 at once. Set when one has waited too long, cleared when
     /// a slot becomes free.
     is_refusing: bool,
     /// The maximum number of bytes that all buffers may hold together.
     max_held_bytes: usize,
-    /// The earliest time of the next check of all clients' memory.
+    /// The earliest time of the next check of all clients' memory. Set by each check.
     next_memory_check: Instant,
     /// The listener may have more connections. Set by an event, cleared when `accept` finds none.
     may_accept: bool,
-    /// A client was accepted in this wake-up and has not had a turn.
+    /// A client was accepted in this wake-up and has not had a turn. Cleared and set by `accept`.
     has_accepted: bool,
-    /// For how many wake-ups in a row work has waited for such a client.
+    /// For how many wake-ups in a row work has waited for such a client. Set to 0 when work is done.
     work_deferrals: usize,
-    /// Set when no connection can be accepted for now, cleared when one is closed or the time has come.
+    /// Set when no connection can be accepted for now, cleared when one is closed or this time has passed.
     accept_paused_until: Option<Instant>,
-    /// When the next sweep is due. `None` if no client has a deadline.
+    /// When the next sweep is due. Set when a client gets an earlier deadline, cleared by the sweep. `None` if no
+    /// client has a deadline.
     next_sweep: Option<Instant>,
-    /// When the service wants to be called again at the latest.
+    /// When the service must be called again at the latest. Set to what it returns from each call.
     next_service_call: Option<Instant>,
     /// The schedule of the shutdown. `None` until the stop signal.
     stop: Option<Stop>,
@@ -384,7 +392,7 @@ impl<V: Service> EventLoop<V> {
 
     /// Does the work of one reply. Other clients get turns before the next. Work for clients that have
     /// closed their sending side comes last, because most of them have disconnected. A client that was
-    /// accepted in this wake-up has not had a turn yet and may be a scrape, so work waits for it.
+    /// accepted in this wake-up has not had a turn yet and may be urgent, so work waits for it.
     fn work(&mut self) {
         let has_new_clients = self.has_accepted || self.queue.has_light();
         if has_new_clients && self.work_deferrals < MAX_WORK_DEFERRALS {
@@ -560,7 +568,7 @@ impl<V: Service> EventLoop<V> {
         if count > 0 {
             let message = format!(
                 "reset {count} connections of clients that do not read their responses, send only \
-                 parts of requests, or wait for many delayed pages: all buffers together may hold \
+                 parts of requests, or wait for many delayed responses: all buffers together may hold \
                  {} bytes",
                 self.max_held_bytes
             );

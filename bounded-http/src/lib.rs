@@ -71,6 +71,7 @@ mod event_loop;
 mod eviction;
 mod fair_queue;
 mod http;
+mod limits;
 mod listener;
 mod reply;
 mod request;
@@ -83,9 +84,10 @@ mod work;
 
 pub use self::descriptors::raise_descriptor_limit;
 pub use self::http::{Method, Status, is_token_byte};
+pub use self::limits::Limits;
 pub use self::reply::{Ending, Reply};
 pub use self::request::{Field, Request};
-pub use self::server::{Handle, Limits, Server};
+pub use self::server::{Handle, Server};
 pub use self::service::{Ended, Outcome, Service};
 pub use self::work::work;
 

@@ -29,10 +29,11 @@ const TEXT: &str = "text/plain; charset=utf-8";
 #[derive(Debug)]
 pub struct Reply<M = ()> {
     pub(crate) response: Response,
+    pub(crate) delivery: Delivery,
     pub(crate) memo: M,
 }
 
-/// A reply without what the service remembers.
+/// What is sent.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub status: Status,
@@ -40,7 +41,13 @@ pub(crate) struct Response {
     /// The added header fields, each with a line break before it.
     pub fields: String,
     pub body: Cow<'static, [u8]>,
+}
+
+/// When and how it is sent: at once and whole, by default.
+#[derive(Debug, Default)]
+pub(crate) struct Delivery {
     pub delay: Duration,
+    /// The CPU time that the server's thread uses after the delay.
     pub work: Duration,
     pub ending: Ending,
 }
@@ -109,11 +116,12 @@ impl Reply {
             content_type,
             fields: String::new(),
             body: body.into(),
-            delay: Duration::ZERO,
-            work: Duration::ZERO,
-            ending: Ending::Whole,
         };
-        Self { response, memo: () }
+        Self {
+            response,
+            delivery: Delivery::default(),
+            memo: (),
+        }
     }
 
     /// Creates a response with a body of plain text.
@@ -153,7 +161,7 @@ impl<M> Reply<M> {
     /// connection wait.
     #[must_use]
     pub fn after(mut self, delay: Duration) -> Self {
-        self.response.delay = delay;
+        self.delivery.delay = delay;
         self
     }
 
@@ -161,27 +169,39 @@ impl<M> Reply<M> {
     /// Meanwhile, other clients wait. Between two such responses they are served.
     #[must_use]
     pub fn work(mut self, work: Duration) -> Self {
-        self.response.work = work;
+        self.delivery.work = work;
         self
     }
 
     /// Sets how the response ends.
     #[must_use]
     pub fn end_with(mut self, ending: Ending) -> Self {
-        self.response.ending = ending;
+        self.delivery.ending = ending;
         self
     }
 
     /// Adds what the service remembers about the request.
     pub fn remember<N>(self, memo: N) -> Reply<N> {
-        let response = self.response;
-        Reply { response, memo }
+        Reply {
+            response: self.response,
+            delivery: self.delivery,
+            memo,
+        }
     }
 
     /// Separates the response from what the service remembers.
     pub fn split(self) -> (Reply, M) {
-        let Self { response, memo } = self;
-        (Reply { response, memo: () }, memo)
+        let Self {
+            response,
+            delivery,
+            memo,
+        } = self;
+        let reply = Reply {
+            response,
+            delivery,
+            memo: (),
+        };
+        (reply, memo)
     }
 
     /// Returns the status.
@@ -210,17 +230,17 @@ impl<M> Reply<M> {
 
     /// Returns how long the response is delayed.
     pub fn delay(&self) -> Duration {
-        self.response.delay
+        self.delivery.delay
     }
 
     /// Returns the CPU time that the server's thread uses for the response.
     pub fn work_time(&self) -> Duration {
-        self.response.work
+        self.delivery.work
     }
 
     /// Returns how the response ends.
     pub fn ending(&self) -> Ending {
-        self.response.ending
+        self.delivery.ending
     }
 
     /// Returns the body, so that its memory can be reused.

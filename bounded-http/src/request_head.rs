@@ -36,7 +36,7 @@ pub struct RequestHead<'a> {
     /// The version is HTTP/1.0: a response must say if the connection stays open.
     pub is_http_1_0: bool,
     /// The connection stays open after the response.
-    pub keep_alive: bool,
+    pub is_kept_alive: bool,
     /// The client waits for a response before it sends the body.
     pub expects_continue: bool,
 }
@@ -198,7 +198,7 @@ fn check<'a>(
         length,
         body_length: framing.body_length(is_http_1_0)?,
         is_http_1_0,
-        keep_alive: !framing.close && (framing.keep_alive || !is_http_1_0),
+        is_kept_alive: !framing.asks_for_close && (framing.asks_for_keep_alive || !is_http_1_0),
         expects_continue: framing.expects_continue && !is_http_1_0,
     })
 }
@@ -209,8 +209,8 @@ struct Framing {
     hosts: u32,
     content_length: Option<usize>,
     transfer_encoding: Option<TransferEncoding>,
-    close: bool,
-    keep_alive: bool,
+    asks_for_close: bool,
+    asks_for_keep_alive: bool,
     expects_continue: bool,
 }
 
@@ -235,8 +235,8 @@ impl Framing {
                 let codings = &mut framing.transfer_encoding;
                 codings.get_or_insert_default().add(value);
             } else if name.eq_ignore_ascii_case("Connection") {
-                framing.close |= lists(value, b"close");
-                framing.keep_alive |= lists(value, b"keep-alive");
+                framing.asks_for_close |= lists(value, b"close");
+                framing.asks_for_keep_alive |= lists(value, b"keep-alive");
             } else if name.eq_ignore_ascii_case("Expect") {
                 framing.expects_continue |= lists(value, b"100-continue");
             }

@@ -4,10 +4,10 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use crate::descriptors::connections_within_descriptor_limit;
 use crate::event_loop::EventLoop;
+use crate::limits::Limits;
 use crate::listener;
 use crate::service::Service;
 
@@ -30,29 +30,6 @@ pub struct Server {
     address: SocketAddr,
     limits: Limits,
     stop_signal: Option<UnixStream>,
-}
-
-/// The limits that depend on where the server runs. All others are constants. The crate's front page
-/// lists them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The maximum number of open connections, apart from the reserve of sixteen for urgent requests.
-    /// The server keeps a descriptor open for each of those. The limit on descriptors may lower the
-    /// maximum: see [`Server::connection_limit`]. It also determines how much memory all connections may
-    /// hold together. Default: 1000.
-    pub connections: usize,
-    /// How long the server waits for delayed responses, and for those that take CPU time, once it has
-    /// been told to stop. After that it replaces them with a 503. Default: 5 seconds.
-    pub grace: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 1000,
-            grace: Duration::from_secs(5),
-        }
-    }
 }
 
 impl Server {
@@ -197,17 +174,12 @@ mod tests {
     use std::io::Read;
     use std::net::TcpStream;
     use std::sync::mpsc::{self, TryRecvError};
+    use std::time::Duration;
 
     use super::*;
     use crate::http::Status;
     use crate::reply::Reply;
     use crate::request::Request;
-
-    #[test]
-    fn the_documented_defaults_are_the_real_ones() {
-        let Limits { connections, grace } = Limits::default();
-        assert_eq!((connections, grace), (1000, Duration::from_secs(5)));
-    }
 
     #[test]
     fn the_limit_on_connections_is_the_given_one_if_the_descriptors_allow_it() {

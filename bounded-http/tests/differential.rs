@@ -32,7 +32,7 @@ struct Understood {
     target: String,
     fields: Vec<(String, Vec<u8>)>,
     body_length: usize,
-    keep_alive: bool,
+    is_kept_alive: bool,
 }
 
 /// What this server parses from some bytes: requests, and the status with which it rejects the next
@@ -53,7 +53,7 @@ fn ours(bytes: &[u8]) -> (Vec<Understood>, Option<u16>) {
             target: head.target.to_owned(),
             fields: head.fields.iter().map(field).collect(),
             body_length: head.body_length,
-            keep_alive: head.keep_alive,
+            is_kept_alive: head.is_kept_alive,
         });
         let reply = Reply::text(Status::NotFound, "");
         connection.respond(&reply, "now", false, now);
@@ -108,7 +108,7 @@ fn theirs(mut bytes: &[u8]) -> Theirs {
                         .map(|(name, value)| (name.to_owned(), value.to_vec()))
                         .collect(),
                     body_length,
-                    keep_alive: head.keep_alive(),
+                    is_kept_alive: head.keep_alive(),
                 };
                 let line = head.raw().start_line().get(head.raw().bytes());
                 let beyond = Beyond {

@@ -163,7 +163,7 @@ fn a_client_that_waits_for_its_response_has_no_deadline() {
     let mut space = field_space();
     assert!(driver.connection.next_request(&mut space).is_some());
     assert_eq!(driver.deadline(), None);
-    assert!(!driver.connection.is_idle());
+    assert!(!driver.connection.has_answered_everything());
     assert!(!driver.connection.wants_bytes(), "one request at a time");
 }
 
@@ -200,7 +200,7 @@ fn no_more_requests_are_returned_while_64_kib_of_responses_are_unsent() {
         (MAX_UNSENT_BYTES..MAX_UNSENT_BYTES + 1024).contains(&waiting),
         "{waiting}"
     );
-    assert!(!driver.connection.wants_bytes() && !driver.connection.is_idle());
+    assert!(!driver.connection.wants_bytes() && !driver.connection.has_answered_everything());
     driver.send();
     assert!(driver.connection.can_answer());
     assert!(
@@ -270,22 +270,34 @@ fn a_head_is_parsed_when_a_line_is_complete_or_the_head_is_too_long() {
 #[test]
 fn a_connection_is_idle_from_when_all_its_responses_are_sent() {
     let mut driver = Driver::new();
-    let idle_since = |driver: &Driver| {
-        let idle_since = driver.connection.idle_since()?;
-        Some(idle_since.duration_since(driver.start).as_secs())
+    let answered_everything_at = |driver: &Driver| {
+        let answered_everything_at = driver.connection.answered_everything_at()?;
+        Some(
+            answered_everything_at
+                .duration_since(driver.start)
+                .as_secs(),
+        )
     };
-    assert_eq!(idle_since(&driver), Some(0));
+    assert_eq!(answered_everything_at(&driver), Some(0));
     driver.wait(5);
     driver.receive(REQUEST);
-    assert_eq!(idle_since(&driver), None, "its response is not sent");
+    assert_eq!(
+        answered_everything_at(&driver),
+        None,
+        "its response is not sent"
+    );
     driver.send();
-    assert_eq!(idle_since(&driver), Some(5));
+    assert_eq!(answered_everything_at(&driver), Some(5));
     driver.wait(5);
     driver.receive(b"nonsense\r\n");
     driver.send();
-    assert_eq!(idle_since(&driver), None, "the connection will be closed");
+    assert_eq!(
+        answered_everything_at(&driver),
+        None,
+        "the connection will be closed"
+    );
     driver.connection.linger(driver.now);
-    assert_eq!(idle_since(&driver), None);
+    assert_eq!(answered_everything_at(&driver), None);
     assert_eq!(driver.connection.lingers_since(), Some(driver.now));
     // While a body is on its way, each part of it counts.
     let mut driver = Driver::new();
@@ -293,7 +305,7 @@ fn a_connection_is_idle_from_when_all_its_responses_are_sent() {
     driver.send();
     driver.wait(5);
     driver.receive(b"1234");
-    assert_eq!(idle_since(&driver), Some(5));
+    assert_eq!(answered_everything_at(&driver), Some(5));
 }
 
 #[test]
@@ -305,7 +317,7 @@ fn empty_lines_between_requests_do_not_start_a_head() {
     driver.receive(b"\r\n\n\r\n");
     assert_eq!(driver.deadline(), Some(80), "the keep-alive timeout");
     assert!(driver.connection.expire().is_none(), "no 408");
-    assert!(driver.connection.is_idle());
+    assert!(driver.connection.has_answered_everything());
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
         if connection.wants_half_close() {
             connection.linger(now);
         }
-        outcome.is_open = connection.is_idle();
+        outcome.is_open = connection.has_answered_everything();
         assert!(
             connection.deadline().is_some(),
             "a connection without a deadline"
