@@ -220,7 +220,7 @@ const checks = {
         await tab.choose("series=20000", "/faults/process?series=20000&for=3m");
         await tab.apply();
         if (server === "tiny-http") {
-            await tab.until("told", /tiny-http: expected --server event-loop/);
+            await tab.until("told", /tiny-http: start tiny-probe with --server event-loop/);
         } else {
             await tab.until("changes", /app_extra[^]*20000 lines/);
             await tab.until("settings", /^process: memory=0B series=20000 .*for=\d+s/);

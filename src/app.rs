@@ -4,9 +4,10 @@
 
 use std::borrow::Cow;
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bounded_http::{Ended, Method, Outcome, Reply, Request, Service, Status};
 use prometheus::IntGauge;
@@ -21,8 +22,8 @@ use crate::probe::{Draw, Probe};
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 
-/// A route: its path, its methods, its target under /faults, and the function that answers its
-/// requests. HEAD is answered like GET, and OPTIONS from this table.
+/// A route: its path, which is also its `endpoint` label, its methods, its target under /faults, and the
+/// function that answers its requests. HEAD is answered like GET, and OPTIONS from this table.
 struct Route {
     path: &'static str,
     methods: Methods,
@@ -40,7 +41,7 @@ struct Methods {
 
 /// All routes.
 #[rustfmt::skip]
-static ROUTES: [Route; 6] = [
+static ROUTES: &[Route] = &[
     Route { path: "/",     methods: READ,   target: None,                       answer: App::page },
     Route { path: PROBE,   methods: READ,   target: Some(RouteTarget::Probe),   answer: probe },
     Route { path: METRICS, methods: READ,   target: Some(RouteTarget::Metrics), answer: App::exposition },
@@ -62,7 +63,7 @@ const CHANGE: Methods = Methods {
 };
 
 const PROBE: &str = "/probe";
-const METRICS: &str = "/metrics";
+pub(crate) const METRICS: &str = "/metrics";
 const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
 const FAULTS: &str = "/faults";
@@ -83,6 +84,8 @@ const BODY_IS_NOT_READ: &str = "The body is not read: expected the settings in t
 /// The value of `X-Fault-Injection` for a request that asks for a fault while fault injection is off.
 const QUERY_IS_IGNORED: &str = "off, so the query is ignored; start with --fault-injection";
 
+/// The `http_status` of a request whose client disconnected first, as nginx logs it.
+const DISCONNECTED: &str = "499";
 const HTML: &str = "text/html; charset=utf-8";
 /// The body of a successful /probe.
 const SUCCESS: &str = "I'm ok!";
@@ -148,7 +151,7 @@ impl Service for App {
     fn ended(&mut self, ended: Ended<Exchange>) {
         let status = match ended.outcome {
             Outcome::Responded | Outcome::Rejected | Outcome::Panicked => ended.status.label(),
-            Outcome::Disconnected => "499",
+            Outcome::Disconnected => DISCONNECTED,
             Outcome::Dropped => FailWith::DROPPED,
         };
         let rejected = || Exchange {
@@ -192,7 +195,7 @@ impl Service for App {
 
     fn before_wait(&mut self) -> Option<Duration> {
         let logs = self.flush_logs();
-        // The logs are flushed first, because the process may exit or hang here.
+        // The logs are flushed first, because the process may exit or freeze here.
         let process = self.faults.act();
         // Scrapes that are answered after the wait get current values.
         self.metrics.discard_process_reading();
@@ -257,10 +260,10 @@ impl App {
         &self.access_log
     }
 
-    /// Writes the lines of both logs. If a stream is full, returns the time after which to try again.
+    /// Writes the lines of both logs. If some are left, returns the time after which to try again.
     pub fn flush_logs(&self) -> Option<Duration> {
-        let is_full = self.access_log.flush() | diagnostics::flush();
-        is_full.then_some(line_writer::RETRY_INTERVAL)
+        let has_lines_left = self.access_log.flush() | diagnostics::flush();
+        has_lines_left.then_some(line_writer::RETRY_INTERVAL)
     }
 
     /// Starts the record of a request.
@@ -363,7 +366,7 @@ impl App {
             _ if !is_below_faults => "Not found. Try /, /probe, /metrics, /healthz or /readyz.\n",
             FaultInjection::Off => {
                 "Not found: fault injection is off. Start tiny-probe with --fault-injection or \
-                 FAULT_INJECTION=on.\n"
+                 FAULT_INJECTION=on to change /probe, or with all as the value to change every target.\n"
             }
             FaultInjection::On => {
                 "Not found: expected /faults or /faults/probe. For other targets, start tiny-probe with \
@@ -430,7 +433,10 @@ impl App {
             }
         };
         if is_change {
-            self.announce_change(request, target, named);
+            self.expose_failure(target, now);
+            if let Some(peer) = request.peer() {
+                self.announce_change(peer, named, now);
+            }
         }
         Reply::text(Status::Ok, self.faults.overview(now))
     }
@@ -445,7 +451,7 @@ impl App {
         } else if !request.query().is_empty() {
             return Err((Status::BadRequest, GET_CHANGES_NOTHING.to_owned()));
         }
-        // The request loops accept no other bodies.
+        // Both request loops reject a body without Content-Length.
         let length = request.field("Content-Length").unwrap_or_default();
         if is_put && length.iter().any(|digit| *digit != b'0') {
             return Err((Status::BadRequest, BODY_IS_NOT_READ.to_owned()));
@@ -453,19 +459,18 @@ impl App {
         Ok(())
     }
 
-    /// Prints a change, and exposes at 0 the series that the target can now record. `named` is the target
-    /// that the path names, if it names one.
-    fn announce_change(&self, request: &Request<'_>, target: Target, named: Option<Target>) {
-        let now = request.received_at();
+    /// Exposes at 0 the series of the failures that the target can now have.
+    fn expose_failure(&self, target: Target, now: Instant) {
         if let Target::Route(route) = target {
             let fail_with = self.faults.settings(route, now).fail_with;
             let index = ROUTES.iter().position(|row| row.target == Some(route));
             self.metrics
                 .expose(Method::Get, endpoint(index), fail_with.recorded_as());
         }
-        let Some(peer) = request.peer() else {
-            return;
-        };
+    }
+
+    /// Prints a change. `named` is the target that the path names, if it names one.
+    fn announce_change(&self, peer: SocketAddr, named: Option<Target>, now: Instant) {
         match named {
             Some(target) if target != Target::Route(RouteTarget::Probe) => {
                 let settings = self.faults.settings_text(target, now);
@@ -516,8 +521,6 @@ fn failure(status: Status, text: &'static str) -> Reply {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use bounded_http::{Ending, Field};
 
     use super::*;
@@ -727,7 +730,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_reuses_the_memory_of_the_last_one() {
+    fn an_exposition_reuses_the_memory_of_the_last_one() {
         let mut app = app();
         let last = app.answer(&Request::new("GET", "/metrics"));
         let memory = Vec::with_capacity(100_000);
@@ -920,13 +923,13 @@ mod tests {
             name: "Content-Length",
             value: value.as_bytes(),
         };
-        for (value, is_refused) in [("11", true), ("010", true), ("0", false), ("", false)] {
+        for (value, is_rejected) in [("11", true), ("010", true), ("0", false), ("", false)] {
             let fields = [length(value)];
             let request = Request::new("PUT", "/faults?work=0s").with_fields(&fields);
             let reply = app.answer(&request);
             assert_eq!(
                 reply.body() == BODY_IS_NOT_READ.as_bytes(),
-                is_refused,
+                is_rejected,
                 "{value}"
             );
             let request = Request::new("DELETE", "/faults").with_fields(&fields);

@@ -326,8 +326,8 @@ pub enum Server {
 }
 
 impl Server {
-    /// Returns whether it can reset a connection, or send only a part of a response.
-    pub fn can_misbehave(self) -> bool {
+    /// Returns whether it can carry out every fault: break off responses, and the faults of the process.
+    pub fn supports_all_faults(self) -> bool {
         self == Self::EventLoop
     }
 }
@@ -808,7 +808,7 @@ impl Flag {
         let set = value.to_str().and_then(|value| self.set(config, value));
         set.ok_or_else(|| refused(self.accepted))?;
         // The row of --server precedes the row of --fail-with, so it has been applied here.
-        if config.server.can_misbehave() || config.probe.fail_with.is_status() {
+        if config.server.supports_all_faults() || config.probe.fail_with.is_status() {
             Ok(())
         } else {
             Err(refused(FailWith::ACCEPTED_BY_TINY_HTTP))

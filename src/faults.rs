@@ -2,7 +2,7 @@
 //! asks for a fault for this request only.
 //!
 //! The settings in force are a function of the time, which is passed as an argument. So nothing has to
-//! happen when a change ends.
+//! happen when a change to a route ends. The process must then release what it holds: see `act`.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -33,8 +33,8 @@ const DELAY: &str = "delay";
 pub struct Faults {
     /// Which targets clients may change.
     scope: FaultInjection,
-    /// The server can send endings, and not only statuses.
-    can_misbehave: bool,
+    /// The server can break off responses, and not only send statuses.
+    can_break_off: bool,
     /// Indexed by [`RouteTarget`].
     routes: [Change<ProbeSettings>; RouteTarget::ALL.len()],
     process: Process,
@@ -49,7 +49,7 @@ impl Faults {
         };
         Self {
             scope: config.fault_injection,
-            can_misbehave: config.server.can_misbehave(),
+            can_break_off: config.server.supports_all_faults(),
             routes: RouteTarget::ALL.map(|target| Change::new(at_start(target))),
             process: Process::new(config),
         }
@@ -83,8 +83,8 @@ impl Faults {
     }
 
     /// Changes the settings that a query names. If any of them is invalid, nothing changes. `for` is
-    /// the time until everything is reverted. Without it, the end of probe's change stays as it is;
-    /// other targets require it. Returns whether the settings or their end differ from before.
+    /// the time until everything is reverted. Without it, the end of probe's change stays as it is.
+    /// Other targets require it, except for freeze and exit-after. Returns whether the settings or their end differ from before.
     ///
     /// # Errors
     /// A line that tells the client what is accepted.
@@ -156,7 +156,7 @@ impl Faults {
         };
         let named = query::read(query, None, &accepted, set)?;
         if named.contains(&STATUS) && named.contains(&FAIL_WITH) {
-            return Err("status and fail-with: expected one of them\n".to_owned());
+            return Err("status and fail-with: expected only one of them\n".to_owned());
         }
         Ok((!named.is_empty()).then_some(fault))
     }
@@ -173,11 +173,11 @@ impl Faults {
     }
 
     fn can_send(&self, fail_with: FailWith) -> bool {
-        self.can_misbehave || fail_with.is_status()
+        self.can_break_off || fail_with.is_status()
     }
 
     fn accepted_fail_with(&self) -> &'static str {
-        if self.can_misbehave {
+        if self.can_break_off {
             FailWith::ACCEPTED
         } else {
             FailWith::ACCEPTED_BY_TINY_HTTP
@@ -193,7 +193,7 @@ impl Faults {
     /// Returns every status that a request can ask for, as it is recorded.
     pub fn recorded_statuses(&self) -> impl Iterator<Item = &'static str> {
         let statuses = FailWith::STATUSES.map(Status::label);
-        let dropped = self.can_misbehave.then_some(FailWith::DROPPED);
+        let dropped = self.can_break_off.then_some(FailWith::DROPPED);
         statuses.into_iter().chain(dropped)
     }
 
@@ -515,7 +515,7 @@ mod tests {
         for query in ["", "&&"] {
             let error = faults.change(PROBE, query, now).unwrap_err();
             assert!(
-                error.starts_with("no change: expected fail-rate, "),
+                error.starts_with("the query is empty: expected fail-rate, "),
                 "{error}"
             );
         }
@@ -660,7 +660,7 @@ mod tests {
             (
                 "fail-with=cut&status=500",
                 "status and fail-with",
-                &"expected one of them".to_owned(),
+                &"expected only one of them".to_owned(),
             ),
             ("status=503\r\nX: 1", "status=503\\r\\nX:\\x201", status),
         ] {

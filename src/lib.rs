@@ -25,6 +25,7 @@
 //! let reply = app.answer(&Request::new("GET", "/probe"));
 //! assert_eq!(reply.body(), b"I'm ok!");
 //!
+//! // Neither exchange has ended.
 //! let reply = app.answer(&Request::new("GET", "/metrics"));
 //! let exposition = String::from_utf8_lossy(reply.body());
 //! assert!(exposition.contains("app_requests_in_flight 2\n"));

@@ -48,7 +48,7 @@ fn serve(config: &Config) -> Result<(), String> {
     let delay = config.start_delay;
     if !delay.is_zero() {
         diagnostics::print(format_args!(
-            "tiny-probe: not listening yet, for {} (--start-delay)",
+            "not listening yet, for {} (--start-delay)",
             config::write_duration(delay)
         ));
         if stop.wait(delay).map_err(cannot_handle_signals)? {
@@ -97,7 +97,7 @@ fn serve(config: &Config) -> Result<(), String> {
 }
 
 fn print_start(config: &Config, address: SocketAddr) {
-    diagnostics::print(format_args!(
+    diagnostics::print_line(format_args!(
         "{NAME_AND_VERSION} ({}) on {}",
         config.server,
         url(config.listen, address)
@@ -135,7 +135,7 @@ fn print(text: &str) -> Result<(), String> {
 }
 
 fn fail(code: u8, message: &str) -> ExitCode {
-    diagnostics::print(format_args!("tiny-probe: {message}"));
+    diagnostics::print(message);
     diagnostics::flush_until(Instant::now() + LAST_LINES_TIMEOUT);
     ExitCode::from(code)
 }

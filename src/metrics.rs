@@ -6,8 +6,8 @@
 //! clients send.
 //!
 //! The client library counts, and this module reads the values from it and writes the exposition, because
-//! the library's own registry and encoder take several times as long. `make microbench` times one, and
-//! `make bench` a scrape beside servers that use them.
+//! the library's own registry and encoder take several times as long. `make microbench` times an exposition.
+//! `make bench` compares a scrape with those of servers that use the library's.
 
 use std::array;
 use std::cell::{Cell, OnceCell, RefCell, RefMut};
@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use bounded_http::Method;
 use prometheus::core::{Collector, Metric};
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, proto};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, proto};
 
 use self::exposition::{Exemplar, Exposition, Family, HistogramNames, family, labeled_name};
 use self::process::Process;
@@ -137,8 +137,8 @@ pub struct InForce<'a> {
 pub struct Metrics {
     /// Indexed by method and by the number of the endpoint.
     series: [Box<[OnceCell<Series>]>; Method::COUNT],
-    /// The metrics added with [`register`](Self::register).
-    registered: Vec<Box<dyn Collector>>,
+    /// The metrics added with [`counter`](Self::counter) and [`register`](Self::register).
+    registered: RefCell<Vec<Box<dyn Collector>>>,
     connections_max: IntGauge,
     connections_open: IntGauge,
     requests_in_flight: IntGauge,
@@ -159,8 +159,8 @@ struct Series {
     endpoint: Endpoint,
     request_latency: Histogram,
     histogram_names: HistogramNames,
-    /// The samples of the histogram as they were last written.
-    written: RefCell<Option<Written>>,
+    /// The samples of the histogram in the last exposition.
+    cached_samples: RefCell<Option<CachedSamples>>,
     /// The latest exemplar of each bucket. Allocated with the first sampled trace, because most series
     /// never have one.
     exemplars: OnceCell<Box<[Cell<Option<Exemplar>>; BUCKETS.len() + 1]>>,
@@ -169,7 +169,7 @@ struct Series {
 }
 
 /// The samples of a histogram in an exposition.
-struct Written {
+struct CachedSamples {
     format: Format,
     /// The number of requests.
     count: u64,
@@ -193,7 +193,7 @@ impl Metrics {
         });
         Self {
             series: array::from_fn(|_| (0..=routes).map(|_| OnceCell::new()).collect()),
-            registered: Vec::new(),
+            registered: RefCell::default(),
             connections_max: gauge(&CONNECTIONS_MAX),
             connections_open: gauge(&CONNECTIONS_OPEN),
             requests_in_flight: gauge(&REQUESTS_IN_FLIGHT),
@@ -210,11 +210,29 @@ impl Metrics {
         self.series(method, endpoint).request_counter(status);
     }
 
+    /// Adds a counter with labels to the exposition and returns it. Its name ends with `_total`.
+    ///
+    /// ```
+    /// let metrics = tiny_probe::metrics::Metrics::new(0, "1", "develop");
+    /// let quotes = metrics.counter("app_quotes_total", "Quotes served.", &["author"]);
+    /// quotes.with_label_values(&["unknown"]).inc();
+    /// ```
+    ///
+    /// # Panics
+    /// If a name is not valid, or if a label is repeated.
+    #[must_use]
+    pub fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        let counter = IntCounterVec::new(Opts::new(name, help), labels);
+        let counter = counter.expect("the names are valid and differ");
+        self.register(counter.clone());
+        counter
+    }
+
     /// Adds a metric to the exposition: a counter, gauge or histogram of the client library, or a
     /// vector of them with labels. Register a clone and keep the original to update it; both refer to
     /// the same metric.
-    pub fn register(&mut self, collector: impl Collector + 'static) {
-        self.registered.push(Box::new(collector));
+    pub fn register(&self, collector: impl Collector + 'static) {
+        self.registered.borrow_mut().push(Box::new(collector));
     }
 
     /// Records one request: its latency in the histogram, its status in the counter, and its trace, if
@@ -257,13 +275,13 @@ impl Metrics {
         self.process.start_time()
     }
 
-    /// Makes the next exposition read the values of `process_*` again. All between two calls have the same
-    /// values.
+    /// Makes the next exposition read the values of `process_*` again. All expositions between two calls show
+    /// the same values.
     pub fn discard_process_reading(&self) {
         self.process.discard_reading();
     }
 
-    /// Writes what Prometheus scrapes.
+    /// Returns the text that Prometheus scrapes.
     pub fn exposition(&self, format: Format, in_force: &InForce<'_>) -> String {
         let mut exposition = Exposition::new(format, self.buffer.take());
         for (family, value) in &CONFIGURED {
@@ -291,15 +309,15 @@ impl Metrics {
         exposition.single(&REQUESTS_IN_FLIGHT, self.requests_in_flight.get());
         exposition.family(&VERSION);
         exposition.sample(&self.version_name, 1_u64);
-        for collector in &self.registered {
+        for collector in &*self.registered.borrow() {
             exposition.collected(&collector.collect());
         }
         self.process.write(&mut exposition);
         exposition.finish()
     }
 
-    /// Keeps the memory of an exposition that has been sent for the next one. Without this, the allocator of
-    /// the static binary requests the memory from the kernel for every scrape.
+    /// Takes back the memory of an exposition that has been sent, for use by the next one. Without this, the
+    /// allocator of the static binary requests the memory from the kernel for every scrape.
     pub fn reuse(&self, mut memory: Vec<u8>) {
         memory.clear();
         // Cannot fail: an empty buffer is valid UTF-8.
@@ -332,7 +350,7 @@ impl Series {
                 &[("endpoint", endpoint.label()), ("method", method.label())],
                 &labels,
             ),
-            written: RefCell::default(),
+            cached_samples: RefCell::default(),
             exemplars: OnceCell::new(),
             request_count: RefCell::default(),
         }
@@ -364,11 +382,11 @@ impl Series {
     /// this format, copies them: buckets, sum and exemplars change only when a request is recorded.
     fn write_latency(&self, exposition: &mut Exposition) {
         let (format, count) = (exposition.format(), self.request_latency.get_sample_count());
-        let mut written = self.written.borrow_mut();
-        if let Some(written) = &*written
-            && (written.format, written.count) == (format, count)
+        let mut cached = self.cached_samples.borrow_mut();
+        if let Some(cached) = &*cached
+            && (cached.format, cached.count) == (format, count)
         {
-            return exposition.append(&written.samples);
+            return exposition.append(&cached.samples);
         }
         let start = exposition.text().len();
         // This allocates, but the library has no other way to read the buckets.
@@ -384,7 +402,7 @@ impl Series {
             histogram.get_sample_sum(),
             count,
         );
-        *written = Some(Written {
+        *cached = Some(CachedSamples {
             format,
             count,
             samples: exposition.text()[start..].into(),
@@ -530,7 +548,7 @@ mod tests {
         }
     }
 
-    /// Parts of an exposition are copied from the one before as long as nothing in them has changed.
+    /// Parts of an exposition are copied from the previous one as long as nothing in them has changed.
     #[test]
     fn an_exposition_that_follows_others_is_the_same_as_a_first_one() {
         let latencies = [1, 300, 1, 20_000].map(Duration::from_millis);
@@ -598,12 +616,10 @@ mod tests {
 
     #[test]
     fn registered_metrics_are_exposed_in_both_formats() {
-        use prometheus::{GaugeVec, HistogramVec, IntCounterVec, Opts};
+        use prometheus::{GaugeVec, HistogramVec};
 
-        let mut metrics = metrics();
-        let orders = Opts::new("orders_total", "Orders, by \\ and\nkind.");
-        let orders = IntCounterVec::new(orders, &["kind"]).unwrap();
-        metrics.register(orders.clone());
+        let metrics = metrics();
+        let orders = metrics.counter("orders_total", "Orders, by \\ and\nkind.", &["kind"]);
         let size = GaugeVec::new(Opts::new("size_bytes", "Size."), &["of"]).unwrap();
         metrics.register(size.clone());
         let options = HistogramOpts::new("wait_seconds", "Wait.").buckets(vec![0.5, 1.0]);

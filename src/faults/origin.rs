@@ -31,8 +31,8 @@ pub fn check(request: &Request<'_>, allowed_host: Option<&str>) -> Result<(), St
     let mut line = String::from("Origin: ");
     push_printable(&mut line, &String::from_utf8_lossy(origin.value));
     Err(line
-        + ": expected the host of the Host field, which must be an IP address, localhost or the name \
-           that --allowed-host gives\n")
+        + ": expected the host of the Host field, which must be an IP address, localhost or the name that \
+           tiny-probe was started with as --allowed-host\n")
 }
 
 /// Returns the host of an origin, `scheme://host:port` (RFC 6454, section 6.2). Some pages send `null`.

@@ -1,7 +1,6 @@
-//! The target `process`: makes the process hang, exit, or hold memory, series and descriptors.
+//! The target `process`: makes the process freeze, exit, or hold memory, series and descriptors.
 //!
-//! The maximum values are such that the machine is not harmed. While the process does not hang, /faults
-//! can revert all of this.
+//! The maximum values keep the machine usable. Unless the process is frozen, /faults can revert all of this.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -26,7 +25,7 @@ use crate::log::diagnostics;
 const FREEZE_RANGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
 /// The maximum of `memory`, which a developer's machine can spare.
 const MAX_MEMORY_BYTES: usize = 1024 * MIB;
-/// The maximum of `series`. The exposition then has 2.5 MB.
+/// The maximum of `series`. The exposition is then 2.5 MB long.
 const MAX_SERIES: u32 = 100_000;
 /// The maximum of `open-files`. The descriptor limit is usually lower.
 const MAX_OPEN_FILES: usize = 1_000_000;
@@ -36,8 +35,8 @@ const FREE_DESCRIPTORS: usize = 48;
 
 const MIB: usize = 1024 * 1024;
 /// The minimum size of an allocation. After blocks have been freed, glibc allocates blocks of up to 32
-/// MiB on its heap, and does not always return them to the system. Memory that is allocated and not
-/// touched is not used.
+/// MiB on its heap, and does not always return them to the system. Reserving more costs nothing, because
+/// memory that is not touched is not resident.
 const MIN_RESERVED_BYTES: usize = 33 * MIB;
 /// How much memory is touched, and how many files are opened, in one wake-up. This takes about a
 /// millisecond, and clients are served in between.
@@ -101,22 +100,23 @@ const EXIT_AFTER: &str = "exit-after";
 const EXIT_CODE: &str = "exit-code";
 /// The exit code unless a change names one.
 const DEFAULT_EXIT_CODE: u8 = 1;
-/// The names that do not require `for`, because they end by themselves.
-const MOMENTARY: [&str; 4] = ["freeze", EXIT_AFTER, EXIT_CODE, FOR];
+/// The names that do not require `for`: a freeze and an exit end by themselves.
+const WITHOUT_FOR: [&str; 4] = ["freeze", EXIT_AFTER, EXIT_CODE, FOR];
 const ACCEPTED_NAMES: &str = "freeze, exit-after, exit-code, memory, series, open-files, or for";
 
 /// The faults of the process, and what it holds.
 pub struct Process {
-    /// The server calls [`act`](Self::act) often enough.
+    /// The server calls [`act`](Self::act) often enough. With `--server tiny-http` it does not.
     is_supported: bool,
     /// The exit that the flags ask for.
     exit_at_start: Option<Exit>,
     /// The exit that a client has asked for, which replaces the one above.
     exit: Option<Exit>,
-    /// How long to hang after the response to the request for it. Set by a change, cleared by `act`.
+    /// How long to freeze, once the response to the change is sent. Set by a change, cleared by `act`.
     freeze: Option<Duration>,
     held: Change<Held>,
-    /// Its capacity is everything that should be held. Its length is the part touched so far.
+    /// Allocated by a change, with room for everything that should be held. Its length is the part touched
+    /// so far.
     memory: Vec<u8>,
     files: Vec<File>,
 }
@@ -152,7 +152,7 @@ impl Process {
     pub fn new(config: &Config) -> Self {
         let now = Instant::now();
         Self {
-            is_supported: config.server.can_misbehave(),
+            is_supported: config.server.supports_all_faults(),
             exit_at_start: config.exit_after.map(|after| Exit {
                 at: now + after,
                 code: config.exit_code,
@@ -190,8 +190,8 @@ impl Process {
     pub fn change(&mut self, query: &str, now: Instant) -> Result<bool, String> {
         if !self.is_supported {
             return Err(
-                "process cannot be changed with --server tiny-http: expected --server \
-                 event-loop\n"
+                "process cannot be changed with --server tiny-http: start tiny-probe with \
+                 --server event-loop\n"
                     .to_owned(),
             );
         }
@@ -213,7 +213,7 @@ impl Process {
         if asked.exit_code.is_some() && asked.exit_after.is_none() && !asked.exits_never {
             return Err("exit-code: expected exit-after as well\n".to_owned());
         }
-        let is_held = named.iter().any(|name| !MOMENTARY.contains(name));
+        let is_held = named.iter().any(|name| !WITHOUT_FOR.contains(name));
         if is_held && !named.contains(&FOR) {
             return Err(MISSING_END.to_owned());
         }
@@ -263,11 +263,11 @@ impl Process {
 
     /// Carries out what is due. Returns the time after which to call it again.
     pub fn act(&mut self) -> Option<Duration> {
-        let is_idle = self.exit.is_none()
+        let has_nothing_due = self.exit.is_none()
             && self.exit_at_start.is_none()
             && self.freeze.is_none()
             && self.held.until.is_none();
-        if is_idle {
+        if has_nothing_due {
             return None;
         }
         let mut now = Instant::now();
@@ -297,9 +297,7 @@ impl Process {
             && exit.at <= now
         {
             let code = exit.code;
-            diagnostics::print(format_args!(
-                "tiny-probe: exiting with code {code} (exit-after)"
-            ));
+            diagnostics::print(format_args!("exiting with code {code} (exit-after)"));
             process::exit(code.into());
         }
     }

@@ -54,7 +54,7 @@ pub fn read(
         value.ok_or_else(|| parameter.expected(accepted))?;
     }
     match names {
-        Some(names) if given.is_empty() => Err(format!("no change: expected {names}\n")),
+        Some(names) if given.is_empty() => Err(format!("the query is empty: expected {names}\n")),
         _ => Ok(given),
     }
 }

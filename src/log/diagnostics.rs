@@ -13,6 +13,13 @@ use std::time::{Duration, Instant};
 use super::line_writer::LineWriter;
 use crate::peer::canonical;
 
+/// What each message begins with. The start line has the version instead.
+macro_rules! prefix {
+    () => {
+        "tiny-probe: "
+    };
+}
+
 const SECOND: Duration = Duration::from_secs(1);
 /// Only one, because a problem usually repeats itself, and more lines would add no information.
 const REPORTS_PER_SECOND: u32 = 1;
@@ -21,7 +28,7 @@ const CHANGES_PER_SECOND: u32 = 10;
 
 static DIAGNOSTICS: LazyLock<Mutex<Diagnostics>> = LazyLock::new(|| {
     Mutex::new(Diagnostics {
-        lines: LineWriter::new(io::stderr(), ["tiny-probe: lines dropped: ", ""]),
+        lines: LineWriter::new(io::stderr(), [concat!(prefix!(), "lines dropped: "), ""]),
         reports: RateLimit::new(REPORTS_PER_SECOND),
         changes: Changes::new(),
     })
@@ -39,8 +46,8 @@ impl Diagnostics {
         self.lines.flush();
     }
 
-    fn print_message(&mut self, message: &str) {
-        self.print(format_args!("tiny-probe: {message}"));
+    fn print_message(&mut self, message: impl Display) {
+        self.print(format_args!(concat!(prefix!(), "{}"), message));
     }
 }
 
@@ -48,9 +55,14 @@ fn lock() -> MutexGuard<'static, Diagnostics> {
     DIAGNOSTICS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Prints a line as soon as standard error has room for it.
-pub fn print(line: impl Display) {
+/// Prints a line as soon as standard error has room for it, without the prefix of messages.
+pub fn print_line(line: impl Display) {
     lock().print(line);
+}
+
+/// Prints a message as soon as standard error has room for it, however many were printed in this second.
+pub fn print(message: impl Display) {
+    lock().print_message(message);
 }
 
 /// Prints a problem in one line. If another problem was printed less than a second ago, this one is only
@@ -58,7 +70,7 @@ pub fn print(line: impl Display) {
 pub fn report(message: impl Display) {
     let mut diagnostics = lock();
     if let Some(message) = diagnostics.reports.line(message, Instant::now()) {
-        diagnostics.print_message(&message);
+        diagnostics.print_message(message);
     }
 }
 
@@ -70,7 +82,7 @@ pub fn announce_change(peer: SocketAddr, faults: &str) {
     let change = format!("{peer} changed the faults: {}", faults.trim_end());
     let mut diagnostics = lock();
     if let Some(message) = diagnostics.changes.line(change, Instant::now()) {
-        diagnostics.print_message(&message);
+        diagnostics.print_message(message);
     }
 }
 
@@ -81,7 +93,7 @@ pub fn flush() -> bool {
     if diagnostics.changes.held.is_some()
         && let Some(message) = diagnostics.changes.line_due(Instant::now())
     {
-        diagnostics.print_message(&message);
+        diagnostics.print_message(message);
     }
     let has_lines_left = diagnostics.lines.flush();
     has_lines_left || diagnostics.changes.held.is_some()
@@ -91,7 +103,7 @@ pub fn flush() -> bool {
 pub fn flush_until(deadline: Instant) {
     let mut diagnostics = lock();
     if let Some(message) = diagnostics.changes.release() {
-        diagnostics.print_message(&message);
+        diagnostics.print_message(message);
     }
     diagnostics.lines.flush_until(deadline);
 }
@@ -99,7 +111,7 @@ pub fn flush_until(deadline: Instant) {
 /// Makes every panic print one line, whatever else was printed in the same second.
 pub fn report_panics() {
     panic::set_hook(Box::new(|panic| {
-        lock().print_message(&one_line(&format_args!("panic: {panic}")));
+        lock().print_message(one_line(&format_args!("panic: {panic}")));
     }));
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The client library's encoder supports only the text format and writes `le="1"` instead of
 //! `le="1.0"`. Before it encodes, the registry copies every name and label of every series. Here the
-//! name and labels of a sample are formatted once, when its series is created. To write an exposition,
-//! they are copied, each with one `push_str` and without an allocation.
+//! name and labels of a sample are formatted once, when its series is created. An exposition copies them,
+//! each with one `push_str` and without an allocation.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -311,7 +311,7 @@ impl Value for f64 {
     #[expect(
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
-        reason = "a number that the casts change is found by its bits"
+        reason = "comparing the bits detects a number that the casts change"
     )]
     fn write(self, to: &mut String) {
         let whole = self as u64;

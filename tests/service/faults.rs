@@ -408,7 +408,7 @@ fn without_fault_injection_nothing_can_be_changed(server: &str) {
         for path in ["/faults", "/faults?fail-rate=1&for=1m", "/faults/metrics"] {
             let response = client.ask(method, path);
             assert_eq!((response.status, response.field("Allow")), (404, None));
-            let says_how = "--fault-injection or FAULT_INJECTION=on";
+            let says_how = "--fault-injection or FAULT_INJECTION=on to change";
             assert!(response.body.contains(says_how), "{response:?}");
         }
     }

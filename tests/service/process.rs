@@ -223,7 +223,7 @@ fn an_invalid_change_is_one_line_and_changes_nothing() {
     let names = "freeze, exit-after, exit-code, memory, series, open-files, or for";
     let size = "a size of at most 1GiB with its unit, such as 64MiB";
     for (query, problem) in [
-        ("", format!("no change: expected {names}")),
+        ("", format!("the query is empty: expected {names}")),
         ("fail-rate=1", format!("fail-rate=1: expected {names}")),
         (
             "memory=2GiB&for=1m",
@@ -316,7 +316,9 @@ fn tiny_http_refuses_changes_to_the_process() {
     let response = service.connect().ask("PUT", "/faults/process?freeze=1s");
     assert_eq!(response.status, 400);
     assert!(
-        response.body.ends_with("expected --server event-loop\n"),
+        response
+            .body
+            .ends_with("start tiny-probe with --server event-loop\n"),
         "{response:?}"
     );
 }
