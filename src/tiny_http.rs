@@ -3,9 +3,9 @@
 //! One thread handles every request, so a /probe that waits or works delays all other requests.
 //! `tiny_http` reads and parses requests on threads of its own, and does not limit what a client can
 //! make it do. Use this loop to see how a service is instrumented, and only with clients you trust.
-//! The module `refusal` keeps the crate's known vulnerabilities out of reach.
+//! The module `rejection` keeps the crate's known vulnerabilities out of reach.
 
-mod refusal;
+mod rejection;
 mod response;
 
 use std::io;
@@ -20,9 +20,9 @@ use std::{fs, process, thread};
 use bounded_http::{Ended, Field, Method, Outcome, Request, Service, work};
 use tiny_http::{Header, Server};
 
-use self::refusal::{Checked, Refusals};
+use self::rejection::{Checked, Rejections};
 use self::response::respond;
-use crate::app::{App, Exchange};
+use crate::app::{App, Exchange, METRICS};
 use crate::log::access::AccessLog;
 use crate::shutdown::{GRACE, when_readable, write_last_lines};
 
@@ -40,16 +40,16 @@ pub fn run(listener: TcpListener, stop_signal: UnixStream, mut app: App) -> io::
         Arc::clone(&server),
         app.access_log().clone(),
     )?;
-    let mut refusals = Refusals::default();
+    let mut rejections = Rejections::default();
     while let Some(request) = next_request(&server, &is_stopping, &mut app)? {
-        let ended = match refusals.check(request) {
+        let ended = match rejections.check(request) {
             Checked::Clear(request) => {
-                if request.url().starts_with("/metrics") {
+                if request.url().starts_with(METRICS) {
                     app.connections_changed(open_sockets().saturating_sub(own_sockets));
                 }
                 serve(request, &mut app)
             }
-            Checked::Refused(ended) => ended,
+            Checked::Rejected(ended) => ended,
             Checked::Dropped => continue,
         };
         app.ended(ended);
@@ -115,7 +115,7 @@ fn field(header: &Header) -> Field<'_> {
     }
 }
 
-/// Waits for the first signal on a thread of its own. Then it makes `recv` return the queued requests
+/// Waits until `stop_signal` is readable, on a thread of its own. Then it makes `recv` return the queued requests
 /// and fail after the last one. If that takes longer than [`GRACE`], it ends the process.
 fn stop_when_told(
     stop_signal: UnixStream,

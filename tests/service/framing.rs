@@ -6,12 +6,12 @@ use crate::support::{Client, Response, Service};
 
 on_every_server!(
     no_request_is_served_after_one_whose_end_is_unclear,
-    a_chunked_body_is_refused_and_the_next_connection_is_served,
+    a_chunked_body_is_rejected_and_the_next_connection_is_served,
     a_body_is_not_taken_for_a_request,
     http_1_0_keep_alive_is_confirmed,
     nothing_of_a_request_gets_into_a_header_field,
-    a_request_that_is_refused_has_a_line_in_the_access_log,
-    a_client_that_sends_a_long_body_is_refused_before_its_end,
+    a_request_that_is_rejected_has_a_line_in_the_access_log,
+    a_client_that_sends_a_long_body_is_rejected_before_its_end,
 );
 
 const FAULTS: &[&str] = &["--fault-injection"];
@@ -86,7 +86,7 @@ fn no_request_is_served_after_one_whose_end_is_unclear(server: &str) {
 }
 
 /// Clients that do not know the length of a body send it in chunks: Go's for a stream, Node's by default.
-fn a_chunked_body_is_refused_and_the_next_connection_is_served(server: &str) {
+fn a_chunked_body_is_rejected_and_the_next_connection_is_served(server: &str) {
     let service = Service::start(server, &[]);
     for length in [1, 1000, 60_000] {
         let chunk = "x".repeat(length);
@@ -113,7 +113,7 @@ fn a_body_is_not_taken_for_a_request(server: &str) {
     }
 }
 
-fn a_request_that_is_refused_has_a_line_in_the_access_log(server: &str) {
+fn a_request_that_is_rejected_has_a_line_in_the_access_log(server: &str) {
     let mut service = Service::start(server, &["--access-log"]);
     let mut expected = Vec::new();
     for method in ["GET", "HEAD"] {
@@ -137,7 +137,7 @@ fn a_request_that_is_refused_has_a_line_in_the_access_log(server: &str) {
     }
 }
 
-fn a_client_that_sends_a_long_body_is_refused_before_its_end(server: &str) {
+fn a_client_that_sends_a_long_body_is_rejected_before_its_end(server: &str) {
     let service = Service::start(server, &[]);
     let mut client = service.connect();
     let part = "a".repeat(80 * 1024);

@@ -1,10 +1,10 @@
-//! Refuses requests whose end is unclear.
+//! Rejects requests that are malformed or whose end is unclear.
 //!
 //! If a proxy and this loop disagreed about where a request ends, a client could hide a request in the
 //! body of another. `tiny_http` 0.12 invites this. It decodes a body as chunked whatever its transfer
-//! coding is (CVE-2026-66752), uses the first of several lengths, takes a request whose length is not a
-//! number for one without a body, and accepts line breaks in header fields (CVE-2026-66753). It also drops what
-//! follows the version in the request line, and the space before a folded line, which cannot be seen here.
+//! coding is (CVE-2026-66752), uses the first of several lengths, treats a request whose length is not a
+//! number as one without a body, and accepts line breaks in header fields (CVE-2026-66753). It also drops what
+//! follows the version in the request line, and the space before a folded line. This module cannot detect either.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -17,34 +17,34 @@ use super::response::{connection_has, respond};
 use crate::app::Exchange;
 use crate::shutdown::spawn;
 
-/// The clients that had a request refused, each with the time.
+/// The clients that had a request rejected, each with the time.
 ///
-/// `tiny_http` offers no way to close a connection. It may take what the client sent after a refused
+/// `tiny_http` offers no way to close a connection. It may take what the client sent after a rejected
 /// request for further requests, and they must not be served. The response has `Connection: close`, so
 /// a client that follows HTTP sends no other request on the connection.
 #[derive(Default)]
-pub struct Refusals(Vec<(Option<SocketAddr>, Instant)>);
+pub struct Rejections(Vec<(Option<SocketAddr>, Instant)>);
 
-impl Refusals {
-    /// How long a client's address is kept. After a connection is closed, Linux does not use its pair of
-    /// ports for as long, so a new connection is not mistaken for the old one. That is not so after a reset,
-    /// or on the loopback interface (`tcp_tw_reuse`): a client there that chooses the same port gets no response.
-    const TIME: Duration = Duration::from_secs(60);
+impl Rejections {
+    /// How long a client's address is kept. Linux does not reuse the ports of a closed connection for as long
+    /// as this, so a new connection is not mistaken for the old one. After a reset, or on the loopback interface
+    /// (`tcp_tw_reuse`), it can be: a client that reuses the port then gets no response.
+    const KEPT_TIME: Duration = Duration::from_secs(60);
 
     /// Checks a request. If it must not be served, responds to it or drops it.
     pub fn check(&mut self, received: tiny_http::Request) -> Checked {
         let peer = received.remote_addr().copied();
-        self.0.retain(|(_, at)| at.elapsed() < Self::TIME);
-        if self.0.iter().any(|(refused, _)| *refused == peer) {
+        self.0.retain(|(_, at)| at.elapsed() < Self::KEPT_TIME);
+        if self.0.iter().any(|(rejected, _)| *rejected == peer) {
             // This drops the request without a response.
             received.into_writer();
             return Checked::Dropped;
         }
-        let Some(reply) = refusal(&received) else {
+        let Some(reply) = rejection(&received) else {
             return Checked::Clear(received);
         };
         self.0.push((peer, Instant::now()));
-        Checked::Refused(refuse(received, reply))
+        Checked::Rejected(reject(received, reply))
     }
 }
 
@@ -52,15 +52,15 @@ impl Refusals {
 pub enum Checked {
     /// The request can be served.
     Clear(tiny_http::Request),
-    /// It was refused. The value is what to record.
-    Refused(Ended<Exchange>),
-    /// It arrived after one that was refused, and was dropped.
+    /// It was rejected. The value is what to record.
+    Rejected(Ended<Exchange>),
+    /// It arrived after one that was rejected, and was dropped.
     Dropped,
 }
 
-/// Responds to a request that is refused, on a thread of its own, which may wait for the body. Returns what
+/// Responds to a request that is rejected, on a thread of its own, which may wait for the body. Returns what
 /// to record.
-fn refuse(mut received: tiny_http::Request, reply: Reply) -> Ended<Exchange> {
+fn reject(mut received: tiny_http::Request, reply: Reply) -> Ended<Exchange> {
     let is_head = *received.method() == tiny_http::Method::Head;
     let ended = Ended {
         memo: None,
@@ -83,7 +83,7 @@ fn refuse(mut received: tiny_http::Request, reply: Reply) -> Ended<Exchange> {
         let _ = respond(received, &reply, true);
     };
     // Without a thread, the client gets no response.
-    let _ = spawn("refuse", Box::new(respond_late));
+    let _ = spawn("reject", Box::new(respond_late));
     ended
 }
 
@@ -99,7 +99,7 @@ fn discard(body: &mut dyn Read) {
 }
 
 /// Returns the response to a request that must not be served.
-fn refusal(received: &tiny_http::Request) -> Option<Reply> {
+fn rejection(received: &tiny_http::Request) -> Option<Reply> {
     let (mut chunked, mut other_codings, mut lengths) = (0, 0, 0);
     let mut is_well_formed = is_text(received.url());
     // The number may be too large. With a coding, it is ignored.
