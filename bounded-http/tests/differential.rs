@@ -32,7 +32,9 @@ struct Understood {
     target: String,
     fields: Vec<(String, Vec<u8>)>,
     body_length: usize,
+    is_http_1_0: bool,
     is_kept_alive: bool,
+    expects_continue: bool,
 }
 
 /// What this server parses from some bytes: requests, and the status with which it rejects the next
@@ -53,7 +55,10 @@ fn ours(bytes: &[u8]) -> (Vec<Understood>, Option<u16>) {
             target: head.target.to_owned(),
             fields: head.fields.iter().map(field).collect(),
             body_length: head.body_length,
+            is_http_1_0: head.is_http_1_0,
             is_kept_alive: head.is_kept_alive,
+            // Without a body, the expectation means nothing (RFC 9110, section 10.1.1).
+            expects_continue: head.expects_continue && head.body_length > 0,
         });
         let reply = Reply::text(Status::NotFound, "");
         connection.respond(&reply, "now", false, now);
@@ -108,7 +113,9 @@ fn theirs(mut bytes: &[u8]) -> Theirs {
                         .map(|(name, value)| (name.to_owned(), value.to_vec()))
                         .collect(),
                     body_length,
+                    is_http_1_0: head.version() == Version::Http10,
                     is_kept_alive: head.keep_alive(),
+                    expects_continue: head.expects_continue(),
                 };
                 let line = head.raw().start_line().get(head.raw().bytes());
                 let beyond = Beyond {
