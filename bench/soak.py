@@ -650,25 +650,25 @@ class Scraper:
 
     def scrape(self):
         """Returns every series with its value. Checks that no series disappears and that no counter decreases."""
-        status, body = self.request_page()
+        status, body = self.request_exposition()
         if status != 200 or not body.endswith(b"\n# EOF\n"):
             raise CheckFailed(f"a scrape got {status}, and its body ends with {body[-100:]!r}")
-        page = {}
+        exposition = {}
         for line in body.decode().splitlines():
             if not line.startswith("#"):
                 sample, _, _exemplar = line.partition(" # ")
                 series, value = sample.rsplit(" ", 1)
-                page[series] = float(value)
+                exposition[series] = float(value)
         for series, value in self.last.items():
             is_counter = series.startswith("app_request_")
-            if series not in page or (is_counter and page[series] < value):
-                raise CheckFailed(f"{series} went from {value} to {page.get(series)}")
-        self.last = page
+            if series not in exposition or (is_counter and exposition[series] < value):
+                raise CheckFailed(f"{series} went from {value} to {exposition.get(series)}")
+        self.last = exposition
         # A scrape includes every request completed before it, so it is counted afterward.
         self.ledger.count_response("GET", "/metrics", status)
-        return page
+        return exposition
 
-    def request_page(self):
+    def request_exposition(self):
         text = request("GET", "/metrics", "Accept: application/openmetrics-text;version=1.0.0,*/*;q=0.1")
         is_reused = self.connection is not None
         if not is_reused:
@@ -681,7 +681,7 @@ class Scraper:
             self.close()
             if not is_reused:
                 raise
-            return self.request_page()
+            return self.request_exposition()
         result = self.connection.response()
         if self.connection.is_last:
             self.close()
@@ -703,13 +703,14 @@ def run(service, clients, ledger, scraper, seconds, began, peak):
         end = time.monotonic() + seconds
         next_line = 0
         while (now := time.monotonic()) < end and service.process.poll() is None and not ledger.failures:
-            page = scraper.scrape()
+            exposition = scraper.scrape()
             usage = service.usage()
             for what, value in usage.items():
                 peak[what] = max(peak[what], value)
             if now >= next_line:
-                total = sum(value for series, value in page.items() if series.startswith("app_request_count"))
-                print(f"{now - began:5.0f} s  {total:10.0f} requests  {page['app_connections_open']:4.0f} connections  "
+                total = sum(value for series, value in exposition.items() if series.startswith("app_request_count"))
+                connections = exposition["app_connections_open"]
+                print(f"{now - began:5.0f} s  {total:10.0f} requests  {connections:4.0f} connections  "
                       f"{usage['memory'] / 1e6:5.2f} MB  {usage['descriptors']:4} descriptors  "
                       f"{usage['threads']} threads",
                       flush=True)
@@ -738,16 +739,16 @@ def labels(series):
     return dict(re.findall(r'(\w+)="([^"]*)"', series))
 
 
-def check_counters(page, ledger):
+def check_counters(exposition, ledger):
     """Compares the counters with what the clients counted. Returns the number of series compared."""
     counted, observed = {}, {}
-    for series, value in page.items():
+    for series, value in exposition.items():
         label = labels(series)
         if series.startswith("app_request_count_total{"):
             counted[label["method"], label["endpoint"], label["http_status"]] = int(value)
         elif series.startswith("app_request_latency_seconds_count{"):
             observed[label["method"], label["endpoint"]] = int(value)
-    # The page does not include its own scrape.
+    # The exposition does not include its own scrape.
     responses = ledger.responses - Counter({("GET", "/metrics", "200"): 1})
 
     departed = {("GET", "/probe", str(status)) for status in (499, *STATUS_BEFORE.values())}

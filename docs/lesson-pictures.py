@@ -95,7 +95,7 @@ def buckets():
     fallen = {"0.005": 8, "0.5": 1, "0.75": 1}
     left, step, base = 30, 49, 178
     picture.text(20, 30, "Ten requests: each one falls into one bucket", "bold")
-    picture.text(20, 50, "The number below is what the page shows: this bucket and all before it.", "small soft")
+    picture.text(20, 50, "The number below is what the exposition shows: this bucket and all before it.", "small soft")
     total = 0
     for index, bound in enumerate(bounds):
         x, count = left + index * step, fallen.get(bound, 0)

@@ -1,7 +1,7 @@
-"""Checks pages with the Python client's parsers.
+"""Checks expositions with the Python client's parsers.
 
 Usage: check-exposition.py SEED TEXT OPEN_METRICS
-       (the seed application's page, the page to check in text format 0.0.4, and the same in OpenMetrics)
+       (the seed application's exposition, the one to check in text format 0.0.4, and the same in OpenMetrics)
 
 Every family of the seed must exist with its type, HELP text, label names and buckets. Every histogram must
 be consistent. The histogram and the counter must have recorded the same number of requests. Both formats
@@ -32,9 +32,9 @@ ADDED = {
 
 
 def families(path):
-    with open(path, encoding="utf-8") as page:
+    with open(path, encoding="utf-8") as file:
         # The Python client exposes the creation time of each counter, which Prometheus does not use.
-        return {f.name: f for f in text_string_to_metric_families(page.read()) if not f.name.endswith("_created")}
+        return {f.name: f for f in text_string_to_metric_families(file.read()) if not f.name.endswith("_created")}
 
 
 def shape(family):
@@ -61,27 +61,27 @@ def histogram(samples):
     return {labels: series[f"{name}_count"] for labels, series in by_series.items()}
 
 
-seed, page = families(sys.argv[1]), families(sys.argv[2])
-extra = {name: family.type for name, family in page.items() if name not in seed}
+seed, exposition = families(sys.argv[1]), families(sys.argv[2])
+extra = {name: family.type for name, family in exposition.items() if name not in seed}
 assert extra.items() >= ADDED.items() and all(
     name in ADDED or name.startswith("process_") for name in extra
 ), f"unexpected or missing families, apart from the seed's: {extra}"
 
 for name, expected in seed.items():
-    family = page.get(name)
+    family = exposition.get(name)
     assert family, f"{name} is missing"
     assert family.type == expected.type, (name, family.type)
     assert family.documentation == expected.documentation, (name, family.documentation)
     assert shape(family) == shape(expected), (name, shape(family) ^ shape(expected))
 
-measured = histogram(page["app_request_latency_seconds"].samples)
+measured = histogram(exposition["app_request_latency_seconds"].samples)
 counted = collections.Counter()
-for sample in page["app_request_count"].samples:
+for sample in exposition["app_request_count"].samples:
     labels = {name: value for name, value in sample.labels.items() if name != "http_status"}
     counted[tuple(sorted(labels.items()))] += sample.value
 assert measured == counted, (measured, counted)
 
-# Leaves out the samples that differ because the pages were scraped one after the other.
+# Leaves out the samples that differ because the expositions were scraped one after the other.
 def settled(samples):
     return {
         (s.name, *sorted(s.labels.items())): s.value
@@ -94,7 +94,7 @@ with open(sys.argv[3], encoding="utf-8") as file:
     # This parser is strict: it checks that families are not interleaved, their order, the suffixes of the
     # names, "# EOF", and that exemplars are within their buckets.
     other = {family.name: family for family in openmetrics.text_string_to_metric_families(file.read())}
-samples = [sample for family in page.values() for sample in family.samples]
+samples = [sample for family in exposition.values() for sample in family.samples]
 other_samples = [sample for family in other.values() for sample in family.samples]
 assert settled(samples) == settled(other_samples), set(settled(samples).items()) ^ set(settled(other_samples).items())
 assert {(s.name, *sorted(s.labels.items())) for s in samples} == {
@@ -105,5 +105,5 @@ traced = [sample for sample in other_samples if sample.exemplar]
 assert traced, "no sample has an exemplar"
 
 requests = int(sum(counted.values()))
-print(f"ok      text format: {len(page)} families conform to the seed, {requests} requests are consistent")
+print(f"ok      text format: {len(exposition)} families conform to the seed, {requests} requests are consistent")
 print(f"ok      OpenMetrics: the same {len(samples)} samples, {len(traced)} of them with an exemplar")

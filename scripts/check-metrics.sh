@@ -9,15 +9,15 @@ for path in / /probe /healthz /metrics /nope; do
     curl --silent --show-error --max-time 10 --output /dev/null --request POST "$url$path"
 done
 
-page=$(mktemp)
-trap 'rm -f "$page"' EXIT
-curl --silent --show-error --max-time 10 --fail --output "$page" "$url/metrics"
-grep -q '^app_request_count_total{.*} 1$' "$page"
+exposition=$(mktemp)
+trap 'rm -f "$exposition"' EXIT
+curl --silent --show-error --max-time 10 --fail --output "$exposition" "$url/metrics"
+grep -q '^app_request_count_total{.*} 1$' "$exposition"
 # promtool's exit code reports only errors. This check also fails on warnings, which it prints on standard
 # error.
-findings=$(promtool check metrics <"$page" 2>&1) || true
+findings=$(promtool check metrics <"$exposition" 2>&1) || true
 if [ -n "$findings" ]; then
     printf '%s\n' "$findings" >&2
     exit 1
 fi
-echo "ok      promtool check metrics finds no problem in $(grep -vc '^#' "$page") series"
+echo "ok      promtool check metrics finds no problem in $(grep -vc '^#' "$exposition") series"

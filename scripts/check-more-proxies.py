@@ -198,10 +198,10 @@ def wait_until_served(port, name):
 def scrape(port):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     connection.request("GET", "/metrics")
-    page = connection.getresponse().read().decode()
+    exposition = connection.getresponse().read().decode()
     connection.close()
     counter = r'^app_request_count_total\{endpoint="(.*)",http_status="(.*)",method="(.*)"\} (\d+)$'
-    found = re.findall(counter, page, re.MULTILINE)
+    found = re.findall(counter, exposition, re.MULTILINE)
     return collections.Counter({(method, endpoint, status): int(count) for endpoint, status, method, count in found})
 
 

@@ -216,11 +216,11 @@ def scrape():
     """Returns how many requests the service has counted, by method, endpoint and status."""
     client = http.client.HTTPConnection(SERVER, timeout=TIMEOUT)
     client.request("GET", "/metrics")
-    page = client.getresponse().read().decode()
+    exposition = client.getresponse().read().decode()
     client.close()
     counter = r'^app_request_count_total\{endpoint="(.*)",http_status="(.*)",method="(.*)"\} (\d+)$'
     return collections.Counter({(method, endpoint, int(status)): int(count)
-                                for endpoint, status, method, count in re.findall(counter, page, re.MULTILINE)})
+                                for endpoint, status, method, count in re.findall(counter, exposition, re.MULTILINE)})
 
 
 def start(command, path, log):

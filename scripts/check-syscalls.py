@@ -334,15 +334,15 @@ def run(case, call, service, tally):
         if not within(TIMEOUT, lambda: service.descriptors() == before):
             raise CheckFailed(f"{service.descriptors()} descriptors are open, expected {before}")
         bystander.send(request("GET", "/metrics"))
-        status, page = bystander.response()
+        status, exposition = bystander.response()
     except Lost:
         raise CheckFailed("a connection was lost although no call failed any more") from None
-    counted = sum(int(count) for count in re.findall(r"(?m)^app_request_count_total\{.*\} (\d+)$", page))
+    counted = sum(int(count) for count in re.findall(r"(?m)^app_request_count_total\{.*\} (\d+)$", exposition))
     if status != 200 or not tally.received <= counted <= tally.sent:
         raise CheckFailed(f"the service counted {counted} requests, but the clients sent {tally.sent} and received "
                           f"{tally.received} responses")
     for series in ["app_connections_open 1\n", "\nprocess_resident_memory_bytes ", "\nprocess_open_fds "]:
-        if series not in page:
+        if series not in exposition:
             raise CheckFailed(f"{series.strip()} is missing from the exposition")
     service.end()
 

@@ -63,20 +63,20 @@ class Process:
         return socket.create_connection(self.address, timeout)
 
     def scrape(self):
-        """Returns the seconds until a new client has received a page, or None if it receives none."""
+        """Returns the seconds until a new client has received an exposition, or None if it receives none."""
         began = time.monotonic()
-        page = b""
+        response = b""
         try:
             with self.connect() as client:
                 client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-                while b"jobs_total" not in page and time.monotonic() - began < TIMEOUT:
+                while b"jobs_total" not in response and time.monotonic() - began < TIMEOUT:
                     received = client.recv(1 << 16)
                     if not received:
                         break
-                    page += received
+                    response += received
         except OSError:
             return None
-        return time.monotonic() - began if page.startswith(b"HTTP/1.1 200") else None
+        return time.monotonic() - began if response.startswith(b"HTTP/1.1 200") else None
 
     def figure(self, name):
         status = Path(f"/proc/{self.process.pid}/status").read_text()

@@ -36,7 +36,7 @@ pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
         connection.receive(piece, now);
         loop {
             answer_received(app, &mut connection, &mut outcome, now);
-            // One response may exceed the limit, and even the largest page is far smaller than the limit.
+            // One response may exceed the limit, and even the largest exposition is far smaller than the limit.
             assert!(connection.unsent().len() < 2 * MAX_UNSENT_BYTES);
             outcome.responses += str::from_utf8(connection.unsent()).expect("responses are text");
             connection.mark_sent(connection.unsent().len(), now);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::support::{Exposition, Labels, Series, Service, skip, wait_until};
 
 on_every_server!(
-    the_page_has_the_same_series_as_the_seeds,
+    the_exposition_has_the_same_series_as_the_seeds,
     the_version_labels_are_configurable,
     the_number_of_series_is_bounded_whatever_clients_send,
     open_connections_are_counted,
@@ -21,7 +21,7 @@ on_every_server!(
 );
 
 /// Sends the requests that the seed's exposition is from: GET /probe twice, GET /nope, POST /probe, and a scrape.
-fn the_page_has_the_same_series_as_the_seeds(server: &str) {
+fn the_exposition_has_the_same_series_as_the_seeds(server: &str) {
     let service = Service::start(server, &[]);
     for (method, path) in [
         ("GET", "/probe"),

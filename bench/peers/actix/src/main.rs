@@ -31,7 +31,7 @@ async fn probe() -> impl Responder {
 async fn metrics() -> impl Responder {
     HttpResponse::Ok()
         .content_type(series::TEXT_FORMAT)
-        .body(series::page())
+        .body(series::exposition())
 }
 
 /// Records every request.

@@ -26,7 +26,7 @@ async fn main() {
 async fn metrics() -> impl IntoResponse {
     (
         [(header::CONTENT_TYPE, series::TEXT_FORMAT)],
-        series::page(),
+        series::exposition(),
     )
 }
 

@@ -35,7 +35,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<String>, Infallib
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/probe") => *response.body_mut() = "I'm ok!".into(),
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            *response.body_mut() = series::page();
+            *response.body_mut() = series::exposition();
             content_type = series::TEXT_FORMAT;
         }
         _ => *response.status_mut() = StatusCode::NOT_FOUND,

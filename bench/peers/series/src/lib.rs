@@ -71,9 +71,9 @@ pub fn record(method: &str, path: &str, status: u16, started: Instant) {
     series.count.inc();
 }
 
-/// Returns the page that Prometheus scrapes.
-pub fn page() -> String {
+/// Returns the exposition.
+pub fn exposition() -> String {
     TextEncoder::new()
         .encode_to_string(&prometheus::gather())
-        .expect("the page can be encoded")
+        .expect("the exposition can be encoded")
 }
