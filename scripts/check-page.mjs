@@ -70,7 +70,7 @@ const browser = await puppeteer.launch({
         "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 });
 
-// A tab that remembers what must not happen.
+// Opens a tab. Its `close` fails if there was an error, a message on the console, or a request to another origin.
 async function open(url, { javascript = true } = {}) {
     const page = await browser.newPage();
     const faults = [];

@@ -1,8 +1,8 @@
 //! The web page at `/`.
 //!
-//! Its source is in `src/page/`. It is put together at compile time, without comments and most
-//! spaces: the page has to stay small. The hashes in its `Content-Security-Policy` are computed
-//! at compile time as well, so that an edited script needs no further step.
+//! Its source is in `src/page/`. Comments and most spaces are left out at compile time, to keep the page
+//! small. The hashes in its `Content-Security-Policy` are computed at compile time as well, so that an
+//! edited script needs no further step.
 
 use crate::config::{Config, Target};
 use crate::faults::Faults;
@@ -12,7 +12,7 @@ mod sha256;
 
 use sha256::{base64, sha256};
 
-/// The style and the script, as they are between their tags.
+/// The style and the script as they are in the page, between their tags.
 const STYLE: &str = text(&STYLE_BYTES);
 const SCRIPT: &str = text(&SCRIPT_BYTES);
 
@@ -22,8 +22,9 @@ const SCRIPT_SOURCE: &str = concat!(
     include_str!("page/script.js")
 );
 
-/// Here, line breaks separate nothing anywhere.
+/// The `joints` of CSS, for [`minify`]. Because a line break is among them, no line break is kept.
 const STYLE_JOINTS: &str = "{}:;,\n";
+/// The `joints` of JavaScript.
 const SCRIPT_JOINTS: &str = "{}()[];:,=<>+-*/%!?&|.'`";
 
 static STYLE_BYTES: [u8; minify(STYLE_SOURCE, STYLE_JOINTS, None)] =
@@ -49,21 +50,21 @@ const POLICY_PARTS: [&[u8]; 5] = [
 ];
 static POLICY: [u8; join(&POLICY_PARTS, None)] = joined(&POLICY_PARTS);
 
-/// The page of one service: what does not change while it runs, escaped.
+/// The parts of the page that do not change while the service runs, escaped for HTML.
 pub struct Page {
     host: String,
     app_version: String,
     app_config: String,
-    /// As `/metrics` shows it. It tells the script which process the page came from.
+    /// The start time of the process, as in the exposition. The script recognizes the process by it.
     start_time: String,
     /// The targets that clients may change, with spaces between them.
     targets: String,
-    /// The ways in which a request can be told to fail, as options of a list.
+    /// The values of `fail-with`, as options of a list.
     failures: String,
 }
 
 impl Page {
-    /// The page of a service with this configuration, on this host.
+    /// Creates the page of a service with this configuration, on this host.
     pub fn new(config: &Config, faults: &Faults, metrics: &Metrics) -> Self {
         let start_time = metrics.process_start_time();
         let targets = Target::all().filter(|target| faults.allows(*target));
@@ -83,7 +84,7 @@ impl Page {
         }
     }
 
-    /// The page as HTML. `settings` are the lines that GET /faults shows.
+    /// Returns the page as HTML. `settings` are the lines of the response to GET /faults.
     pub fn html(&self, settings: &str) -> String {
         format!(
             include_str!("page/index.html"),
@@ -113,11 +114,12 @@ fn escape_html(text: &str) -> String {
         .replace('"', "&quot;")
 }
 
-/// Copies a source without what only its reader needs: lines that are a `//` comment, line breaks and
-/// spaces where they separate nothing. `joints` are the characters beside which a space separates
-/// nothing. What is between quotes, backquotes or the slashes of a regular expression is kept; neither
-/// may contain its own delimiter, not even escaped. Returns the length; without a `target`, that is
-/// all it does.
+/// Copies a source to `target`, and leaves out characters that have no effect: `//` comments, and line
+/// breaks and spaces that separate nothing. A space beside one of the characters in `joints` separates
+/// nothing. Text between quotes, backquotes or the slashes of a regular expression is kept. Such text
+/// must not contain its own delimiter, not even escaped. A statement that ends with `}` but is not a block
+/// needs its semicolon, because line breaks after `}` are left out. Returns the length of the copy.
+/// Without a `target`, only the length is computed.
 const fn minify(source: &str, joints: &str, mut target: Option<&mut [u8]>) -> usize {
     let source = source.as_bytes();
     let joints = joints.as_bytes();
@@ -138,12 +140,12 @@ const fn minify(source: &str, joints: &str, mut target: Option<&mut [u8]>) -> us
             }
             continue;
         } else if byte == b'\n' {
-            let is_between_parts = matches!(last, b'\n' | b'{' | b'(' | b'[' | b',' | b';');
+            let is_between_parts = matches!(last, b'\n' | b'{' | b'}' | b'(' | b'[' | b',' | b';');
             if is_between_parts || contains(joints, b'\n') {
                 continue;
             }
         } else if byte == b' ' {
-            // Of a sign beside its like, a space makes two.
+            // Between two equal characters, the space is kept: without it, `+ +` would become `++`.
             let is_needed = !contains(joints, last) && !contains(joints, next) || last == next;
             if last == b'\n' || next == b' ' || !is_needed {
                 continue;
@@ -153,7 +155,7 @@ const fn minify(source: &str, joints: &str, mut target: Option<&mut [u8]>) -> us
         {
             delimiter = byte;
         }
-        // Shorter, and of the same effect for code that works with `const`.
+        // `let` is shorter, and code that works with `const` works the same with `let`.
         if delimiter == 0 && at_word(source, at - 1, b"const ") {
             if let Some(target) = &mut target {
                 target[length] = b'l';
@@ -165,7 +167,7 @@ const fn minify(source: &str, joints: &str, mut target: Option<&mut [u8]>) -> us
             last = b't';
             continue;
         }
-        // The last statement of a block needs no end of its own.
+        // The last statement of a block needs no semicolon or line break after it.
         if byte == b'}' && matches!(last, b';' | b'\n') && length > 0 {
             length -= 1;
         }
@@ -178,7 +180,7 @@ const fn minify(source: &str, joints: &str, mut target: Option<&mut [u8]>) -> us
     length
 }
 
-/// Whether a word stands at a position, and does not begin before it.
+/// Returns whether `word` is at this position, and not as the end of a longer word.
 const fn at_word(source: &[u8], at: usize, word: &[u8]) -> bool {
     let mut index = 0;
     while index < word.len() {
@@ -207,7 +209,8 @@ const fn minified<const LENGTH: usize>(source: &str, joints: &str) -> [u8; LENGT
     bytes
 }
 
-/// Copies parts one after the other. Returns the length; without a `target`, that is all it does.
+/// Copies the parts to `target`, one after the other. Returns their length. Without a `target`, only the
+/// length is computed.
 const fn join(parts: &[&[u8]], mut target: Option<&mut [u8]>) -> usize {
     let (mut part, mut length) = (0, 0);
     while part < parts.len() {
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn minifying_leaves_out_what_separates_nothing() {
+    fn minifying_leaves_out_characters_without_an_effect() {
         let minified = |source: &str, joints| {
             let mut bytes = vec![0; source.len()];
             let length = minify(source, joints, Some(&mut bytes));
@@ -278,7 +281,7 @@ mod tests {
                 "// one\n\nconst a = const_b;\n  // two\n  a()\n",
                 "let a=const_b;a()\n",
             ),
-            ("if (a) {\n  return b;\n}\nc", "if(a){return b}\nc"),
+            ("if (a) {\n  return b;\n}\nc", "if(a){return b}c"),
             (
                 "a = 'b + // c' + \"d  e\" + `f ${ g }`",
                 "a='b + // c'+\"d  e\"+`f ${ g }`",
@@ -307,7 +310,7 @@ mod tests {
         assert!(!STYLE_SOURCE.contains(" :"));
     }
 
-    /// The policy is of no use for markup that names a handler or a style of its own.
+    /// The policy blocks handlers and styles in attributes, so the markup must have none.
     #[test]
     fn the_policy_names_the_script_and_the_style_that_are_on_the_page() {
         let page = page(&Config::default());
@@ -339,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_command_line_says_is_escaped() {
+    fn the_version_and_config_labels_are_escaped() {
         let page = page(&Config {
             app_version: "<script>&\"".into(),
             app_config: "</b>".into(),

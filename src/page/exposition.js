@@ -3,14 +3,15 @@ const number = text => Number(text.replace('Inf', 'Infinity'));
 
 // The samples by name and labels as they are written; type and help text by family.
 function parse(text) {
-  const page = { samples: new Map(), TYPE: new Map(), HELP: new Map() };
+  const samples = new Map();
+  const families = { TYPE: new Map(), HELP: new Map() };
   for (const line of text.split('\n')) {
     const sample = /^([\w:]+(?:{(?:[^"}]|"(?:[^"\\]|\\.)*")*})?)[ \t]+(\S+)/.exec(line);
     const comment = /^# +(TYPE|HELP) +(\S+) ?(.*)/.exec(line);
-    if (sample) page.samples.set(sample[1], number(sample[2]));
-    if (comment) page[comment[1]].set(comment[2], comment[3]);
+    if (sample) samples.set(sample[1], number(sample[2]));
+    if (comment) families[comment[1]].set(comment[2], comment[3]);
   }
-  return page;
+  return { samples, ...families };
 }
 
 // The name of a sample, and its labels with a $ before their names. Values stay as they are written.

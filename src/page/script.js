@@ -23,7 +23,7 @@ function el(tag, ...children) {
 // Code that breaks where its parts end.
 const code = text => el('code', ...text.split(/(?<=[{(,])/).flatMap(part => [part, el('wbr')]));
 
-// Screen readers read what is new in a live region: the same text again is not.
+// Sets the text of an element only if it differs. Otherwise a screen reader would read it aloud again.
 function say(element, text, className = element.className) {
   if (element.textContent != text) Object.assign(element, { textContent: text, className });
 }
@@ -39,8 +39,8 @@ function copyButton() {
   return button;
 }
 
-// Ask. A browser opens six connections to a host. Four are for these requests, so that the scrapes
-// and the settings have theirs.
+// Ask. A browser opens six connections to a host. These requests use at most four of them, so that two
+// are free for the scrapes and the settings.
 const open = new Set();
 let queued = 0, steady = 0;
 
@@ -106,9 +106,9 @@ async function scrape() {
   const late = setTimeout(say, 2000, $.state, 'No response yet: overloaded or frozen?', '');
   try {
     const [{ ok, status, headers }, text] = await ask('/metrics');
-    const page = parse(text);
-    if (!ok || !page.samples.size) throw { message: `status ${status}, no metrics` };
-    take(page, time, Date.parse(headers.get('Date')) / 1000);
+    const exposition = parse(text);
+    if (!ok || !exposition.samples.size) throw { message: `status ${status}, no metrics` };
+    take(exposition, time, Date.parse(headers.get('Date')) / 1000);
   } catch ({ message }) {
     say($.state, `Scrape failed: ${message}. In Prometheus, up is 0.`, 'bad');
   }
@@ -117,11 +117,11 @@ async function scrape() {
   timer = setTimeout(scrape, 1000 * (time + 1 - now()));
 }
 
-function take(page, time, date) {
-  const start = page.samples.get('process_start_time_seconds') ?? 0;
+function take(exposition, time, date) {
+  const start = exposition.samples.get('process_start_time_seconds') ?? 0;
   let target = targets.get(start);
   if (!target) {
-    // Started after the last scrape, it is the same target after a restart. Otherwise it is another.
+    // A process that started after the last scrape is the same target, restarted. Any other one is another target.
     const restart = shown && !mixed && start > shown.date - 1 ? time : 0;
     target = { ...(restart ? shown : { points: [] }), restart, host: '…' };
     if (restart) targets.clear();
@@ -129,12 +129,12 @@ function take(page, time, date) {
     targets.set(start, target);
     learn(start);
   }
-  const before = target.page;
-  const samples = new Map([...page.samples].filter(([key]) => /^(app_request_|process_cpu)/.test(key)));
+  const before = target.samples;
+  const samples = new Map([...exposition.samples].filter(([key]) => /^(app_request_|process_cpu)/.test(key)));
   const points = [...target.points.filter(point => point.time > time - 60), { time, samples }];
-  Object.assign(target, { page, date, points });
+  Object.assign(target, exposition, { date, points });
   if (target !== shown) mixed = time;
-  // The one that is shown may have gone.
+  // If no scrape has reached the process that is shown for 10 s, show this one.
   if (time - shown.points.at(-1).time > 10) shown = target;
   say($.host, shown.host);
   const hosts = [...targets.values()].map(({ host }) => host).join(', ');
@@ -144,7 +144,7 @@ function take(page, time, date) {
   if (target === shown) draw(before);
 }
 
-// Learns the host's name from the page that it serves. Behind a load balancer another may answer.
+// Reads the host's name and the targets from the web page. Behind a load balancer, another process may serve it.
 async function learn(start) {
   let data = document.body.dataset;
   if (data.start != start) {
@@ -153,25 +153,25 @@ async function learn(start) {
   }
   const target = targets.get(+data.start);
   if (target) Object.assign(target, data);
-  if (target === shown) loadSettings();
+  if (target === shown) load();
   if (targets.get(start)?.host === '…') setTimeout(learn, 3000, start);
 }
 
 const COUNT = 'app_request_count_total';
 const TIME = 'app_request_latency_seconds';
-// What a line means, if its help text does not say it.
+// The meaning of the lines whose help text does not explain them.
 const MEANING = {
   [COUNT]: 'Requests so far with these labels.',
-  [TIME + '_sum']: 'The seconds that they took in all. Divided by the count: the mean.',
+  [TIME + '_sum']: 'Their total time in seconds. Divided by the count: the mean.',
   [TIME + '_count']: 'Requests so far.',
 };
 
 function changedLines({ samples, TYPE, HELP }, before, bounds) {
   const groups = new Map();
   for (const [key, value] of samples) {
-    const old = before.samples.get(key);
+    const old = before.get(key);
     if (old === value) continue;
-    // The buckets of a histogram are one row, and so is what may have very many lines.
+    // The buckets of a histogram are one row, and so are the series of app_extra, of which there may be thousands.
     const id = key.replace(/,le=.*|^(app_extra).*/, '$1');
     if (!groups.has(id)) groups.set(id, []);
     groups.get(id).push({ ...parseKey(key), value, old });
@@ -208,14 +208,14 @@ const NUMBERS = [
   ['costs', 'Open connections', 'app_connections_open'],
   ['costs', 'CPU cores busy', 'rate(process_cpu_seconds_total[1m])', ({ cpu }) => cpu],
   ['costs', 'Memory', 'process_resident_memory_bytes', , value => digits(value / 1e6) + ' MB'],
-].map(([list, label, promql, compute = ({ page }) => page.samples.get(promql), write = digits]) => {
+].map(([list, label, promql, compute = ({ samples }) => samples.get(promql), write = digits]) => {
   const value = el('b');
   $[list].append(el('li', el('span', label), value, copyButton(), code(promql)));
   return { value, compute, write };
 });
 
 function draw(before) {
-  const { page, points } = shown;
+  const { samples, points } = shown;
   const { time: to, samples: latest } = points.at(-1);
   const from = points[0].time;
   const series = [...latest].map(([key, value]) => {
@@ -225,7 +225,7 @@ function draw(before) {
   const values = (some, label) => [...new Set(some.map(one => one[label]))].filter(Boolean);
   const bounds = values(series, '$le');
   if (before) {
-    const rows = changedLines(page, before, bounds);
+    const rows = changedLines(shown, before, bounds);
     const own = rows.filter(row => row.className);
     const asked = rows.filter(row => !row.className);
     $.own_changes.replaceChildren(...own);
@@ -233,7 +233,7 @@ function draw(before) {
       $.changes.replaceChildren(...asked);
       say($.when, `At ${new Date(to * 1000).toLocaleTimeString()}:`);
     }
-    if (asked.some(row => /^app_(conf|fault)/.test(row.textContent))) loadSettings();
+    if (asked.some(row => /^app_(conf|fault)/.test(row.textContent))) load();
   }
 
   const here = series.filter(({ $endpoint }) => $endpoint === '/probe');
@@ -244,7 +244,7 @@ function draw(before) {
   const buckets = bounds.map(le => here.filter(({ $le }) => $le === le));
   const histogram = buckets.map((some, index) => [number(bounds[index]), rates(some)]);
   const cpu = series.find(({ name }) => name[0] === 'p')?.rate;
-  const inputs = { page, total, histogram, cpu, statuses: values(requests, '$http_status') };
+  const inputs = { samples, total, histogram, cpu, statuses: values(requests, '$http_status') };
   for (const { value, compute, write } of NUMBERS) {
     const result = compute(inputs);
     say(value, Number.isFinite(result) ? write(result, inputs) : '–');
@@ -292,7 +292,7 @@ CPU: work=50ms
 metrics
 Target down: fail-rate=1&fail-with=503
 Slow scrape: latency=500ms
-Unreadable page: fail-rate=1&fail-with=200
+Unreadable exposition: fail-rate=1&fail-with=200
 healthz
 Not live: fail-rate=1
 Slow probe: latency=700ms
@@ -301,8 +301,8 @@ Not ready: fail-rate=1&fail-with=503
 process
 Restart: exit-after=1s&for=
 Frozen: freeze=1m&for=
-Scrape limit: series=20000
-Page limit: series=60000
+Sample limit: series=20000
+Body size limit: series=60000
 Cardinality: series=5000
 Memory growth: memory=64MiB
 Out of memory: memory=128MiB
@@ -310,7 +310,7 @@ Descriptors: open-files=420`;
 $.query.prepend(copyButton());
 let offered, until = 0;
 
-// The control of a setting. Where a request can ask for the same, it has the same list.
+// Returns the control of a setting. If the form of a single request has this control, it is a copy of that.
 function field(name) {
   const known = $.faults.elements[name];
   if (known) return known;
@@ -328,7 +328,7 @@ function showChange() {
 }
 
 // Offers what can be changed, and shows the settings in force except where somebody has typed something else.
-async function loadSettings() {
+async function load() {
   const { targets } = shown;
   $.off.hidden = targets;
   $.faults.hidden = $.own.hidden = !targets;
@@ -356,7 +356,7 @@ async function loadSettings() {
   $.settings.hidden = !others[0];
   until = 0;
   for (const [, name, value] of text.matchAll(/^(.+)=(.+)$/gm)) {
-    // What is left of a change says nothing about how long the next one is to last.
+    // The time left of this change. It is shown as a countdown, and is no default for the next change.
     if (name === 'for') {
       until = now() + parseInt(value);
       continue;
@@ -374,10 +374,10 @@ async function change(method, path) {
   if (ok) reload();
 }
 
-// Forgets what somebody has typed.
+// Discards what somebody has typed.
 function reload() {
   $.fields.replaceChildren();
-  return loadSettings();
+  return load();
 }
 
 $.kind.onchange = async () => {
@@ -400,7 +400,7 @@ $.back.onclick = () => {
 };
 setInterval(() => {
   const left = Math.ceil(until - now());
-  if (until && left < 1) loadSettings();
+  if (until && left < 1) load();
   say($.left, until ? `Ends in ${left} s.` : '');
 }, 1000);
 

@@ -14,7 +14,7 @@ const ROUND_CONSTANTS: [u32; 64] = [
     0x748f_82ee, 0x78a5_636f, 0x84c8_7814, 0x8cc7_0208, 0x90be_fffa, 0xa450_6ceb, 0xbef9_a3f7, 0xc671_78f2,
 ];
 
-/// The SHA-256 of a message.
+/// Returns the SHA-256 of a message.
 pub const fn sha256(message: &[u8]) -> [u8; 32] {
     let mut state: [u32; 8] = [
         0x6a09_e667,
@@ -85,7 +85,8 @@ const fn compress(state: [u32; 8], message: &[u8], block: usize, padded: usize) 
     sums
 }
 
-/// A byte of the message, of the padding after it, or of the length in bits at the end.
+/// Returns a byte of the padded message: of the message, of the padding after it, or of the length in
+/// bits at the end.
 const fn padded_byte(message: &[u8], at: usize, padded: usize) -> u8 {
     if at < message.len() {
         message[at]
@@ -98,12 +99,12 @@ const fn padded_byte(message: &[u8], at: usize, padded: usize) -> u8 {
     }
 }
 
-/// A digest in Base64, with its padding.
+/// Encodes a digest in Base64, with its padding.
 pub const fn base64(digest: [u8; 32]) -> [u8; 44] {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = [b'='; 44];
     let mut index = 0;
-    // 256 bits are 43 digits, the last of which has two bits of nothing.
+    // 256 bits fill 43 digits of six bits. The last two bits of the last digit are 0.
     while index < 43 {
         let bit = index * 6;
         let low = if bit / 8 + 1 < 32 {

@@ -1,4 +1,4 @@
-// Tests src/page/exposition.js: parses pages of the text format, and compares rates and quantiles with
+// Tests src/page/exposition.js: parses expositions in the text format, and compares rates and quantiles with
 // those that Prometheus computes from the same samples. Usage: node --test tests/page        (needs
 // prometheus and promtool; with BASE_URL also a live scrape)
 import assert from "node:assert/strict";
@@ -18,24 +18,24 @@ let seed = 1;
 const random = (below) => (seed = (seed * 1664525 + 1013904223) % 2 ** 32) % below;
 
 // Every line other than a comment is a sample, and no part of it is lost.
-function isParsed(page) {
-    const lines = page.split("\n").filter((line) => line && !line.startsWith("#"));
-    const { samples, TYPE, HELP } = parse(page);
+function isParsed(exposition) {
+    const lines = exposition.split("\n").filter((line) => line && !line.startsWith("#"));
+    const { samples, TYPE, HELP } = parse(exposition);
     assert.deepEqual([...samples.keys()], lines.map((line) => line.slice(0, line.lastIndexOf(" "))));
     assert.deepEqual([...samples.values()], lines.map((line) => Number(line.slice(line.lastIndexOf(" ")))));
-    const comments = [...page.matchAll(/^# (TYPE|HELP) (\S+) (.*)$/gm)];
+    const comments = [...exposition.matchAll(/^# (TYPE|HELP) (\S+) (.*)$/gm)];
     assert.ok(comments.length > 0 && samples.size > 0);
     for (const [, kind, name, rest] of comments) {
         assert.equal({ TYPE, HELP }[kind].get(name), rest);
     }
 }
 
-test("the page of the seed's application is parsed", () => isParsed(read("../service/seed-metrics.txt")));
+test("the exposition of the seed's application is parsed", () => isParsed(read("../service/seed-metrics.txt")));
 
 test("a live scrape is parsed", { skip: !process.env.BASE_URL }, async () => {
-    const page = await (await fetch(`${process.env.BASE_URL}/metrics`)).text();
-    isParsed(page);
-    const { samples, TYPE } = parse(page);
+    const exposition = await (await fetch(`${process.env.BASE_URL}/metrics`)).text();
+    isParsed(exposition);
+    const { samples, TYPE } = parse(exposition);
     assert.equal(samples.get("app_version_info{config=\"develop\",version=\"1\"}"), 1);
     assert.equal(TYPE.get("app_request_latency_seconds"), "histogram");
 });
