@@ -810,8 +810,8 @@ def soak(binary, flags, clients, seconds):
         scraper = Scraper(service, ledger)
         scraper.scrape()
         before = service.usage()
-        # Memory at the end is compared with memory after a warm-up. What the allocator keeps after each kind of
-        # client has run once is not a leak.
+        # Memory at the end is compared with memory after a warm-up, because memory that the allocator keeps after
+        # each kind of client has run once is not a leak.
         warm_up = min(30, seconds / 4)
         warm = run(service, clients, ledger, scraper, warm_up, began, peak)
         after = run(service, clients, ledger, scraper, seconds - warm_up, began, peak)

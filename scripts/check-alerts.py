@@ -251,7 +251,7 @@ class Bench:
         return f"fired after {to_fire:.0f} s, resolved {to_resolve:.0f} s later"
 
     def stop(self):
-        """Lets the programs clean up. What remains after a moment is killed with the namespace."""
+        """Lets the programs clean up. Those that still run after STOP_LIMIT are killed with the namespace."""
         for _, process, _ in self.processes:
             process.terminate()
         end = time.monotonic() + STOP_LIMIT
@@ -259,7 +259,7 @@ class Bench:
             time.sleep(0.1)
 
     def report(self):
-        """What was seen of each program, for a failure."""
+        """Returns the state and the last lines of each program, to be printed with a failure."""
         lines = []
         try:
             up = {sample["metric"]["job"]: sample["value"][1] for sample in query("min by (job) (up)")}

@@ -395,7 +395,7 @@ fn a_response_that_stalls_or_hangs_on_purpose_ends_after_60_seconds() {
         driver.receive(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
         driver.send();
         assert_eq!(driver.deadline(), Some(65), "{ending}");
-        // What the client sends meanwhile is discarded and prolongs nothing.
+        // Bytes that the client sends meanwhile are discarded and do not move the deadline.
         driver.wait(30);
         driver.receive(REQUEST);
         assert_eq!(driver.deadline(), Some(65), "{ending}");
