@@ -233,7 +233,7 @@ impl FailWith {
                                                      500, 502, 503 or 504), since --server \
                                                      tiny-http can send nothing else";
 
-    /// All ways to fail.
+    /// Returns all ways to fail, statuses first.
     pub fn all() -> impl Iterator<Item = Self> {
         let statuses = Self::STATUSES.into_iter().map(Self::Status);
         let endings = Self::ENDINGS.iter();
@@ -532,7 +532,7 @@ pub static FLAGS: [Flag; 20] = [
         variable: "FAULT_INJECTION",
         value: "",
         default: "off",
-        meaning: "on: clients may change /probe; all: other routes, the process too",
+        meaning: "on: clients may change /probe; all: other routes and the process",
         accepted: "off, on or all",
         sets: Sets::Service(|config, value| {
             config.fault_injection = match (value, switch(value)) {
@@ -604,8 +604,8 @@ pub static FLAGS: [Flag; 20] = [
         variable: "APP_VERSION",
         value: "TEXT",
         default: "1",
-        meaning: "label version of app_version_info",
-        accepted: "a text",
+        meaning: "the version label of app_version_info",
+        accepted: "text in UTF-8",
         sets: Sets::Service(|config, value| parse(value).map(|value| config.app_version = value)),
     },
     Flag {
@@ -613,8 +613,8 @@ pub static FLAGS: [Flag; 20] = [
         variable: "APP_CONFIG",
         value: "TEXT",
         default: "develop",
-        meaning: "label config of app_version_info",
-        accepted: "a text",
+        meaning: "the config label of app_version_info",
+        accepted: "text in UTF-8",
         sets: Sets::Service(|config, value| parse(value).map(|value| config.app_config = value)),
     },
     Flag {
@@ -724,14 +724,14 @@ impl Command {
         let mut given: [Option<OsString>; FLAGS.len()] = Default::default();
         let mut healthcheck = false;
         // The position of the preceding argument if it is a switch without a value.
-        let mut switch = None;
+        let mut pending_switch = None;
         let mut parser = Parser::from_args(arguments);
         while let Some(argument) = parser.next().map_err(|error| see_help(&error))? {
             match argument {
                 // `--fault-injection all` means `--fault-injection=all`. If the value is not accepted,
                 // the message below names the flag.
-                Arg::Value(value) if switch.is_some() && value != HEALTHCHECK => {
-                    if let Some(position) = switch.take() {
+                Arg::Value(value) if pending_switch.is_some() && value != HEALTHCHECK => {
+                    if let Some(position) = pending_switch.take() {
                         given[position] = Some(value);
                     }
                 }
@@ -743,13 +743,14 @@ impl Command {
                     let Some(position) = position else {
                         return Err(see_help(&argument.unexpected()));
                     };
-                    let value = if FLAGS[position].value.is_empty() {
+                    let flag = &FLAGS[position];
+                    let value = if flag.value.is_empty() {
                         let value = parser.optional_value();
-                        switch = value.is_none().then_some(position);
+                        pending_switch = value.is_none().then_some(position);
                         value.unwrap_or_else(|| "on".into())
                     } else {
-                        switch = None;
-                        parser.value().map_err(|error| see_help(&error))?
+                        pending_switch = None;
+                        parser.value().map_err(|_| flag.missing_value())?
                     };
                     given[position] = Some(value);
                 }
@@ -794,6 +795,11 @@ impl Flag {
         }
     }
 
+    /// Returns the error of a flag without a value.
+    fn missing_value(&self) -> ConfigError {
+        ConfigError(format!("--{}: expected {}", self.name, self.accepted))
+    }
+
     /// Sets the value, or returns the error. `describe` formats the flag or variable with the value.
     fn apply(
         &self,
@@ -830,7 +836,8 @@ pub fn help() -> String {
     let mut help = String::from(
         "A very small HTTP service, instrumented for Prometheus.
 
-Usage: tiny-probe [FLAGS]                    serve /probe, /metrics, /healthz, /readyz and /
+Usage: tiny-probe [FLAGS]                    serve /, /probe, /metrics, /healthz, /readyz
+                                             and, with --fault-injection, /faults
        tiny-probe healthcheck [--listen …]   request /healthz from a running server; exit 0 or 1
 
 Flags, each with its environment variable and its default:
@@ -972,6 +979,22 @@ mod tests {
             assert!(parse(accepted).is_ok(), "{flag} {accepted}");
             assert!(parse(refused).is_err(), "{flag} {refused}");
         }
+    }
+
+    #[test]
+    fn a_flag_without_its_value_says_what_is_accepted() {
+        for flag in FLAGS.iter().filter(|flag| !flag.value.is_empty()) {
+            for other in ["", "--fail-rate=0.5 "] {
+                let error = command(&format!("{other}--{}", flag.name), &[]).unwrap_err();
+                let expected = format!("--{}: expected {}", flag.name, flag.accepted);
+                assert_eq!(error.to_string(), expected);
+            }
+        }
+        let error = command("--latency", &[]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("--latency: expected a duration of at most 1h"),
+            "{error}"
+        );
     }
 
     #[test]

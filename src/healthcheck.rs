@@ -9,14 +9,18 @@ use crate::config::Listen;
 
 /// The timeout for connecting, for sending, and for each read.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// No more than this is read of a response, in bytes. Every status line of this server is shorter.
+/// The maximum number of bytes that are read of a response. Every status line of this server is shorter.
 const MAX_STATUS_LINE_BYTES: u64 = 64;
 
 /// Checks that the server responds to /healthz with status 200. The error is a message for the user.
 pub fn check(listen: Listen) -> Result<(), String> {
     let address = reachable(listen);
-    let status_line =
-        request_status(address).map_err(|error| format!("http://{address}/healthz: {error}"))?;
+    let status_line = request_status(address).map_err(|error| {
+        format!(
+            "http://{address}/healthz: {error}; is tiny-probe running, and does --listen or LISTEN name its \
+             address?"
+        )
+    })?;
     if status_line.starts_with("HTTP/1.1 200 ") {
         Ok(())
     } else {
@@ -27,9 +31,9 @@ pub fn check(listen: Listen) -> Result<(), String> {
     }
 }
 
-/// Returns an address at which the server can be reached from this machine. If it listens on every
-/// address, that is localhost. If it listens on both protocols, that is IPv4, because it serves IPv4 alone
-/// if the machine has no IPv6.
+/// Returns an address at which the server can be reached from this machine. For an unspecified address, it
+/// is the loopback address of the same protocol. For `:PORT`, it is 127.0.0.1, because a server on a machine
+/// without IPv6 serves only IPv4.
 fn reachable(listen: Listen) -> SocketAddr {
     let address = match listen {
         Listen::EveryAddress(port) => (Ipv4Addr::UNSPECIFIED, port).into(),

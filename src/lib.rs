@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! socket -> server -> app -> probe      succeed, fail, wait, work
-//!                      |  -> faults     what it is told to do at run time
+//!                      |  -> faults     the faults that clients cause at run time
 //!                      |  -> metrics    the exposition
 //! socket <- server <---+
 //!             |

@@ -149,7 +149,6 @@ fn an_invalid_argument_prints_one_line_and_exits_with_2() {
         (&["--nope"][..], "'--nope'"),
         (&["-x"], "'-x'"),
         (&["serve"], "\"serve\""),
-        (&["--listen"], "'--listen'"),
     ] {
         let output = run(arguments, &[]);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -157,6 +156,15 @@ fn an_invalid_argument_prints_one_line_and_exits_with_2() {
         assert!(message.contains(expected), "{message}");
         assert!(message.ends_with("; see --help"), "{message}");
     }
+}
+
+#[test]
+fn the_message_for_a_missing_value_says_what_is_accepted() {
+    let output = run(&["--fail-rate", "0.5", "--latency"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let expected = "a duration of at most 1h with its unit, such as 300ms or 9s";
+    let line = format!("tiny-probe: --latency: expected {expected}");
+    assert_eq!(message(&output), line);
 }
 
 #[test]
@@ -231,8 +239,11 @@ fn the_healthcheck_requests_healthz_from_the_running_server(server: &str) {
     let output = run(&["healthcheck", "--listen", &listen], &[]);
     assert_eq!(output.status.code(), Some(1));
     let port = service.address.port();
-    let expected = format!("tiny-probe: http://127.0.0.1:{port}/healthz: Connection refused");
-    assert!(message(&output).starts_with(&expected), "{output:?}");
+    let message = message(&output);
+    let begin = format!("tiny-probe: http://127.0.0.1:{port}/healthz: Connection refused");
+    assert!(message.starts_with(&begin), "{message}");
+    let end = "; is tiny-probe running, and does --listen or LISTEN name its address?";
+    assert!(message.ends_with(end), "{message}");
 }
 
 #[test]
