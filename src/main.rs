@@ -19,7 +19,7 @@ use tiny_probe::{healthcheck, shutdown};
 
 const NAME_AND_VERSION: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
-/// The commit that the program was built from. Releases and images know it, because `make` passes it to cargo.
+/// The commit that the program was built from. For releases and images, `make` sets the variable.
 const COMMIT: &str = match option_env!("TINY_PROBE_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
@@ -44,11 +44,11 @@ fn main() -> ExitCode {
 
 fn serve(config: &Config) -> Result<(), String> {
     let cannot_handle_signals = |error| format!("cannot handle signals: {error}");
-    let stop = shutdown::on_signal().map_err(cannot_handle_signals)?;
+    let stop = shutdown::install_signal_handlers().map_err(cannot_handle_signals)?;
     let delay = config.start_delay;
     if !delay.is_zero() {
         diagnostics::print(format_args!(
-            "not listening yet, for {} (--start-delay)",
+            "listening in {} (--start-delay)",
             config::write_duration(delay)
         ));
         if stop.wait(delay).map_err(cannot_handle_signals)? {

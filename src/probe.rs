@@ -1,4 +1,5 @@
-//! Decides for each request to /probe whether it fails and how long it takes, at random, as configured.
+//! Decides whether a request fails and how long it takes: at random, with the settings of /probe, or with
+//! those that a client has set for /metrics, /healthz or /readyz.
 
 use std::time::Duration;
 

@@ -17,7 +17,8 @@ use signal_hook::{flag, low_level::pipe};
 use crate::log::access::AccessLog;
 use crate::log::diagnostics;
 
-/// How long delayed responses may keep waiting after the first signal.
+/// How long delayed responses may keep waiting once the server stops, which is `--shutdown-delay` after the
+/// first signal.
 pub const GRACE: Duration = Duration::from_secs(5);
 /// How long the process waits for readers of its logs to take the last lines.
 pub const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,8 +31,8 @@ pub struct Stop {
     pub is_stopping: Arc<AtomicBool>,
 }
 
-/// Installs the handlers.
-pub fn on_signal() -> io::Result<Stop> {
+/// Installs the handlers of both signals.
+pub fn install_signal_handlers() -> io::Result<Stop> {
     let (signal_read, write_end) = UnixStream::pair()?;
     let is_stopping = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {

@@ -214,7 +214,7 @@ mod tests {
             .enumerate()
             .filter(|(number, text)| *text == line(*number));
         assert_eq!(intact.count() + dropped, LINES);
-        // The stream holds less than 1 MiB. A line has 75 bytes or more, by the average.
+        // The stream holds less than 1 MiB. A line has 75 bytes or more on average.
         let max_kept = (256 * 1024 + 1024 * 1024) / 75;
         assert!(LINES - dropped < max_kept, "only {dropped} are dropped");
     }

@@ -184,10 +184,7 @@ fn a_signal_ends_the_service_during_the_start_delay(server: &str) {
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     stderr.read_line(&mut line).unwrap();
-    assert_eq!(
-        line,
-        "tiny-probe: not listening yet, for 3600s (--start-delay)\n"
-    );
+    assert_eq!(line, "tiny-probe: listening in 3600s (--start-delay)\n");
     let pid = Pid::from_child(&child);
     kill_process(pid, Signal::TERM).unwrap();
     let mut rest = String::new();
