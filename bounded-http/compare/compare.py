@@ -193,7 +193,7 @@ def build():
         Program("metrics-exporter-prometheus 0.18, http-listener only", others / folder / "compare-metrics-exporter",
                 1, crates(manifest, "compare-metrics-exporter")),
         # In this program, the worker is a thread of its own, and the main thread waits for SIGTERM.
-        Program("bounded-http, prometheus 0.14", target / folder / "examples/daemon_metrics", 2,
+        Program("bounded-http, prometheus 0.14, signal-hook 0.4", target / folder / "examples/daemon_metrics", 2,
                 crates(ROOT / "Cargo.toml", "bounded-http", "prometheus", "signal-hook")),
     ]
 
