@@ -191,7 +191,7 @@ const checks = {
         await tab.until("changes", /app_configured_fail_ratio[^]*0.5 → 0\s*-0.5/);
         assert.match(await (await fetch(`${service.url}/faults`)).text(), /^fail-rate=0\n/);
         assert.equal(await tab.page.$eval("#kind", (element) => element.value), "");
-        // Somebody else changes it.
+        // Another client changes the setting.
         await fetch(`${service.url}/faults?work=1ms`, { method: "PUT" });
         await tab.page.waitForFunction(() => document.querySelector("[name=work]").value === "1ms");
 
@@ -225,7 +225,7 @@ const checks = {
             await tab.until("changes", /app_extra[^]*20000 lines/);
             await tab.until("settings", /^process: memory=0B series=20000 .*for=\d+s/);
             await tab.until("left", /Ends in 1\d\d s/);
-            // The page goes on with them.
+            // The page keeps working with so many series.
             await tab.click("one");
             await tab.until("changes", /_count_total[^]*0 → 1\s*\+1/);
         }
@@ -242,7 +242,7 @@ const checks = {
         await service.stop();
     },
 
-    async "scrapes that fail or are late are told, and there is one at a time"(server) {
+    async "scrapes that fail or are late are reported, and there is one at a time"(server) {
         const service = await start(server, { FAULT_INJECTION: "all" });
         const tab = await open(service.url);
         await tab.until("state", /^Live/);
@@ -258,7 +258,7 @@ const checks = {
         };
         await change("fail-rate=1");
         await tab.until("state", /^Scrape failed: status 500/);
-        // The text of a failure is no metric.
+        // The body of a failure has no samples.
         await change("fail-with=200");
         await tab.until("state", /^Scrape failed: status 200, no metrics/);
         if (server === "event-loop") {
@@ -276,7 +276,7 @@ const checks = {
         await service.stop();
     },
 
-    async "requests without a response are told"(server) {
+    async "requests without a response are reported"(server) {
         // The plain loop cannot reset.
         const settings = server === "event-loop" ? { FAIL_RATE: "1", FAIL_WITH: "reset" } : { FAIL_RATE: "1" };
         const service = await start(server, settings);
@@ -314,7 +314,7 @@ const checks = {
         await service.stop();
     },
 
-    async "a restart and a process that does not answer are told"(server) {
+    async "a restart and a process that does not answer are reported"(server) {
         let service = await start(server);
         const tab = await open(service.url);
         await tab.until("state", /^Live/);
@@ -341,7 +341,7 @@ const checks = {
         await service.stop();
     },
 
-    async "another process behind the same address is told"(server) {
+    async "another process behind the same address is reported"(server) {
         // The kernel tells start times in hundredths of a second. Two processes that started in the same
         // one cannot be told apart.
         const started = ({ url }) => metrics(url, /^process_start_time_seconds (.*)/m);

@@ -164,7 +164,7 @@ test("rate and quantile are Prometheus'", async (context) => {
     assert.ok(histograms.some((buckets) => Number.isNaN(quantile(0.5, buckets).value)));
 });
 
-test("a quantile knows its place among the bars", () => {
+test("a quantile has its bucket and its position in it", () => {
     const buckets = [[0.1, 10], [0.5, 30], [Infinity, 40]];
     assert.deepEqual(quantile(0.5, buckets), { value: 0.30000000000000004, index: 1, fraction: 0.5 });
     assert.deepEqual(quantile(0.99, buckets), { value: 0.5, index: 2, fraction: 0 });
