@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 use bounded_http::{Ended, Method, Outcome, Reply, Request, Service, Status};
 use prometheus::IntGauge;
 
-use crate::config::{Config, FailWith, FaultInjection, RouteTarget, Target};
+use crate::config::{Config, FaultInjection};
+use crate::fail_with::FailWith;
 use crate::faults::{Faults, RequestFault, origin};
 use crate::log::access::{AccessLog, Entry};
 use crate::log::{diagnostics, line_writer};
 use crate::metrics::{Endpoint, InForce, Metrics, Preference};
 use crate::page::{self, Page};
 use crate::probe::{Draw, Probe};
+use crate::target::{RouteTarget, Target};
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 

@@ -10,8 +10,11 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use bounded_http::{Ending, Status};
+use bounded_http::Status;
 use lexopt::{Arg, Parser};
+
+use crate::duration;
+use crate::fail_with::FailWith;
 
 /// Longer latencies are refused, because they are probably a mistake.
 const MAX_LATENCY: Duration = Duration::from_secs(3600);
@@ -136,151 +139,6 @@ pub enum AccessLogFormat {
     Text,
     /// Lines of JSON objects with the same fields, and the trace of the request.
     Json,
-}
-
-/// What clients can change through /faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// The requests to a route.
-    Route(RouteTarget),
-    /// The whole process.
-    Process,
-}
-
-/// The routes that can be told to fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are those of the routes")]
-pub enum RouteTarget {
-    Probe,
-    Metrics,
-    Healthz,
-    Readyz,
-}
-
-impl RouteTarget {
-    /// All route targets.
-    pub const ALL: [Self; 4] = [Self::Probe, Self::Metrics, Self::Healthz, Self::Readyz];
-}
-
-impl Target {
-    /// The number of targets.
-    pub const COUNT: usize = RouteTarget::ALL.len() + 1;
-
-    /// Returns all targets, probe first.
-    pub fn all() -> impl Iterator<Item = Self> {
-        let routes = RouteTarget::ALL.into_iter().map(Self::Route);
-        routes.chain([Self::Process])
-    }
-
-    /// Returns the target with this name.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::all().find(|target| target.name() == name)
-    }
-
-    /// Returns the name, which is used in the path after /faults/ and as the label of a metric.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Route(RouteTarget::Probe) => "probe",
-            Self::Route(RouteTarget::Metrics) => "metrics",
-            Self::Route(RouteTarget::Healthz) => "healthz",
-            Self::Route(RouteTarget::Readyz) => "readyz",
-            Self::Process => "process",
-        }
-    }
-}
-
-/// How a failure is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailWith {
-    /// As a response with this status. With 200, only the body says that it is a failure.
-    Status(Status),
-    /// As the ordinary response, of which only a part or nothing is sent.
-    Ending(Ending),
-}
-
-impl FailWith {
-    /// The status that a failure without a response is recorded with. nginx logs the same.
-    pub const DROPPED: &str = "444";
-    /// The statuses that a failure can have.
-    pub const STATUSES: [Status; 11] = [
-        Status::Ok,
-        Status::BadRequest,
-        Status::Unauthorized,
-        Status::Forbidden,
-        Status::NotFound,
-        Status::RequestTimeout,
-        Status::TooManyRequests,
-        Status::InternalServerError,
-        Status::BadGateway,
-        Status::ServiceUnavailable,
-        Status::GatewayTimeout,
-    ];
-    const ENDINGS: [(&'static str, Ending); 5] = [
-        ("reset", Ending::Reset),
-        ("close", Ending::Close),
-        ("cut", Ending::Cut),
-        ("stall", Ending::Stall),
-        ("hang", Ending::Hang),
-    ];
-    /// What [`parse`](Self::parse) accepts, to complete "expected …".
-    pub const ACCEPTED: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, 500, 502, 503 \
-                                        or 504), reset, close, cut, stall or hang";
-    /// What [`parse_status`](Self::parse_status) accepts, to complete "expected …".
-    pub const ACCEPTED_STATUS: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, 500, \
-                                               502, 503 or 504)";
-    /// The same, with the reason why an ending is not accepted.
-    pub const ACCEPTED_BY_TINY_HTTP: &'static str = "a status (200, 400, 401, 403, 404, 408, 429, \
-                                                     500, 502, 503 or 504), since --server \
-                                                     tiny-http can send nothing else";
-
-    /// Returns all ways to fail, statuses first.
-    pub fn all() -> impl Iterator<Item = Self> {
-        let statuses = Self::STATUSES.into_iter().map(Self::Status);
-        let endings = Self::ENDINGS.iter();
-        statuses.chain(endings.map(|(_, ending)| Self::Ending(*ending)))
-    }
-
-    /// Parses a status or the name of an ending.
-    pub fn parse(name: &str) -> Option<Self> {
-        let status = || Self::parse_status(name).map(Self::Status);
-        let mut endings = Self::ENDINGS.iter();
-        let ending = endings.find(|(ending, _)| *ending == name);
-        ending
-            .map(|(_, ending)| Self::Ending(*ending))
-            .or_else(status)
-    }
-
-    /// Parses a status.
-    pub fn parse_status(label: &str) -> Option<Status> {
-        let mut statuses = Self::STATUSES.into_iter();
-        statuses.find(|status| status.label() == label)
-    }
-
-    /// Returns the name that [`parse`](Self::parse) accepts.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Status(status) => status.label(),
-            Self::Ending(ending) => {
-                let mut endings = Self::ENDINGS.iter();
-                let found = endings.find(|(_, known)| *known == ending);
-                found.map_or("", |(name, _)| name)
-            }
-        }
-    }
-
-    /// Returns the status that the failure is recorded with.
-    pub fn recorded_as(self) -> &'static str {
-        match self {
-            Self::Status(status) => status.label(),
-            Self::Ending(ending) if ending.is_silent() => Self::DROPPED,
-            Self::Ending(_) => Status::Ok.label(),
-        }
-    }
-
-    /// Returns whether the failure is a complete response, which every server can send.
-    pub fn is_status(self) -> bool {
-        matches!(self, Self::Status(_))
-    }
 }
 
 /// Where to listen. With port 0, the system chooses the port.
@@ -474,7 +332,7 @@ pub static FLAGS: [Flag; 20] = [
         accepted: ACCEPTED_LATENCY,
         sets: Sets::Probe(ProbeSetting {
             set: |settings, value| latency(value).map(|value| settings.fail_latency = value),
-            write: |settings| write_duration(settings.fail_latency),
+            write: |settings| duration::write(settings.fail_latency),
         }),
     },
     Flag {
@@ -498,7 +356,7 @@ pub static FLAGS: [Flag; 20] = [
         accepted: ACCEPTED_LATENCY,
         sets: Sets::Probe(ProbeSetting {
             set: |settings, value| latency(value).map(|value| settings.latency = value),
-            write: |settings| write_duration(settings.latency),
+            write: |settings| duration::write(settings.latency),
         }),
     },
     Flag {
@@ -510,7 +368,7 @@ pub static FLAGS: [Flag; 20] = [
         accepted: ACCEPTED_LATENCY,
         sets: Sets::Probe(ProbeSetting {
             set: |settings, value| latency(value).map(|value| settings.slow_latency = value),
-            write: |settings| write_duration(settings.slow_latency),
+            write: |settings| duration::write(settings.slow_latency),
         }),
     },
     Flag {
@@ -522,9 +380,9 @@ pub static FLAGS: [Flag; 20] = [
         accepted: "a duration of at most 1s with its unit, such as 20ms",
         sets: Sets::Probe(ProbeSetting {
             set: |settings, value| {
-                duration(value, Duration::ZERO..=MAX_WORK).map(|value| settings.work = value)
+                duration::parse(value, Duration::ZERO..=MAX_WORK).map(|value| settings.work = value)
             },
-            write: |settings| write_duration(settings.work),
+            write: |settings| duration::write(settings.work),
         }),
     },
     Flag {
@@ -574,7 +432,7 @@ pub static FLAGS: [Flag; 20] = [
         sets: Sets::Service(|config, value| {
             config.exit_after = match value {
                 NEVER => None,
-                value => Some(duration(value, EXIT_AFTER_RANGE)?),
+                value => Some(duration::parse(value, EXIT_AFTER_RANGE)?),
             };
             Some(())
         }),
@@ -680,30 +538,7 @@ fn fraction(value: &str) -> Option<f64> {
 }
 
 fn latency(value: &str) -> Option<Duration> {
-    duration(value, Duration::ZERO..=MAX_LATENCY)
-}
-
-/// Parses a duration with its unit, within these bounds.
-pub fn duration(value: &str, accepted: RangeInclusive<Duration>) -> Option<Duration> {
-    // The parser accepts 0 without a unit. The messages always ask for a unit.
-    if value == "0" {
-        return None;
-    }
-    let duration = humantime::parse_duration(value).ok()?;
-    accepted.contains(&duration).then_some(duration)
-}
-
-/// Writes a duration as a whole number of the largest possible unit, such as `90s` or `300ms`.
-/// [`duration`] parses it.
-pub fn write_duration(duration: Duration) -> String {
-    // No duration is longer than 24 hours, and the type has room for 584 years.
-    let nanoseconds = duration.as_nanos() as u64;
-    let units = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)];
-    let largest = units
-        .iter()
-        .find(|(_, unit)| nanoseconds.is_multiple_of(*unit));
-    let (name, unit) = largest.unwrap_or(&("ns", 1));
-    format!("{}{name}", nanoseconds / unit)
+    duration::parse(value, Duration::ZERO..=MAX_LATENCY)
 }
 
 fn switch(value: &str) -> Option<bool> {
@@ -1089,40 +924,6 @@ mod tests {
             Ok(Command::Healthcheck(_))
         ));
         assert!(command("--fault-injection=ALL", &[]).is_err());
-    }
-
-    #[test]
-    fn every_target_has_a_name() {
-        assert_eq!(Target::all().count(), Target::COUNT);
-        for target in Target::all() {
-            assert_eq!(Target::parse(target.name()), Some(target));
-        }
-        for name in ["", "Probe", "faults", "/probe"] {
-            assert_eq!(Target::parse(name), None);
-        }
-    }
-
-    #[test]
-    fn a_failure_is_a_status_or_an_ending() {
-        let endings = FailWith::ENDINGS.map(|(name, _)| name);
-        let statuses = FailWith::STATUSES.map(Status::label);
-        for name in endings.iter().chain(&statuses) {
-            let fail_with = FailWith::parse(name).expect(name);
-            assert_eq!(fail_with.name(), *name);
-            assert!(FailWith::ACCEPTED.contains(name), "{name}");
-            assert_eq!(fail_with.is_status(), statuses.contains(name));
-            let recorded = match *name {
-                "reset" | "close" | "hang" => "444",
-                "cut" | "stall" => "200",
-                status => status,
-            };
-            assert_eq!(fail_with.recorded_as(), recorded, "{name}");
-        }
-        let all: Vec<_> = FailWith::all().map(FailWith::name).collect();
-        assert_eq!(all, [&statuses[..], &endings[..]].concat());
-        for name in ["", "501", "999", "Reset", "0500", "500 ", "none"] {
-            assert_eq!(FailWith::parse(name), None, "{name}");
-        }
     }
 
     #[cfg(feature = "tiny-http")]

@@ -11,10 +11,10 @@ use bounded_http::Status;
 
 use self::change::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, read_end};
 use self::process::Process;
-use crate::config::{
-    self, Config, FLAGS, FailWith, FaultInjection, Flag, ProbeSetting, ProbeSettings, RouteTarget,
-    Sets, Target,
-};
+use crate::config::{Config, FLAGS, FaultInjection, Flag, ProbeSetting, ProbeSettings, Sets};
+use crate::duration;
+use crate::fail_with::FailWith;
+use crate::target::{RouteTarget, Target};
 
 mod change;
 pub mod origin;
@@ -287,7 +287,7 @@ fn failure_with(status: Status) -> Option<FailWith> {
 }
 
 fn read_delay(value: &str) -> Option<Duration> {
-    config::duration(value, Duration::ZERO..=MAX_DELAY)
+    duration::parse(value, Duration::ZERO..=MAX_DELAY)
 }
 
 #[cfg(test)]
@@ -673,7 +673,7 @@ mod tests {
     #[test]
     fn with_tiny_http_only_statuses_are_accepted() {
         let config = Config {
-            server: config::Server::TinyHttp,
+            server: crate::config::Server::TinyHttp,
             ..Config::default()
         };
         let (mut faults, now) = (Faults::new(&config), Instant::now());

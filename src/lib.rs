@@ -37,14 +37,18 @@
 
 pub mod app;
 pub mod config;
+pub mod duration;
+pub mod fail_with;
 pub mod faults;
 pub mod healthcheck;
 pub mod log;
 pub mod metrics;
 pub mod page;
 mod peer;
+mod printable;
 pub mod probe;
 pub mod shutdown;
+pub mod target;
 #[cfg(feature = "tiny-http")]
 pub mod tiny_http;
 pub mod trace_context;

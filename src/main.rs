@@ -15,7 +15,7 @@ use tiny_probe::app::App;
 use tiny_probe::config::{self, Command, Config, Listen};
 use tiny_probe::log::diagnostics;
 use tiny_probe::shutdown::{GRACE, LAST_LINES_TIMEOUT};
-use tiny_probe::{healthcheck, shutdown};
+use tiny_probe::{duration, healthcheck, shutdown};
 
 const NAME_AND_VERSION: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
@@ -49,7 +49,7 @@ fn serve(config: &Config) -> Result<(), String> {
     if !delay.is_zero() {
         diagnostics::print(format_args!(
             "listening in {} (--start-delay)",
-            config::write_duration(delay)
+            duration::write(delay)
         ));
         if stop.wait(delay).map_err(cannot_handle_signals)? {
             return Ok(());

@@ -19,7 +19,8 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 
 use self::exposition::{Exemplar, Exposition, Family, HistogramNames, family, labeled_name};
 use self::process::Process;
-use crate::config::{ProbeSettings, Target};
+use crate::config::ProbeSettings;
+use crate::target::Target;
 use crate::trace_context::TraceContext;
 use crate::wall_clock;
 

@@ -4,9 +4,10 @@
 //! small. The hashes in its `Content-Security-Policy` are computed at compile time as well, so that an
 //! edited script needs no further step.
 
-use crate::config::{Config, Target};
+use crate::config::Config;
 use crate::faults::Faults;
 use crate::metrics::Metrics;
+use crate::target::Target;
 
 mod sha256;
 

@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use tiny_probe::config::{Config, FaultInjection, ProbeSettings, RouteTarget, Target};
+use tiny_probe::config::{Config, FaultInjection, ProbeSettings};
 use tiny_probe::faults::Faults;
+use tiny_probe::target::{RouteTarget, Target};
 
 const PROBE: Target = Target::Route(RouteTarget::Probe);
 const METRICS: Target = Target::Route(RouteTarget::Metrics);

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use bounded_http::{Request, Service};
 use tiny_probe::app::App;
-use tiny_probe::config::{
-    AccessLogFormat, Command, Config, ConfigError, FLAGS, FailWith, FaultInjection,
-};
+use tiny_probe::config::{AccessLogFormat, Command, Config, ConfigError, FLAGS, FaultInjection};
+use tiny_probe::fail_with::FailWith;
 
 /// The input consists of words separated by NUL. As with env(1), variables come first, then arguments.
 pub fn check(input: &[u8]) {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use crate::config;
+use crate::duration;
 
 /// The name of the setting that ends a change.
 pub const FOR: &str = "for";
@@ -82,11 +82,11 @@ impl<S: Clone + PartialEq> Change<S> {
 
 /// Parses `for`, which counts from `now`. Returns `None` if it is not accepted.
 pub fn read_end(value: &str, now: Instant) -> Option<Instant> {
-    config::duration(value, CHANGE_DURATION_RANGE).map(|time| now + time)
+    duration::parse(value, CHANGE_DURATION_RANGE).map(|time| now + time)
 }
 
 /// Writes the time until `end`, rounded up to whole seconds.
 pub fn write_time_left(end: Instant, now: Instant) -> String {
     let left = end.saturating_duration_since(now) + Duration::from_nanos(999_999_999);
-    config::write_duration(Duration::from_secs(left.as_secs()))
+    duration::write(Duration::from_secs(left.as_secs()))
 }

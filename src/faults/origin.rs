@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bounded_http::Request;
 
-use crate::log::access::push_printable;
+use crate::printable::push_printable;
 
 /// Checks the `Origin` of a change. Clients other than browsers send none.
 ///

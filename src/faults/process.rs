@@ -15,10 +15,8 @@ use super::change::{
     ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, read_end, write_time_left,
 };
 use super::query;
-use crate::config::{
-    ACCEPTED_EXIT_AFTER, ACCEPTED_EXIT_CODE, Config, EXIT_AFTER_RANGE, NEVER, duration,
-    write_duration,
-};
+use crate::config::{ACCEPTED_EXIT_AFTER, ACCEPTED_EXIT_CODE, Config, EXIT_AFTER_RANGE, NEVER};
+use crate::duration;
 use crate::log::diagnostics;
 
 /// The accepted values of `freeze`.
@@ -56,7 +54,9 @@ static SETTINGS: [Setting; 6] = [
     Setting {
         name: "freeze",
         accepted: "a duration of at most 10m with its unit, such as 30s",
-        set: |asked, value| duration(value, FREEZE_RANGE).map(|time| asked.freeze = Some(time)),
+        set: |asked, value| {
+            duration::parse(value, FREEZE_RANGE).map(|time| asked.freeze = Some(time))
+        },
     },
     Setting {
         name: EXIT_AFTER,
@@ -64,7 +64,7 @@ static SETTINGS: [Setting; 6] = [
         set: |asked, value| {
             asked.exits_never = value == NEVER;
             if !asked.exits_never {
-                asked.exit_after = Some(duration(value, EXIT_AFTER_RANGE)?);
+                asked.exit_after = Some(duration::parse(value, EXIT_AFTER_RANGE)?);
             }
             Some(())
         },
@@ -252,7 +252,7 @@ impl Process {
         let _ = writeln!(to, "memory={memory}");
         let _ = writeln!(to, "series={}", held.series);
         let _ = writeln!(to, "open-files={}", held.open_files);
-        let freeze = write_duration(self.freeze.unwrap_or_default());
+        let freeze = duration::write(self.freeze.unwrap_or_default());
         let _ = writeln!(to, "freeze={freeze}");
         let exit = self.exit(now).or(self.exit_at_start);
         let after = exit.map_or_else(|| NEVER.to_owned(), |exit| write_time_left(exit.at, now));

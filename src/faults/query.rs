@@ -2,7 +2,7 @@
 //! section 2.1), and a plus is not a space. An error is one line, in visible ASCII whatever the client
 //! sent.
 
-use crate::log::access::push_printable;
+use crate::printable::push_printable;
 
 /// A parameter of a query.
 struct Parameter<'a> {

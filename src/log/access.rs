@@ -1,6 +1,5 @@
 //! The access log: a line per request on standard output.
 
-use std::ascii;
 use std::fmt::{self, Display, Write};
 use std::io::{self, Stdout};
 use std::net::SocketAddr;
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::line_writer::LineWriter;
 use crate::config::AccessLogFormat;
 use crate::peer::canonical;
+use crate::printable::{MAX_INPUT_BYTES, push_printable};
 use crate::trace_context::TraceContext;
 
 /// The access log, which may be off. Clones refer to the same log.
@@ -144,9 +144,6 @@ impl Entry {
     }
 }
 
-/// The maximum number of bytes of a client's input that are logged. Ordinary clients send less.
-const MAX_INPUT_BYTES: usize = 200;
-
 /// Appends input from a client as the content of a JSON string, in visible ASCII. Input beyond
 /// `MAX_INPUT_BYTES` is cut off.
 fn push_json(text: &mut String, input: &str) {
@@ -163,21 +160,6 @@ fn push_json(text: &mut String, input: &str) {
                     let _ = write!(text, "\\u{unit:04x}");
                 }
             }
-        }
-    }
-}
-
-/// Appends input from a client as visible ASCII, or `-` if it is empty. Other bytes and spaces are escaped,
-/// so that a client cannot break the line, add a field to it, or send control characters to a terminal.
-/// Input beyond `MAX_INPUT_BYTES` is cut off.
-pub fn push_printable(text: &mut String, input: &str) {
-    if input.is_empty() {
-        text.push('-');
-    }
-    for byte in input.bytes().take(MAX_INPUT_BYTES) {
-        match byte {
-            b' ' => text.push_str("\\x20"),
-            _ => text.extend(ascii::escape_default(byte).map(char::from)),
         }
     }
 }
