@@ -4,7 +4,7 @@ use std::io::Write;
 
 use crate::request_heads::REQUEST_HEADS;
 use crate::support::{Client, Exposition, Service, wait_until};
-use crate::{little_memory_was_taken, others_are_served};
+use crate::{assert_little_memory_was_taken, assert_others_are_served};
 
 const SERVER: &str = "event-loop";
 
@@ -35,7 +35,7 @@ fn every_malformed_head_gets_its_status_and_a_close_and_is_counted() {
         if REJECTED.contains(status) {
             client.expect_close();
         }
-        others_are_served(&service);
+        assert_others_are_served(&service);
     }
     let metrics = service.scrape();
     for rejected in REJECTED {
@@ -66,11 +66,11 @@ fn a_head_of_400_mb_is_rejected_without_being_read_completely() {
             flood(&mut sender, &[b'x'; 16 * 1024], 25_600);
         });
         assert_eq!(client.read_response().status, status);
-        others_are_served(&service);
+        assert_others_are_served(&service);
         drop(client);
         sender.join().unwrap();
     }
-    little_memory_was_taken(&service);
+    assert_little_memory_was_taken(&service);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_body_of_ten_petabytes_is_rejected_at_once() {
     let mut client = service.connect();
     client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000000000000\r\n\r\n");
     assert_eq!(client.read_response().status, 413);
-    others_are_served(&service);
+    assert_others_are_served(&service);
     client.expect_close();
 }
 
@@ -107,7 +107,7 @@ fn a_body_that_is_announced_and_never_sent_delays_no_other_client() {
             client
         })
         .collect();
-    others_are_served(&service);
+    assert_others_are_served(&service);
     drop(silent);
 }
 
@@ -176,7 +176,7 @@ fn a_client_that_pipelines_the_most_expensive_request_delays_no_other_client() {
             sender.send_request("HEAD", "/metrics");
         }
     });
-    others_are_served(&service);
+    assert_others_are_served(&service);
     for _ in 0..5_000 {
         assert_eq!(client.read_response_to_head().status, 200);
     }
@@ -295,7 +295,7 @@ fn more_clients_than_descriptors_are_all_served() {
         metrics.count("app_connections_open") > 64,
         "more than the soft limit"
     );
-    others_are_served(&service);
+    assert_others_are_served(&service);
     drop(clients);
     wait_until("the connections are closed", || {
         service.scrape().count("app_connections_open") == 1
@@ -449,7 +449,7 @@ fn a_thousand_clients_that_disconnect_leave_no_descriptors_behind() {
         metrics.count("app_connections_open") == 1
             && metrics.count("process_open_fds") == descriptors
     });
-    others_are_served(&service);
+    assert_others_are_served(&service);
 }
 
 #[cfg(target_os = "linux")]

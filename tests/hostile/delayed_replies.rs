@@ -15,7 +15,7 @@ fn a_thousand_delayed_responses_delay_no_other_client() {
             client
         })
         .collect();
-    crate::others_are_served(&service);
+    crate::assert_others_are_served(&service);
     assert_eq!(service.connect().ask("POST", "/probe").status, 405);
     let metrics = service.scrape();
     // All connections are still open, even if the first responses were already sent on a slow machine.

@@ -34,7 +34,7 @@ fn latency(metrics: &Exposition) -> (u64, f64) {
 
 /// Asserts that a recorded time is the time until a client disconnected. It may be shorter than the
 /// test measures, because a busy server may have started the request some time after receiving it.
-fn is_time_until_disconnect(seconds: f64, most: Duration) {
+fn assert_is_time_until_disconnect(seconds: f64, most: Duration) {
     let most = most.as_secs_f64();
     let least = (PATIENCE / 2).as_secs_f64();
     assert!(
@@ -93,12 +93,12 @@ fn clients_that_reset_the_connection_are_recorded_as_499_at_once() {
         });
         let most = started.elapsed();
         assert_eq!((probes(&metrics, "499"), probes(&metrics, "200")), (3, 0));
-        is_time_until_disconnect(latency(&metrics).1 / 3.0, most);
+        assert_is_time_until_disconnect(latency(&metrics).1 / 3.0, most);
         let logged = logged(service, path);
         assert_eq!(logged.len(), 3);
         for (status, bytes, seconds) in logged {
             assert_eq!((&*status, &*bytes), ("499", "0"));
-            is_time_until_disconnect(seconds, most);
+            assert_is_time_until_disconnect(seconds, most);
         }
     }
 }
@@ -132,7 +132,7 @@ fn clients_that_disconnect_with_a_fin_are_recorded_as_499_and_readers_get_their_
     assert_eq!(logged_499.len(), 3);
     for (status, _, seconds) in logged_499 {
         assert_eq!(status, "499");
-        is_time_until_disconnect(seconds, most);
+        assert_is_time_until_disconnect(seconds, most);
     }
 }
 
@@ -170,7 +170,7 @@ fn a_client_that_is_closed_to_make_room_after_its_fin_is_recorded_as_499() {
     assert!(!rest.iter().any(|(status, ..)| status == "200"), "{rest:?}");
     for (_, bytes, seconds) in closed {
         assert_eq!(bytes, "0");
-        is_time_until_disconnect(seconds, most);
+        assert_is_time_until_disconnect(seconds, most);
     }
 }
 

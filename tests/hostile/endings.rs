@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read};
 use std::time::{Duration, Instant};
 
 use crate::support::{Client, Service, request, wait_until};
-use crate::{little_memory_was_taken, others_are_served};
+use crate::{assert_little_memory_was_taken, assert_others_are_served};
 
 const ENDINGS: [&str; 5] = ["reset", "close", "cut", "stall", "hang"];
 
@@ -196,13 +196,13 @@ fn clients_that_hang_hold_their_connections_until_they_disconnect() {
         wait_until("all are left hanging", || {
             in_flight(&service) == CLIENTS as u64
         });
-        others_are_served(&service);
+        assert_others_are_served(&service);
         service.waits();
         let open = || service.scrape().count("app_connections_open");
         assert!(open() > CLIENTS as u64);
         drop(clients);
         wait_until("their connections are closed", || open() < CLIENTS as u64);
-        little_memory_was_taken(&service);
+        assert_little_memory_was_taken(&service);
         service.signal("TERM");
         assert_eq!(service.wait(), Some(0));
     }

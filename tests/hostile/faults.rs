@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::support::{Client, Service};
-use crate::{little_memory_was_taken, others_are_served};
+use crate::{assert_little_memory_was_taken, assert_others_are_served};
 
 const SERVER: &str = "event-loop";
 
@@ -30,7 +30,7 @@ fn a_flood_of_changes_delays_no_other_client_and_each_change_is_atomic() {
                 }
             });
         }
-        others_are_served(&service);
+        assert_others_are_served(&service);
     });
     let metrics = service.scrape();
     let rates =
@@ -38,7 +38,7 @@ fn a_flood_of_changes_delays_no_other_client_and_each_change_is_atomic() {
     assert_eq!(rates[0].to_bits(), rates[1].to_bits(), "{rates:?}");
     let changes = r#"app_request_count_total{method="PUT",endpoint="/faults",http_status="200"}"#;
     assert_eq!(metrics.count(changes), (CLIENTS * CHANGES) as u64);
-    little_memory_was_taken(&service);
+    assert_little_memory_was_taken(&service);
 
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
@@ -76,5 +76,5 @@ fn delayed_responses_on_all_other_connections_do_not_affect_a_connected_client()
     assert!(grown < 2048, "{grown} KiB for {CONNECTIONS} connections");
     // A client that disconnects makes room for another.
     delayed.truncate(CONNECTIONS - 1);
-    others_are_served(&service);
+    assert_others_are_served(&service);
 }

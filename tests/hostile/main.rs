@@ -42,10 +42,10 @@ mod turns;
 #[cfg(target_os = "linux")]
 mod work;
 
-use support::{Service, others_are_served};
+use support::{Service, assert_others_are_served};
 
 /// Asserts that the process never had more than 16 MiB of resident memory. Checked only on Linux.
-fn little_memory_was_taken(service: &Service) {
+fn assert_little_memory_was_taken(service: &Service) {
     if cfg!(target_os = "linux") {
         let peak = service.status("VmHWM") / 1024;
         assert!(peak < 16, "{peak} MiB");

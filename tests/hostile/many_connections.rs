@@ -2,8 +2,8 @@
 
 use std::thread;
 
+use crate::assert_others_are_served;
 use crate::clients::raise_descriptor_limit;
-use crate::others_are_served;
 use crate::support::{Client, Service, skip, wait_until};
 
 const SERVER: &str = "event-loop";
@@ -18,7 +18,7 @@ fn ten_thousand_idle_connections_use_little_memory_and_release_it() {
     }
     // Enough for these clients and for those that check the service meanwhile.
     let service = Service::start(SERVER, &["--max-connections", "10100"]);
-    others_are_served(&service);
+    assert_others_are_served(&service);
     let before = service.status("VmRSS");
     let clients: Vec<Client> = (0..count)
         .map(|number| {
@@ -32,13 +32,13 @@ fn ten_thousand_idle_connections_use_little_memory_and_release_it() {
         .collect();
     let open = || service.scrape().count("app_connections_open");
     wait_until("all are open", || open() == count as u64 + 1);
-    others_are_served(&service);
+    assert_others_are_served(&service);
     let during = service.status("VmRSS");
     assert!(during < 16 * 1024, "{during} KiB");
 
     drop(clients);
     wait_until("all are closed", || open() == 1);
-    others_are_served(&service);
+    assert_others_are_served(&service);
     // The connections of those that checked may not be closed yet.
     let kept = || service.status("VmRSS").saturating_sub(before);
     wait_until("half of the memory is released", || {

@@ -220,7 +220,7 @@ fn clients_that_pipeline_and_read_before_they_stop_reading_are_bounded_together(
 }
 
 #[test]
-fn clients_that_do_not_read_two_pages_are_bounded_together() {
+fn clients_that_do_not_read_two_expositions_are_bounded_together() {
     assert_memory_is_bounded(&[], true, request("GET", "/metrics").repeat(2));
 }
 
@@ -250,7 +250,7 @@ fn scrape_with_latency(latency: &str, count: usize) -> (Service, Vec<Client>) {
 
 /// A delayed exposition is held in memory until it is sent. All of them together would take 20 MB.
 #[test]
-fn pages_that_a_fault_delays_are_bounded_together() {
+fn expositions_that_a_fault_delays_are_bounded_together() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (service, _scrapers) = scrape_with_latency("1h", CLIENTS);
     // Connections are accepted, and requests answered, in the order of their arrival.
@@ -261,7 +261,7 @@ fn pages_that_a_fault_delays_are_bounded_together() {
 
 /// A client whose response is delayed waits for the service, and makes no progress of its own.
 #[test]
-fn clients_that_wait_for_a_delayed_page_are_not_reset_when_others_hold_too_much() {
+fn clients_that_wait_for_a_delayed_exposition_are_not_reset_when_others_hold_too_much() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (service, mut scrapers) = scrape_with_latency("4s", 3);
     // By then, a client that does not read would be reset.

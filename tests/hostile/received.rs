@@ -71,7 +71,7 @@ fn requests_that_arrive_while_the_process_is_suspended_get_their_responses_after
 
 #[test]
 fn bytes_that_arrive_in_time_while_the_process_is_suspended_are_in_time() {
-    const PAGES: usize = 500;
+    const SCRAPES: usize = 500;
     let service = Service::start(SERVER, &[]);
     // One client has sent half a head, one half a body, and one does not read its responses.
     let mut head = service.connect();
@@ -80,7 +80,7 @@ fn bytes_that_arrive_in_time_while_the_process_is_suspended_are_in_time() {
     body.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nhalf");
     assert_eq!(body.read_response().status, 405);
     let mut slow = service.connect_with_receive_buffer(4 * 1024);
-    slow.send(request("GET", "/metrics").repeat(PAGES));
+    slow.send(request("GET", "/metrics").repeat(SCRAPES));
     wait_until("the server has begun to respond", || {
         !slow.has_nothing_to_read()
     });
@@ -101,7 +101,7 @@ fn bytes_that_arrive_in_time_while_the_process_is_suspended_are_in_time() {
         assert_eq!(status, Ok(200), "after the second half of a {what}");
         assert_eq!(client.ask("GET", "/healthz").status, 200);
     }
-    for _ in 0..PAGES {
+    for _ in 0..SCRAPES {
         assert_eq!(slow.read_response().status, 200);
     }
 }

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::little_memory_was_taken;
+use crate::assert_little_memory_was_taken;
 use crate::support::{Client, Service};
 
 const SERVER: &str = "event-loop";
@@ -18,7 +18,7 @@ fn slow_clients_are_closed_after_10_seconds() {
         scope.spawn(|| a_client_that_reads_no_responses_is_closed(&service));
         scope.spawn(|| a_body_that_never_arrives_closes_the_connection(&service));
     });
-    little_memory_was_taken(&service);
+    assert_little_memory_was_taken(&service);
     let timed_out = r#"app_request_count_total{method="other",endpoint="other",http_status="408"}"#;
     assert_eq!(service.scrape().count(timed_out), 1);
     assert_eq!(service.scrape().count("app_connections_open"), 1);
@@ -58,7 +58,7 @@ fn a_slow_head_gets_408(service: &Service) {
 fn a_client_that_reads_no_responses_is_closed(service: &Service) {
     use std::io::{ErrorKind, Read, Write};
 
-    use crate::others_are_served;
+    use crate::assert_others_are_served;
     use crate::support::request;
 
     let client = service.connect();
@@ -76,7 +76,7 @@ fn a_client_that_reads_no_responses_is_closed(service: &Service) {
         last_sent = Instant::now();
         assert!(sent < 1 << 30, "the service does not stop reading");
     }
-    others_are_served(service);
+    assert_others_are_served(service);
     // Read nothing until the service has closed the connection.
     let is_open = || {
         let state = std::fs::read_to_string("/proc/self/net/tcp").unwrap();

@@ -70,7 +70,7 @@ fn warmed_up() -> (Service, u64) {
 }
 
 /// Asserts that the peak memory has hardly grown.
-fn memory_is_flat(service: &Service, before: u64) {
+fn assert_memory_is_flat(service: &Service, before: u64) {
     let grown = service.status("VmHWM").saturating_sub(before);
     println!("grown by {grown} KiB");
     assert!(grown < 4 * 1024, "grown by {grown} KiB");
@@ -96,7 +96,7 @@ fn memory_stays_flat_whatever_the_pace_of_clients_that_pipeline_without_end() {
             });
         }
     });
-    memory_is_flat(&service, before);
+    assert_memory_is_flat(&service, before);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn memory_stays_flat_when_a_client_is_always_a_little_slower_than_the_server() {
         }
     }
     println!("{} bytes", reader.received);
-    memory_is_flat(&service, before);
+    assert_memory_is_flat(&service, before);
 }
 
 /// How clients send requests without end.
@@ -308,7 +308,7 @@ impl Waits {
     /// Asserts that no client waited for a turn of each of a thousand others, which took more than a
     /// second when a turn was 32 requests. A few milliseconds of CPU time are expected, and more by the
     /// clock on a machine that is busy with other tests.
-    fn are_short(&self, beside: &str) {
+    fn assert_short(&self, beside: &str) {
         let Self {
             median,
             worst,
@@ -345,7 +345,7 @@ fn the_wait_of_a_new_client_does_not_grow_with_the_number_of_busy_ones() {
         let waits = flood(&service, clients, &head, Pipelining::Endless, || {
             Waits::measure(&service)
         });
-        waits.are_short(&format!("beside {clients} clients"));
+        waits.assert_short(&format!("beside {clients} clients"));
         cpu_times.push(waits.cpu_time);
     }
     // Compares 100 clients with the maximum. The tolerance is about the cost of one client.
@@ -370,7 +370,7 @@ fn a_new_client_does_not_wait_for_all_others_whatever_they_request() {
         let waits = flood(&service, CLIENTS, &request, pipelining, || {
             Waits::measure(&service)
         });
-        waits.are_short(&format!("beside {method} {path}"));
+        waits.assert_short(&format!("beside {method} {path}"));
     }
 }
 

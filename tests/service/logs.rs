@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::support::{
-    Client, OTHERS_REQUESTS, Service, TIMEOUT, others_are_served, request, wait_until,
+    Client, OTHERS_REQUESTS, Service, TIMEOUT, assert_others_are_served, request, wait_until,
 };
 
 on_every_server!(
@@ -161,7 +161,7 @@ fn lines_for_a_stuck_reader_of_standard_output_are_dropped_and_counted(server: &
     let mut service = Service::start(server, ACCESS_LOG);
     let mut log = service.take_stdout();
     log_too_many_lines(&service);
-    others_are_served(&service);
+    assert_others_are_served(&service);
     service.waits();
     let (lines, dropped) = count(&read_and_stop(&mut service, &mut log));
     assert!(dropped > 0);
@@ -176,7 +176,7 @@ fn a_stuck_reader_of_standard_error_does_not_affect_requests(server: &str) {
     let stdout = File::options().write(true).open("/dev/null").unwrap();
     let mut service = Service::start_into(server, &[], stdout, &stderr);
     drop(stderr);
-    others_are_served(&service);
+    assert_others_are_served(&service);
     drain(&mut diagnostics, filled);
     // The service writes its diagnostics as soon as there is room. No request is needed to trigger that.
     let waiting = read_some(&mut diagnostics);
@@ -192,7 +192,7 @@ fn lines_for_a_stuck_reader_of_both_are_dropped_and_counted(server: &str) {
     let mut service = Service::start_into(server, ACCESS_LOG, &stream, &stream);
     drop(stream);
     log_too_many_lines(&service);
-    others_are_served(&service);
+    assert_others_are_served(&service);
     drain(&mut log, filled);
     let log = read_and_stop(&mut service, &mut log);
     let (lines, dropped) = count(&without_diagnostics(&log, server));
@@ -222,7 +222,7 @@ fn a_reader_that_continues_after_the_signal_gets_the_last_lines(server: &str) {
     let filled = fill(&mut stream);
     let mut service = Service::start_into(server, ACCESS_LOG, &stream, &stream);
     drop(stream);
-    others_are_served(&service);
+    assert_others_are_served(&service);
     service.signal("TERM");
     if server == "event-loop" {
         // From then on, only the last lines are still written.
@@ -298,7 +298,7 @@ fn a_full_disk_or_closed_stream_does_not_affect_requests(server: &str) {
         closed,
     ] {
         log_too_many_lines(&service);
-        others_are_served(&service);
+        assert_others_are_served(&service);
         service.signal("TERM");
         assert_eq!(service.wait(), Some(0));
     }

@@ -306,12 +306,12 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The number of requests that [`others_are_served`] sends.
+/// The number of requests that [`assert_others_are_served`] sends.
 pub const OTHERS_REQUESTS: usize = 21;
 
 /// Asserts that another client is served. The median time of several requests must be below 100 ms: a busy
 /// machine can delay a few of them, but a blocked event loop delays them all.
-pub fn others_are_served(service: &Service) {
+pub fn assert_others_are_served(service: &Service) {
     let mut other = service.connect();
     let mut times: Vec<Duration> = (0..OTHERS_REQUESTS)
         .map(|_| {
