@@ -28,18 +28,23 @@ impl Service {
         stat.contains(") S ")
     }
 
-    /// Suspends the process as `docker pause` does. The kernel still accepts and receives for it.
-    pub fn pause(&self) {
+    /// Suspends the process as `docker pause` does while clients act. The kernel still accepts and receives
+    /// for it.
+    #[track_caller]
+    pub fn while_paused<T>(&self, act: impl FnOnce() -> T) -> T {
         self.signal("STOP");
         wait_until("the process is stopped", || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
             stat.contains(") T ")
         });
+        let result = act();
+        self.signal("CONT");
+        result
     }
 
-    /// Resumes a suspended process.
-    pub fn resume(&self) {
-        self.signal("CONT");
+    /// Connects with a receive buffer of about 2 KiB, so that most responses stay unsent.
+    pub fn connect_with_small_window(&self) -> Client {
+        self.connect_with_receive_buffer(2304)
     }
 
     /// Connects with a receive buffer of about this many bytes, so that few responses fit into it.
@@ -54,11 +59,7 @@ impl Service {
         // The window is negotiated when connecting, so the buffer is set before.
         sockopt::set_socket_recv_buffer_size(&socket, bytes).unwrap();
         rustix::net::connect(&socket, &self.address).unwrap();
-        let stream = TcpStream::from(socket);
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
-        Client::from(stream)
+        Client::from(TcpStream::from(socket))
     }
 }
 

@@ -1,129 +1,91 @@
 //! At the connection limit: health checks and scrapes are served whatever holds the connections, and
 //! ordinary clients lose nothing.
 
-use std::io::{Read, Write};
-use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::Read;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::crowd::{
-    Loss, Outcome, ReusingClient, SHORT_SILENCE, assert_served_promptly, connect_with_small_window,
-};
-use crate::support::{Client, Service, TIMEOUT, request, run, wait_until};
+use crate::crowd::{Loss, Outcome, ReusingClient, SHORT_SILENCE};
+use crate::scenario::{Clients, Scenario};
+use crate::support::{Client, Service, request, run, wait_until};
 
-const SERVER: &str = "event-loop";
-
-/// Occupies every connection with a request whose response is delayed by 20 seconds.
-fn fill_with_delayed_requests(service: &Service, count: usize) -> Vec<Client> {
-    (0..count)
-        .map(|_| {
-            let mut client = service.connect();
-            client.send_delayed("/probe?delay=20s");
-            client
-        })
-        .collect()
+/// Starts a service whose 20 connections are occupied by requests whose responses are delayed by 20 seconds.
+fn full_service() -> (Scenario, Clients) {
+    let scenario = Scenario::start(&["--max-connections", "20", "--fault-injection"]);
+    let delayed = scenario.clients(20, |client| client.send_delayed("/probe?delay=20s"));
+    (scenario, delayed)
 }
 
-fn assert_operators_are_served(service: &Service) {
-    assert_served_promptly(service, "GET", "/healthz");
-    assert_served_promptly(service, "GET", "/metrics");
-    assert_served_promptly(service, "DELETE", "/faults");
-    let listen = service.address.to_string();
+fn expect_operators_served(scenario: &Scenario) {
+    scenario.expect_served_promptly("GET", "/healthz");
+    scenario.expect_served_promptly("GET", "/metrics");
+    scenario.expect_served_promptly("DELETE", "/faults");
+    let listen = scenario.address.to_string();
     let healthcheck = run(&["healthcheck"], &[("LISTEN", &listen)]);
     assert!(healthcheck.status.success(), "{healthcheck:?}");
 }
 
 #[test]
 fn operators_are_served_while_delayed_requests_hold_every_connection() {
-    let flags = ["--max-connections", "20", "--fault-injection"];
-    let service = Service::start(SERVER, &flags);
-    let mut delayed = fill_with_delayed_requests(&service, 20);
-    assert_operators_are_served(&service);
+    let (scenario, mut delayed) = full_service();
+    expect_operators_served(&scenario);
 
     // No connection can be evicted, so other requests get a 503.
     for _ in 0..20 {
-        let mut client = service.connect();
+        let mut client = scenario.connect();
         let started = Instant::now();
-        let response = client.ask("GET", "/probe");
-        assert_eq!(response.status, 503, "{response:?}");
-        assert_eq!(response.field("Retry-After"), Some("1"));
-        assert_eq!(response.field("Connection"), Some("close"));
-        client.expect_close();
+        client.send_request("GET", "/probe");
+        client.expect_refusal();
         assert!(started.elapsed() < Duration::from_secs(2), "not at once");
     }
     // Clients that send nothing cannot hold the reserve.
-    let _silent: Vec<Client> = (0..16).map(|_| service.connect()).collect();
-    assert_operators_are_served(&service);
+    let _silent = scenario.silent_clients(16);
+    expect_operators_served(&scenario);
 
-    for client in &mut delayed {
-        client.stream.set_nonblocking(true).unwrap();
-        let waits = client.stream.peek(&mut [0]).is_err_and(|error| {
-            // The connection is neither closed nor reset.
-            error.kind() == std::io::ErrorKind::WouldBlock
-        });
-        assert!(waits, "a client with a delayed response was displaced");
-    }
+    // Their connections are neither closed nor reset.
+    delayed.each(|client| assert!(client.has_nothing_to_read(), "a client was displaced"));
 }
 
 #[test]
 fn clients_that_disconnect_before_their_delayed_response_make_room() {
-    let flags = ["--max-connections", "20", "--fault-injection"];
-    let service = Service::start(SERVER, &flags);
-    let delayed = fill_with_delayed_requests(&service, 20);
-    for client in &delayed {
-        client.stream.shutdown(Shutdown::Write).unwrap();
-    }
-    assert_operators_are_served(&service);
+    let (scenario, mut delayed) = full_service();
+    delayed.each(|client| client.finish_sending());
+    expect_operators_served(&scenario);
     // Other clients are served, too, on connections that stay open.
-    let mut others = Vec::new();
-    for _ in 0..20 {
-        let mut other = service.connect();
+    let _others = scenario.clients(20, |other| {
         let started = Instant::now();
         let response = other.ask("GET", "/probe");
         assert_eq!(response.body, "I'm ok!", "{response:?}");
         assert!(started.elapsed() < Duration::from_secs(2), "not at once");
-        others.push(other);
-    }
-    assert_operators_are_served(&service);
+    });
+    expect_operators_served(&scenario);
 }
 
 #[test]
 fn health_checks_are_served_while_slow_readers_hold_every_connection() {
     const CLIENTS: usize = 20;
-    let service = Service::start(SERVER, &["--max-connections", "20"]);
+    let scenario = Scenario::start(&["--max-connections", "20"]);
     // 12 MB of responses, far more than the buffers between the service and the client hold.
     let requests = request("GET", "/metrics").repeat(1000);
-    let mut readers: Vec<_> = (0..CLIENTS)
-        .map(|_| connect_with_small_window(&service))
+    let mut readers: Vec<Client> = (0..CLIENTS)
+        .map(|_| scenario.connect_with_small_window())
         .collect();
     for reader in &mut readers {
-        reader.write_all(requests.as_bytes()).unwrap();
+        reader.send(&requests);
         // The service is responding to its requests.
-        reader.read_exact(&mut [0; 2048]).unwrap();
+        reader.stream.read_exact(&mut [0; 2048]).unwrap();
     }
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let reading = scope.spawn(|| {
-            while !is_over.load(Ordering::Relaxed) {
-                thread::park_timeout(Duration::from_secs(4));
-                for reader in &mut readers {
-                    // The service may have closed the connection because the client is slow.
-                    let _ = reader.read(&mut [0; 2048]);
-                }
-            }
-        });
-        let checks = scope.spawn(|| {
-            let started = Instant::now();
-            while started.elapsed() < Duration::from_secs(5) {
-                assert_served_promptly(&service, "GET", "/healthz");
-            }
-        });
-        let result = checks.join();
-        is_over.store(true, Ordering::Relaxed);
-        reading.thread().unpark();
-        if let Err(panic) = result {
-            std::panic::resume_unwind(panic);
+    let read_slowly = |readers: &mut Vec<Client>| {
+        thread::park_timeout(Duration::from_secs(4));
+        for reader in readers {
+            // The service may have closed the connection because the client is slow.
+            let _ = reader.stream.read(&mut [0; 2048]);
+        }
+    };
+    scenario.meanwhile([readers], read_slowly, |scenario| {
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(5) {
+            scenario.expect_served_promptly("GET", "/healthz");
         }
     });
 }
@@ -175,17 +137,15 @@ fn send_requests(service: &Service, load: &Load) -> Tally {
 /// meanwhile.
 fn assert_nothing_is_lost(load: &Load) {
     let limit = load.connections.to_string();
-    let service = Service::start(SERVER, &["--max-connections", &limit]);
+    let scenario = Scenario::start(&["--max-connections", &limit]);
     thread::scope(|scope| {
         let clients: Vec<_> = (0..load.clients)
-            .map(|_| scope.spawn(|| send_requests(&service, load)))
+            .map(|_| scope.spawn(|| send_requests(&scenario, load)))
             .collect();
-        let checks = scope.spawn(|| {
-            let started = Instant::now();
-            while started.elapsed() < LOAD_TIME * 4 / 5 {
-                assert_served_promptly(&service, "GET", "/healthz");
-            }
-        });
+        let started = Instant::now();
+        while started.elapsed() < LOAD_TIME * 4 / 5 {
+            scenario.expect_served_promptly("GET", "/healthz");
+        }
         let tallies: Vec<Tally> = clients
             .into_iter()
             .map(|client| client.join().unwrap())
@@ -210,7 +170,6 @@ fn assert_nothing_is_lost(load: &Load) {
         for tally in tallies {
             assert!(tally.responses > 0, "a client got no response");
         }
-        checks.join().unwrap();
     });
 }
 
@@ -246,46 +205,35 @@ fn twice_as_many_clients_as_connections_lose_nothing() {
 
 #[test]
 fn uploads_are_not_cut_off_at_the_connection_limit() {
-    let service = Service::start(SERVER, &["--max-connections", "4"]);
-    let is_over = AtomicBool::new(false);
-    let started = Instant::now();
-    thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) && started.elapsed() < TIMEOUT {
-                    service.get("/probe");
-                }
-            });
-        }
+    let scenario = Scenario::start(&["--max-connections", "4"]);
+    let ask = |(): &mut ()| _ = scenario.get("/probe");
+    scenario.meanwhile([(); 8], ask, |scenario| {
         // All connections are in use.
         wait_until("the limit is reached", || {
-            service.scrape().count("app_connections_open") > 4
+            scenario.scrape().count("app_connections_open") > 4
         });
-        let mut client = service.connect();
-        let head = "POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 3000\r\n\r\n";
-        let mut result = client.stream.write_all(head.as_bytes());
+        let mut client = scenario.connect();
+        client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 3000\r\n\r\n");
         // This takes longer than the idle time after which a connection can be evicted.
         for _ in 0..10 {
             thread::sleep(Duration::from_millis(30));
-            result = result.and_then(|()| client.stream.write_all(&[b'x'; 300]));
+            client.send([b'x'; 300]);
         }
-        is_over.store(true, Ordering::Relaxed);
-        result.expect("the whole body is sent");
         assert_eq!(client.read_response().status, 405);
     });
 }
 
 #[test]
 fn a_connection_makes_room_once_it_has_been_idle_for_100_milliseconds() {
-    let service = Service::start(SERVER, &["--max-connections", "1"]);
+    let scenario = Scenario::start(&["--max-connections", "1"]);
     let mut shortest = Duration::MAX;
     // On a busy machine, some attempts take longer.
     for _ in 0..50 {
-        let mut idle = service.connect();
+        let mut idle = scenario.connect();
         // The connection is idle some time after this.
         let started = Instant::now();
         assert_eq!(idle.ask("GET", "/probe").status, 200);
-        assert_eq!(service.get("/probe").status, 200);
+        assert_eq!(scenario.get("/probe").status, 200);
         shortest = shortest.min(started.elapsed());
         if shortest < Duration::from_millis(150) {
             break;
@@ -298,33 +246,18 @@ fn a_connection_makes_room_once_it_has_been_idle_for_100_milliseconds() {
 /// The descriptors are used up before the connection limit is reached.
 #[test]
 fn busy_clients_without_a_free_descriptor_do_not_keep_operators_out() {
-    const CLIENTS: usize = 100;
-    let service = Service::start_after("ulimit -n 300", SERVER, &["--fault-injection=all"]);
-    let change = "/faults/process?open-files=1000000&for=1h";
-    assert_eq!(service.connect().ask("PUT", change).status, 200);
-    wait_until("the descriptors are taken", || {
-        service.scrape().count("process_open_fds") > 220
-    });
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for _ in 0..CLIENTS {
-            scope.spawn(|| {
-                let mut client = ReusingClient::new(&service);
-                while !is_over.load(Ordering::Relaxed) {
-                    client.get("/probe", Duration::ZERO);
-                    thread::sleep(Duration::from_millis(5));
-                }
-            });
-        }
-        let checks = scope.spawn(|| {
-            wait_until("few descriptors are left", || {
-                service.scrape().count("process_open_fds") > 290
-            });
-            assert_served_promptly(&service, "GET", "/healthz");
-            assert_served_promptly(&service, "DELETE", "/faults");
+    let scenario = Scenario::start_after("ulimit -n 300", &["--fault-injection=all"]);
+    scenario.take_descriptors();
+    let clients = [(); 100].map(|()| ReusingClient::new(&scenario));
+    let ask = |client: &mut ReusingClient| {
+        client.get("/probe", Duration::ZERO);
+        thread::sleep(Duration::from_millis(5));
+    };
+    scenario.meanwhile(clients, ask, |scenario| {
+        wait_until("few descriptors are left", || {
+            scenario.scrape().count("process_open_fds") > 290
         });
-        let result = checks.join();
-        is_over.store(true, Ordering::Relaxed);
-        result.unwrap();
+        scenario.expect_served_promptly("GET", "/healthz");
+        scenario.expect_served_promptly("DELETE", "/faults");
     });
 }

@@ -3,20 +3,18 @@
 use std::thread;
 use std::time::Instant;
 
-use crate::support::{Client, Service};
-use crate::{assert_little_memory_was_taken, assert_others_are_served};
-
-const SERVER: &str = "event-loop";
+use crate::assert_little_memory_was_taken;
+use crate::scenario::Scenario;
 
 #[test]
 fn a_flood_of_changes_delays_no_other_client_and_each_change_is_atomic() {
     const CLIENTS: usize = 4;
     const CHANGES: usize = 2_500;
-    let mut service = Service::start(SERVER, &["--fault-injection"]);
+    let mut scenario = Scenario::start(&["--fault-injection"]);
     let started = Instant::now();
     thread::scope(|scope| {
         for number in 0..CLIENTS {
-            let mut client = service.connect();
+            let mut client = scenario.connect();
             scope.spawn(move || {
                 // Each change sets two rates to the same value. No response may show only one of them.
                 for change in 0..CHANGES {
@@ -30,19 +28,19 @@ fn a_flood_of_changes_delays_no_other_client_and_each_change_is_atomic() {
                 }
             });
         }
-        assert_others_are_served(&service);
+        scenario.expect_others_served();
     });
-    let metrics = service.scrape();
+    let metrics = scenario.scrape();
     let rates =
         ["fail", "slow"].map(|which| metrics.value(&format!("app_configured_{which}_ratio")));
     assert_eq!(rates[0].to_bits(), rates[1].to_bits(), "{rates:?}");
-    let changes = r#"app_request_count_total{method="PUT",endpoint="/faults",http_status="200"}"#;
-    assert_eq!(metrics.count(changes), (CLIENTS * CHANGES) as u64);
-    assert_little_memory_was_taken(&service);
+    let changes = metrics.requests("PUT", "/faults", 200);
+    assert_eq!(changes, (CLIENTS * CHANGES) as u64);
+    assert_little_memory_was_taken(&scenario);
 
-    service.signal("TERM");
-    assert_eq!(service.wait(), Some(0));
-    let diagnostics = service.stderr();
+    scenario.signal("TERM");
+    assert_eq!(scenario.wait(), Some(0));
+    let diagnostics = scenario.stderr();
     assert!(
         diagnostics
             .lines()
@@ -58,23 +56,19 @@ fn a_flood_of_changes_delays_no_other_client_and_each_change_is_atomic() {
 fn delayed_responses_on_all_other_connections_do_not_affect_a_connected_client() {
     const CONNECTIONS: usize = 500;
     let limit = (CONNECTIONS + 1).to_string();
-    let service = Service::start(SERVER, &["--fault-injection", "--max-connections", &limit]);
-    let mut connected = service.connect();
+    let scenario = Scenario::start(&["--fault-injection", "--max-connections", &limit]);
+    let mut connected = scenario.connect();
     assert_eq!(connected.ask("GET", "/healthz").status, 200);
-    let before = service.status("VmRSS");
-    let mut delayed: Vec<Client> = (0..CONNECTIONS)
-        .map(|_| {
-            let mut client = service.connect();
-            client.send_delayed("/probe?delay=60s");
-            client
-        })
-        .collect();
+    let before = scenario.status("VmRSS");
+    let mut delayed = scenario.clients(CONNECTIONS, |client| {
+        client.send_delayed("/probe?delay=60s");
+    });
     for path in ["/healthz", "/metrics", "/probe"] {
         assert_eq!(connected.ask("GET", path).status, 200, "{path}");
     }
-    let grown = service.status("VmRSS").saturating_sub(before);
+    let grown = scenario.status("VmRSS").saturating_sub(before);
     assert!(grown < 2048, "{grown} KiB for {CONNECTIONS} connections");
     // A client that disconnects makes room for another.
     delayed.truncate(CONNECTIONS - 1);
-    assert_others_are_served(&service);
+    scenario.expect_others_served();
 }

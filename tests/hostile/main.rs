@@ -6,7 +6,6 @@
 //! default: 256 descriptors per process, and 128 connections in a listener's backlog.
 
 mod bounds;
-#[cfg(target_os = "linux")]
 mod clients;
 #[cfg(target_os = "linux")]
 mod connection_limit;
@@ -32,6 +31,7 @@ mod received;
 mod request_heads;
 #[cfg(target_os = "linux")]
 mod reserve;
+mod scenario;
 #[cfg(target_os = "linux")]
 mod shutdown_race;
 #[path = "../support/mod.rs"]

@@ -4,16 +4,14 @@
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::clients::raise_descriptor_limit;
-use crate::crowd::{assert_served_promptly, connect_with_small_window};
+use crate::scenario::{Clients, Scenario};
 use crate::support::{Client, Service, TIMEOUT, request, wait_until};
 
-const SERVER: &str = "event-loop";
 const CLIENTS: usize = 990;
 /// The kernel's memory for a connection besides its buffers: socket, inode, file and so on. Measured as
 /// 3.7 KB with Linux 6.18.
@@ -34,9 +32,9 @@ impl Crowd {
         raise_descriptor_limit();
         let clients = (0..CLIENTS).map(|_| {
             let stream = if has_small_window {
-                connect_with_small_window(service)
+                service.connect_with_small_window().stream
             } else {
-                TcpStream::connect(service.address).unwrap()
+                service.connect().stream
             };
             stream.set_nonblocking(true).unwrap();
             (stream, 0)
@@ -126,19 +124,18 @@ fn fill_exposition(service: &Service) {
 /// memory stays within 16 MiB and that /healthz is served meanwhile.
 fn assert_memory_is_bounded(flags: &[&str], has_small_window: bool, bytes: String) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let service = start(flags);
-    let crowd = Crowd::connect(&service, has_small_window, bytes);
-    assert_memory_stays_bounded(&service, crowd);
+    let scenario = start(flags);
+    let crowd = Crowd::connect(&scenario, has_small_window, bytes);
+    assert_memory_stays_bounded(&scenario, crowd);
 }
 
-fn start(flags: &[&str]) -> Service {
-    let arguments = [&["--max-connections", "1000"], flags].concat();
-    let service = Service::start(SERVER, &arguments);
-    fill_exposition(&service);
-    service
+fn start(flags: &[&str]) -> Scenario {
+    let scenario = Scenario::start(&[&["--max-connections", "1000"], flags].concat());
+    fill_exposition(&scenario);
+    scenario
 }
 
-fn assert_memory_stays_bounded(service: &Service, mut crowd: Crowd) {
+fn assert_memory_stays_bounded(scenario: &Scenario, mut crowd: Crowd) {
     let started = Instant::now();
     let mut progress_at = started;
     let mut most = 0;
@@ -147,11 +144,11 @@ fn assert_memory_stays_bounded(service: &Service, mut crowd: Crowd) {
         if crowd.send() > 0 {
             progress_at = Instant::now();
         }
-        let process = service.status("RssAnon");
+        let process = scenario.status("RssAnon");
         // The table is not read atomically. It can show a connection that is being closed twice, or
         // bytes that are gone, so the lowest of several readings is used.
         let queued = (0..3)
-            .map(|_| queued_kib(service))
+            .map(|_| queued_kib(scenario))
             .min()
             .unwrap_or_default();
         let total = process + queued + KERNEL_KIB_PER_CONNECTION * CLIENTS as u64;
@@ -168,9 +165,9 @@ fn assert_memory_stays_bounded(service: &Service, mut crowd: Crowd) {
         );
         thread::sleep(Duration::from_millis(50));
     }
-    assert_served_promptly(service, "GET", "/healthz");
-    assert_served_promptly(service, "GET", "/metrics");
-    let peak = service.status("VmHWM");
+    scenario.expect_served_promptly("GET", "/healthz");
+    scenario.expect_served_promptly("GET", "/metrics");
+    let peak = scenario.status("VmHWM");
     println!(
         "at most {most} KiB in all; at the peak {peak} KiB resident, {} bytes sent",
         crowd.sent()
@@ -179,13 +176,9 @@ fn assert_memory_stays_bounded(service: &Service, mut crowd: Crowd) {
 }
 
 /// Sends a part of a request. The service holds its 4380 bytes.
-fn begin_request(service: &Service) -> Client {
-    let mut client = service.connect();
-    client.send(format!(
-        "GET / HTTP/1.1\r\nHost: a\r\nCookie: {}",
-        "x".repeat(4346)
-    ));
-    client
+fn begin_request(client: &mut Client) {
+    let cookie = "x".repeat(4346);
+    client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {cookie}"));
 }
 
 /// Waits until the service has reset some of this number of clients.
@@ -212,11 +205,11 @@ fn clients_with_large_windows_that_do_not_read_are_bounded_together() {
 #[test]
 fn clients_that_pipeline_and_read_before_they_stop_reading_are_bounded_together() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let service = start(&[]);
+    let scenario = start(&[]);
     let requests = request("GET", "/metrics").repeat(10_000);
-    let crowd = Crowd::connect(&service, false, requests);
+    let crowd = Crowd::connect(&scenario, false, requests);
     crowd.pipeline();
-    assert_memory_stays_bounded(&service, crowd);
+    assert_memory_stays_bounded(&scenario, crowd);
 }
 
 #[test]
@@ -232,30 +225,24 @@ fn clients_that_pipeline_behind_a_delayed_response_are_bounded_together() {
 }
 
 /// Starts a service that delays the exposition, and has this number of clients wait for it.
-fn scrape_with_latency(latency: &str, count: usize) -> (Service, Vec<Client>) {
+fn scrape_with_latency(latency: &str, count: usize) -> (Scenario, Clients) {
     raise_descriptor_limit();
-    let flags = ["--max-connections", "1000", "--fault-injection", "all"];
-    let service = Service::start(SERVER, &flags);
-    fill_exposition(&service);
-    let change = format!("/faults/metrics?slow-rate=1&slow-latency={latency}&for=1h");
-    assert_eq!(service.connect().ask("PUT", &change).status, 200);
-    let scrape = |_| {
-        let mut client = service.connect();
-        client.send_request("GET", "/metrics");
-        client
-    };
-    let scrapers = (0..count).map(scrape).collect();
-    (service, scrapers)
+    let scenario = start(&["--fault-injection", "all"]);
+    scenario.change_faults(&format!(
+        "metrics?slow-rate=1&slow-latency={latency}&for=1h"
+    ));
+    let scrapers = scenario.clients(count, |client| client.send_request("GET", "/metrics"));
+    (scenario, scrapers)
 }
 
 /// A delayed exposition is held in memory until it is sent. All of them together would take 20 MB.
 #[test]
 fn expositions_that_a_fault_delays_are_bounded_together() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let (service, _scrapers) = scrape_with_latency("1h", CLIENTS);
+    let (scenario, _scrapers) = scrape_with_latency("1h", CLIENTS);
     // Connections are accepted, and requests answered, in the order of their arrival.
-    assert_eq!(service.get("/healthz").status, 200);
-    let peak = service.status("VmHWM");
+    assert_eq!(scenario.get("/healthz").status, 200);
+    let peak = scenario.status("VmHWM");
     assert!(peak < 12 * 1024, "{peak} KiB resident");
 }
 
@@ -263,15 +250,13 @@ fn expositions_that_a_fault_delays_are_bounded_together() {
 #[test]
 fn clients_that_wait_for_a_delayed_exposition_are_not_reset_when_others_hold_too_much() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let (service, mut scrapers) = scrape_with_latency("4s", 3);
+    let (scenario, mut scrapers) = scrape_with_latency("4s", 3);
     // By then, a client that does not read would be reset.
     thread::sleep(Duration::from_millis(600));
-    let holding: Vec<Client> = (0..930).map(|_| begin_request(&service)).collect();
-    for scraper in &mut scrapers {
-        assert_eq!(scraper.read_response().status, 200);
-    }
-    assert_eq!(service.connect().ask("DELETE", "/faults").status, 200);
-    wait_until_some_are_reset(&service, holding.len());
+    let holding = scenario.clients(930, begin_request);
+    scrapers.expect_responses(200);
+    assert_eq!(scenario.connect().ask("DELETE", "/faults").status, 200);
+    wait_until_some_are_reset(&scenario, holding.len());
 }
 
 /// The requests of the others are received, so these clients wait for the service.
@@ -279,37 +264,21 @@ fn clients_that_wait_for_a_delayed_exposition_are_not_reset_when_others_hold_too
 fn clients_whose_requests_wait_for_memory_are_served_while_others_that_make_progress_hold_it() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     raise_descriptor_limit();
-    let service = Service::start(SERVER, &["--max-connections", "1000"]);
+    let scenario = Scenario::start(&["--max-connections", "1000"]);
     // Together they hold more than three quarters of the limit.
-    let holding: Vec<Client> = (0..730).map(|_| begin_request(&service)).collect();
+    let holding = scenario.clients(730, begin_request);
     // Connections are accepted, and bytes received, in the order of their arrival.
-    assert_eq!(service.get("/healthz").status, 200);
-    let mut waiting: Vec<Client> = (0..10).map(|_| service.connect()).collect();
-    let is_over = AtomicBool::new(false);
-    let statuses = thread::scope(|scope| {
-        scope.spawn(|| {
-            while !is_over.load(Ordering::Relaxed) {
-                // The service may reset them.
-                for mut stream in holding.iter().map(|client| &client.stream) {
-                    let _ = stream.write_all(b"x");
-                }
-                thread::sleep(Duration::from_millis(100));
-            }
-        });
-        let mut statuses = Vec::new();
-        for client in &mut waiting {
-            // No panic before the other thread is told to end.
-            let _ = client.stream.write_all(request("GET", "/probe").as_bytes());
-        }
-        for mut stream in waiting.iter().map(|client| &client.stream) {
-            let mut response = [0; 12];
-            let _ = stream.read_exact(&mut response);
-            statuses.push(String::from_utf8_lossy(&response).into_owned());
-        }
-        is_over.store(true, Ordering::Relaxed);
-        statuses
+    assert_eq!(scenario.get("/healthz").status, 200);
+    let mut waiting = scenario.silent_clients(10);
+    let make_progress = |holding: &mut Clients| {
+        // The service may reset them.
+        holding.each(|client| _ = client.stream.write_all(b"x"));
+        thread::sleep(Duration::from_millis(100));
+    };
+    scenario.meanwhile([holding], make_progress, |_| {
+        waiting.send_request("GET", "/probe");
+        waiting.expect_responses(200);
     });
-    assert_eq!(statuses, ["HTTP/1.1 200"; 10]);
 }
 
 /// Clients that have sent a part of a request and then stop use up the memory. A client that is sending
@@ -330,13 +299,12 @@ fn a_client_that_makes_progress_is_not_reset_when_others_hold_too_much() {
 
 /// Returns the longest pause of a client that makes progress, and whether it gets its response.
 fn make_progress_while_others_hold_too_much() -> (Duration, bool) {
-    let service = Service::start(SERVER, &["--max-connections", "1000"]);
+    let scenario = Scenario::start(&["--max-connections", "1000"]);
     // 23 KB less than the limit for all connections together.
-    let holding: Vec<Client> = (0..930).map(|_| begin_request(&service)).collect();
-    let active = service.connect();
+    let mut others = scenario.clients(930, begin_request);
+    let active = scenario.connect();
     let mut pieces = vec!["GET /probe HTTP/1.1\r\nHost: a\r\n".to_owned()];
     pieces.resize(13, format!("Cookie: {}\r\n", "x".repeat(1000)));
-    let mut others = Vec::new();
     let mut longest_pause = Duration::ZERO;
     let mut sent_at = Instant::now();
     for piece in pieces {
@@ -346,8 +314,7 @@ fn make_progress_while_others_hold_too_much() -> (Duration, bool) {
             return (longest_pause, false);
         }
         sent_at = Instant::now();
-        others.push(begin_request(&service));
-        others.push(begin_request(&service));
+        others.append(&mut scenario.clients(2, begin_request));
         thread::sleep(Duration::from_millis(20));
     }
     let mut response = [0; 12];
@@ -356,7 +323,7 @@ fn make_progress_while_others_hold_too_much() -> (Duration, bool) {
         && response == *b"HTTP/1.1 200";
     longest_pause = longest_pause.max(sent_at.elapsed());
     if is_served {
-        wait_until_some_are_reset(&service, holding.len() + others.len());
+        wait_until_some_are_reset(&scenario, others.len());
     }
     (longest_pause, is_served)
 }

@@ -2,38 +2,29 @@
 //! it.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::crowd::{assert_served_promptly, connect_with_small_window};
-use crate::support::{Client, Service, request, wait_until};
-
-const SERVER: &str = "event-loop";
+use crate::scenario::Scenario;
+use crate::support::{Client, request, wait_until};
 
 /// Starts a service whose four connections are occupied by delayed requests.
-fn full_service(delay: &str) -> (Service, Vec<Client>) {
-    let flags = ["--max-connections", "4", "--fault-injection=all"];
-    let service = Service::start(SERVER, &flags);
-    let delayed = (0..4).map(|_| {
-        let mut client = service.connect();
-        client.send_delayed(&format!("/probe?delay={delay}"));
-        client
-    });
-    let delayed = delayed.collect();
-    (service, delayed)
+fn full_service(delay: &str) -> Scenario {
+    let path = format!("/probe?delay={delay}");
+    Scenario::start(&["--max-connections", "4", "--fault-injection=all"])
+        .with_clients(4, |client| client.send_delayed(&path))
 }
 
 #[test]
 fn the_reserve_has_sixteen_connections() {
-    let (service, _delayed) = full_service("30s");
+    let scenario = full_service("30s");
     let mut most = 0;
     // On a busy machine, the first clients may have been closed before the scrape.
     for _ in 0..5 {
         // As many as the reserve has room for, besides the scrape, and more.
         for count in [15, 40] {
-            let _silent: Vec<Client> = (0..count).map(|_| service.connect()).collect();
-            most = most.max(service.scrape().count("app_connections_open"));
+            let _silent = scenario.silent_clients(count);
+            most = most.max(scenario.scrape().count("app_connections_open"));
         }
     }
     assert_eq!(most, 4 + 16);
@@ -41,129 +32,95 @@ fn the_reserve_has_sixteen_connections() {
 
 #[test]
 fn requests_pipelined_on_the_reserve_are_all_answered() {
-    let (service, _delayed) = full_service("30s");
-    let mut client = service.connect();
+    let scenario = full_service("30s");
+    let mut client = scenario.connect();
     client.send(request("GET", "/metrics").repeat(40) + &request("GET", "/probe"));
     for _ in 0..40 {
         assert_eq!(client.read_response().status, 200);
     }
-    assert_eq!(client.read_response().status, 503);
-    client.expect_close();
+    client.expect_refusal();
 }
 
 #[test]
 fn requests_that_arrive_on_the_reserve_while_the_process_is_suspended_are_answered() {
-    let (service, _delayed) = full_service("30s");
+    let scenario = full_service("30s");
     for (path, status) in [("/healthz", 200), ("/probe", 503)] {
-        let mut clients: Vec<Client> = (0..8).map(|_| service.connect()).collect();
+        let mut clients = scenario.silent_clients(8);
         wait_until("all connections are accepted", || {
-            service.scrape().count("app_connections_open") == 13
+            scenario.scrape().count("app_connections_open") == 13
         });
-        service.pause();
-        for client in &mut clients {
-            client.send_request("GET", path);
-        }
-        // This is longer than a connection may stay on the reserve.
-        thread::sleep(Duration::from_millis(2100));
-        service.resume();
-        for client in &mut clients {
-            assert_eq!(client.read_response().status, status);
-            client.expect_close();
-        }
+        scenario.while_paused(|| {
+            clients.send_request("GET", path);
+            // This is longer than a connection may stay on the reserve.
+            thread::sleep(Duration::from_millis(2100));
+        });
+        clients.each(|client| _ = client.expect_last_response(status));
     }
 }
 
 #[test]
 fn health_checks_are_served_while_clients_try_to_hold_the_reserve() {
-    let (service, _delayed) = full_service("30s");
-    let slow_readers: Vec<_> = (0..16)
+    let scenario = full_service("30s");
+    let slow_readers: Vec<Client> = (0..16)
         .map(|_| {
-            let mut reader = connect_with_small_window(&service);
-            let requests = request("GET", "/metrics").repeat(40);
-            reader.write_all(requests.as_bytes()).unwrap();
+            let mut reader = scenario.connect_with_small_window();
+            reader.send(request("GET", "/metrics").repeat(40));
             reader
         })
         .collect();
-    assert_served_promptly(&service, "GET", "/healthz");
+    scenario.expect_served_promptly("GET", "/healthz");
     drop(slow_readers);
 
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let holding = scope.spawn(|| {
-            let mut clients: Vec<Client> = Vec::new();
-            while !is_over.load(Ordering::Relaxed) {
-                clients.resize_with(16, || service.connect());
-                // Empty lines are not a request. A client whose connection is closed connects again.
-                clients.retain_mut(|client| client.stream.write_all(b"\r\n").is_ok());
-                thread::park_timeout(Duration::from_millis(20));
-            }
-        });
-        let checks = scope.spawn(|| {
-            for _ in 0..5 {
-                assert_served_promptly(&service, "GET", "/healthz");
-            }
-        });
-        let result = checks.join();
-        is_over.store(true, Ordering::Relaxed);
-        holding.join().unwrap();
-        if let Err(panic) = result {
-            std::panic::resume_unwind(panic);
+    let hold = |clients: &mut Vec<Client>| {
+        clients.resize_with(16, || scenario.connect());
+        // Empty lines are not a request. A client whose connection is closed connects again.
+        clients.retain_mut(|client| client.stream.write_all(b"\r\n").is_ok());
+        thread::park_timeout(Duration::from_millis(20));
+    };
+    scenario.meanwhile([Vec::new()], hold, |scenario| {
+        for _ in 0..5 {
+            scenario.expect_served_promptly("GET", "/healthz");
         }
     });
 }
 
 #[test]
 fn health_checks_that_hang_do_not_hold_the_reserve() {
-    let (service, _delayed) = full_service("30s");
-    let hang = "/faults/healthz?fail-rate=1&fail-with=hang&for=1h";
-    assert_eq!(service.connect().ask("PUT", hang).status, 200);
-    let _hanging: Vec<Client> = (0..16)
-        .map(|_| {
-            let mut client = service.connect();
-            client.send_request("GET", "/healthz");
-            client
-        })
-        .collect();
-    assert_served_promptly(&service, "GET", "/faults");
-    assert_served_promptly(&service, "GET", "/metrics");
+    let scenario = full_service("30s");
+    scenario.change_faults("healthz?fail-rate=1&fail-with=hang&for=1h");
+    let _hanging = scenario.clients(16, |client| client.send_request("GET", "/healthz"));
+    scenario.expect_served_promptly("GET", "/faults");
+    scenario.expect_served_promptly("GET", "/metrics");
 }
 
 #[test]
 fn a_delayed_response_that_outlasts_the_time_on_the_reserve_becomes_a_503() {
-    let (service, _delayed) = full_service("30s");
-    let slow = "/faults/metrics?slow-rate=1&slow-latency=1h&for=1h";
-    assert_eq!(service.connect().ask("PUT", slow).status, 200);
-    let mut scraper = service.connect();
-    let response = scraper.ask("GET", "/metrics");
-    assert_eq!(response.status, 503, "{response:?}");
-    assert_eq!(response.field("Retry-After"), Some("1"));
-    assert_eq!(response.field("Connection"), Some("close"));
-    scraper.expect_close();
+    let scenario = full_service("30s");
+    scenario.change_faults("metrics?slow-rate=1&slow-latency=1h&for=1h");
+    let mut scraper = scenario.connect();
+    scraper.send_request("GET", "/metrics");
+    scraper.expect_refusal();
 }
 
 /// Something else in the process takes the descriptors before the connection limit is reached.
 #[test]
 fn the_reserve_is_served_when_delayed_responses_hold_every_descriptor() {
-    let service = Service::start_after("ulimit -n 300", SERVER, &["--fault-injection=all"]);
-    let open = || service.scrape().count("process_open_fds");
+    let scenario = Scenario::start_after("ulimit -n 300", &["--fault-injection=all"]);
+    let open = || scenario.scrape().count("process_open_fds");
     let open_at_start = open();
-    let change = "/faults/process?open-files=1000000&for=1h";
-    assert_eq!(service.connect().ask("PUT", change).status, 200);
-    wait_until("the descriptors are taken", || open() > 220);
+    scenario.take_descriptors();
     // These are more clients than free descriptors.
-    let mut delayed: Vec<Client> = (0..100).map(|_| service.connect()).collect();
-    for client in &mut delayed {
-        client.send_request("GET", "/probe?delay=30s");
-    }
-    assert_served_promptly(&service, "GET", "/healthz");
-    assert_served_promptly(&service, "GET", "/metrics");
+    let mut delayed = scenario.silent_clients(100);
+    delayed.send_request("GET", "/probe?delay=30s");
+    scenario.expect_served_promptly("GET", "/healthz");
+    scenario.expect_served_promptly("GET", "/metrics");
     wait_until("every descriptor is open", || open() == 300);
-    let refused = service.get("/probe");
-    assert_eq!(refused.status, 503, "{refused:?}");
-    assert_eq!(refused.field("Retry-After"), Some("1"));
-    assert_served_promptly(&service, "DELETE", "/faults");
+    let mut refused = scenario.connect();
+    refused.send_request("GET", "/probe");
+    refused.expect_refusal();
+    scenario.expect_served_promptly("DELETE", "/faults");
     wait_until("other requests are served", || {
-        service.get("/probe").status == 200
+        scenario.get("/probe").status == 200
     });
     drop(delayed);
     wait_until("the reserve has its descriptors again", || {
@@ -175,18 +132,14 @@ fn the_reserve_is_served_when_delayed_responses_hold_every_descriptor() {
 fn connections_in_the_backlog_are_answered_when_the_service_stops_at_the_limit() {
     // The responses are due before the grace period ends, and after the service has stopped accepting, also if
     // the clients below need some seconds.
-    let (mut service, _delayed) = full_service("4s");
-    service.pause();
-    let mut clients: Vec<Client> = (0..100).map(|_| service.connect()).collect();
-    for client in &mut clients {
-        client.send_request("GET", "/probe");
-    }
-    service.signal("TERM");
-    service.resume();
-    for client in &mut clients {
-        assert_eq!(client.read_response().status, 503);
-        client.expect_close();
-    }
+    let mut scenario = full_service("4s");
+    let mut clients = scenario.while_paused(|| {
+        let mut clients = scenario.silent_clients(100);
+        clients.send_request("GET", "/probe");
+        scenario.signal("TERM");
+        clients
+    });
+    clients.each(|client| _ = client.expect_last_response(503));
     drop(clients);
-    assert_eq!(service.wait(), Some(0));
+    assert_eq!(scenario.wait(), Some(0));
 }

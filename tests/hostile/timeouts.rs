@@ -5,23 +5,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::assert_little_memory_was_taken;
-use crate::support::{Client, Service};
-
-const SERVER: &str = "event-loop";
+use crate::scenario::Scenario;
 
 #[test]
 fn slow_clients_are_closed_after_10_seconds() {
-    let service = Service::start(SERVER, &[]);
+    let scenario = Scenario::start(&[]);
     thread::scope(|scope| {
-        scope.spawn(|| a_slow_head_gets_408(&service));
+        scope.spawn(|| a_slow_head_gets_408(&scenario));
         #[cfg(target_os = "linux")]
-        scope.spawn(|| a_client_that_reads_no_responses_is_closed(&service));
-        scope.spawn(|| a_body_that_never_arrives_closes_the_connection(&service));
+        scope.spawn(|| a_client_that_reads_no_responses_is_closed(&scenario));
+        scope.spawn(|| a_body_that_never_arrives_closes_the_connection(&scenario));
     });
-    assert_little_memory_was_taken(&service);
-    let timed_out = r#"app_request_count_total{method="other",endpoint="other",http_status="408"}"#;
-    assert_eq!(service.scrape().count(timed_out), 1);
-    assert_eq!(service.scrape().count("app_connections_open"), 1);
+    assert_little_memory_was_taken(&scenario);
+    assert_eq!(scenario.scrape().requests("other", "other", 408), 1);
+    assert_eq!(scenario.scrape().count("app_connections_open"), 1);
 }
 
 /// Asserts that the timeout of ten seconds has passed once: not sooner than that after the client's first
@@ -36,8 +33,8 @@ fn assert_took_10_seconds(first: Instant, last: Instant) {
     assert!(since_last < Duration::from_secs(19), "{since_last:?}");
 }
 
-fn a_slow_head_gets_408(service: &Service) {
-    let mut client = service.connect();
+fn a_slow_head_gets_408(scenario: &Scenario) {
+    let mut client = scenario.connect();
     let started = Instant::now();
     client.send("GET /probe HTTP/1.1\r\nHost: a\r\n");
     client
@@ -55,14 +52,12 @@ fn a_slow_head_gets_408(service: &Service) {
 }
 
 #[cfg(target_os = "linux")]
-fn a_client_that_reads_no_responses_is_closed(service: &Service) {
+fn a_client_that_reads_no_responses_is_closed(scenario: &Scenario) {
     use std::io::{ErrorKind, Read, Write};
 
-    use crate::assert_others_are_served;
     use crate::support::request;
 
-    let client = service.connect();
-    let mut stream = client.stream;
+    let mut stream = scenario.connect().stream;
     let started = Instant::now();
     // Send until the service stops reading because its responses are not read.
     stream
@@ -76,11 +71,11 @@ fn a_client_that_reads_no_responses_is_closed(service: &Service) {
         last_sent = Instant::now();
         assert!(sent < 1 << 30, "the service does not stop reading");
     }
-    assert_others_are_served(service);
+    scenario.expect_others_served();
     // Read nothing until the service has closed the connection.
     let is_open = || {
         let state = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-        let port = format!(":{:04X} ", service.address.port());
+        let port = format!(":{:04X} ", scenario.address.port());
         let own = format!(":{:04X} ", stream.local_addr().unwrap().port());
         state.lines().any(|line| {
             let local = line.find(&port);
@@ -112,8 +107,8 @@ fn a_client_that_reads_no_responses_is_closed(service: &Service) {
     }
 }
 
-fn a_body_that_never_arrives_closes_the_connection(service: &Service) {
-    let mut client: Client = service.connect();
+fn a_body_that_never_arrives_closes_the_connection(scenario: &Scenario) {
+    let mut client = scenario.connect();
     let started = Instant::now();
     client.send("POST /probe HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n");
     assert_eq!(client.read_response().status, 405);

@@ -12,6 +12,7 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::net::sockopt;
 
 use crate::clients::raise_descriptor_limit;
+use crate::scenario::Scenario;
 use crate::support::{Client, Service, request, skip, wait_until};
 
 const SERVER: &str = "event-loop";
@@ -397,21 +398,19 @@ fn work_for_clients_that_have_disconnected_with_a_fin_comes_last() {
 
 #[test]
 fn a_client_that_has_finished_sending_gets_its_response_after_the_others() {
-    let service = Service::start(SERVER, &["--work", "100ms"]);
-    let mut clients = vec![service.connect()];
-    let mut finished = service.connect();
-    clients.extend((0..5).map(|_| service.connect()));
-    // The server sees all of them at once. This client is the second of seven.
-    service.pause();
-    clients[0].send_request("GET", "/probe");
-    finished.send_request("GET", "/probe");
-    finished.finish_sending();
-    for client in &mut clients[1..] {
-        client.send_request("GET", "/probe");
-    }
-    service.resume();
-    let (last, others) = clients.split_last_mut().unwrap();
-    for client in others {
+    let scenario = Scenario::start(&["--work", "100ms"]);
+    let mut first = scenario.silent_clients(1);
+    let mut finished = scenario.connect();
+    let mut others = scenario.silent_clients(5);
+    // The server sees all of them at once. The client that has finished sending is the second of seven.
+    scenario.while_paused(|| {
+        first.send_request("GET", "/probe");
+        finished.send_request("GET", "/probe");
+        finished.finish_sending();
+        others.send_request("GET", "/probe");
+    });
+    let mut last = others.pop().unwrap();
+    for client in first.iter_mut().chain(&mut *others) {
         assert_eq!(client.read_response().body, "I'm ok!");
         assert!(finished.has_nothing_to_read(), "it comes after the others");
     }

@@ -148,16 +148,19 @@ impl Service {
         }
     }
 
+    #[track_caller]
     pub fn connect(&self) -> Client {
         Client::connect(self.address)
     }
 
     /// Sends a GET request on a new connection.
+    #[track_caller]
     pub fn get(&self, path: &str) -> Response {
         self.connect().ask("GET", path)
     }
 
     /// Scrapes the service on a new connection.
+    #[track_caller]
     pub fn scrape(&self) -> Exposition {
         Exposition::parse(&self.get("/metrics").body)
     }
@@ -174,6 +177,7 @@ impl Service {
     }
 
     /// Waits for the process to end. Returns its exit code, or `None` if a signal ended it.
+    #[track_caller]
     pub fn wait(&mut self) -> Option<i32> {
         let started = Instant::now();
         loop {
@@ -298,6 +302,7 @@ fn listening_port(pid: u32) -> Option<u16> {
 }
 
 /// Waits until a condition holds. `what` describes it in the panic after [`TIMEOUT`].
+#[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
@@ -311,6 +316,7 @@ pub const OTHERS_REQUESTS: usize = 21;
 
 /// Asserts that another client is served. The median time of several requests must be below 100 ms: a busy
 /// machine can delay a few of them, but a blocked event loop delays them all.
+#[track_caller]
 pub fn assert_others_are_served(service: &Service) {
     let mut other = service.connect();
     let mut times: Vec<Duration> = (0..OTHERS_REQUESTS)
@@ -352,6 +358,7 @@ pub struct Response {
 
 impl Response {
     /// Returns the value of a field, or `None` if the field is missing. Panics if it is repeated.
+    #[track_caller]
     pub fn field(&self, name: &str) -> Option<&str> {
         let mut values = self.head.lines().skip(1).filter_map(|line| {
             let (field, value) = line.split_once(':').expect("a colon in every field");
@@ -365,6 +372,9 @@ impl Response {
 
 impl From<TcpStream> for Client {
     fn from(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self {
             stream,
             received: Vec::new(),
@@ -373,31 +383,32 @@ impl From<TcpStream> for Client {
 }
 
 impl Client {
+    #[track_caller]
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the service accepts");
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
-        Self::from(stream)
+        Self::from(TcpStream::connect(address).expect("the service accepts"))
     }
 
+    #[track_caller]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let sent = self.stream.write_all(bytes.as_ref());
         sent.expect("the service accepts the bytes");
     }
 
+    #[track_caller]
     pub fn send_request(&mut self, method: &str, path: &str) {
         self.send(request(method, path));
     }
 
     /// Sends a GET request whose response is delayed, and returns when the event loop has received it. To
     /// know this, it sends another request in the same packet and waits for the response to that one.
+    #[track_caller]
     pub fn send_delayed(&mut self, path: &str) {
         self.send(request("GET", "/healthz") + &request("GET", path));
         assert_eq!(self.read_response().body, "ok\n");
     }
 
     /// Sends a request and waits for its response. The connection stays open.
+    #[track_caller]
     pub fn ask(&mut self, method: &str, path: &str) -> Response {
         self.send_request(method, path);
         if method == "HEAD" {
@@ -407,7 +418,14 @@ impl Client {
         }
     }
 
+    /// Scrapes the service on this connection.
+    #[track_caller]
+    pub fn exposition(&mut self) -> Exposition {
+        Exposition::parse(&self.ask("GET", "/metrics").body)
+    }
+
     /// Sends a scrape with additional header fields.
+    #[track_caller]
     pub fn scrape(&mut self, fields: &str) -> Response {
         self.send(format!(
             "GET /metrics HTTP/1.1\r\nHost: test\r\n{fields}\r\n"
@@ -416,6 +434,7 @@ impl Client {
     }
 
     /// Waits for a response.
+    #[track_caller]
     pub fn read_response(&mut self) -> Response {
         let mut response = self.read_response_to_head();
         if response.status == 204 {
@@ -434,6 +453,7 @@ impl Client {
     }
 
     /// Waits for the response to a HEAD request, which has no body although it has a length.
+    #[track_caller]
     pub fn read_response_to_head(&mut self) -> Response {
         let end = loop {
             let end = self.received.windows(4).position(|w| w == b"\r\n\r\n");
@@ -452,6 +472,7 @@ impl Client {
     }
 
     /// Receives more bytes. Returns `false` if the service has closed the connection with a FIN.
+    #[track_caller]
     pub fn receive(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
         loop {
@@ -468,6 +489,7 @@ impl Client {
     }
 
     /// Asserts that the service closes the connection with a FIN and sends nothing more.
+    #[track_caller]
     pub fn expect_close(&mut self) {
         assert!(self.received.is_empty() && !self.receive(), "{:?}", {
             String::from_utf8_lossy(&self.received)
@@ -527,6 +549,21 @@ impl Exposition {
     /// Returns the value of a series as a whole number.
     pub fn count(&self, series: &str) -> u64 {
         whole(self.value(series))
+    }
+
+    /// Returns the number of requests that were counted with these labels.
+    pub fn requests(&self, method: &str, endpoint: &str, status: u16) -> u64 {
+        let labels = format!(r#"method="{method}",endpoint="{endpoint}",http_status="{status}""#);
+        self.count(&format!("app_request_count_total{{{labels}}}"))
+    }
+
+    /// Returns the number of GET requests to an endpoint that were recorded with any status, and the sum of
+    /// their latencies in seconds.
+    pub fn latencies(&self, endpoint: &str) -> (u64, f64) {
+        let labels = format!(r#"{{method="GET",endpoint="{endpoint}"}}"#);
+        let count = self.count(&format!("app_request_latency_seconds_count{labels}"));
+        let sum = self.value(&format!("app_request_latency_seconds_sum{labels}"));
+        (count, sum)
     }
 
     /// Returns the sum of all series of a counter that have this label value.
