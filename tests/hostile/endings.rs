@@ -1,17 +1,18 @@
 //! Endings other than a whole response: a reset, a close without a response, a response that is cut or
-//! stalls, and silence. What a client sees on a new connection, on a kept-alive one and after pipelined
-//! requests, with HEAD and with HTTP/1.0, and how each is recorded.
+//! stalls, and silence. The tests check how each is recorded, and what a client sees of it on a new
+//! connection, on a kept-alive one, after pipelined requests, with HEAD and with HTTP/1.0.
 
 use std::io::{ErrorKind, Read};
 use std::time::{Duration, Instant};
 
+use crate::assert_little_memory_was_taken;
+use crate::scenario::Scenario;
 use crate::support::{Client, Service, request, wait_until};
-use crate::{assert_little_memory_was_taken, assert_others_are_served};
 
 const ENDINGS: [&str; 5] = ["reset", "close", "cut", "stall", "hang"];
 
-fn service() -> Service {
-    Service::start("event-loop", &["--fault-injection"])
+fn start() -> Scenario {
+    Scenario::start(&["--fault-injection"])
 }
 
 /// Returns a request that asks for an ending.
@@ -52,11 +53,9 @@ fn read(client: &mut Client, mut is_all: impl FnMut(&str) -> bool) -> (String, S
     }
 }
 
-fn counted(service: &Service, method: &str, status: &str) -> u64 {
-    let labels = format!("endpoint=\"/probe\",http_status=\"{status}\",method=\"{method}\"");
-    service
-        .scrape()
-        .count(&format!("app_request_count_total{{{labels}}}"))
+/// Returns the number of requests to /probe that were counted with a status.
+fn counted(service: &Service, method: &str, status: u16) -> u64 {
+    service.scrape().requests(method, "/probe", status)
 }
 
 /// Returns the number of requests in flight without the scrape.
@@ -103,38 +102,34 @@ fn check(ending: &str, method: &str, seen: &(String, Seen)) {
 fn each_ending_does_what_its_name_says_for_get_and_head() {
     for method in ["GET", "HEAD"] {
         for ending in ENDINGS {
-            let service = service();
-            let mut client = service.connect();
+            let scenario = start();
+            let mut client = scenario.connect();
             client.send(own(method, ending));
-            check(ending, method, &see(&service, &mut client, method, ending));
+            check(ending, method, &see(&scenario, &mut client, method, ending));
             drop(client);
-            let recorded_as = if ["cut", "stall"].contains(&ending) {
-                "200"
-            } else {
-                "444"
-            };
-            wait_until("the exchange ends", || in_flight(&service) == 0);
-            assert_eq!(counted(&service, method, recorded_as), 1, "{ending}");
+            let has_head = ["cut", "stall"].contains(&ending);
+            let recorded_as = if has_head { 200 } else { 444 };
+            wait_until("the exchange ends", || in_flight(&scenario) == 0);
+            assert_eq!(counted(&scenario, method, recorded_as), 1, "{ending}");
         }
     }
 }
 
 #[test]
 fn an_ending_follows_earlier_responses_and_nothing_follows_it() {
-    let other = "GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n";
+    let other = &*request("GET", "/healthz");
     for ending in ENDINGS {
-        let service = service();
+        let scenario = start();
         // On a kept-alive connection, and then pipelined.
-        let mut client = service.connect();
+        let mut client = scenario.connect();
         let first = client.ask("GET", "/healthz").body;
         client.send([other, other, &own("GET", ending), other, other].concat());
         for _ in 0..2 {
             assert_eq!(client.read_response().body, first);
         }
-        check(ending, "GET", &see(&service, &mut client, "GET", ending));
-        let healthz =
-            r#"app_request_count_total{endpoint="/healthz",http_status="200",method="GET"}"#;
-        assert_eq!(service.scrape().count(healthz), 3, "{ending}");
+        check(ending, "GET", &see(&scenario, &mut client, "GET", ending));
+        let counted = scenario.scrape().requests("GET", "/healthz", 200);
+        assert_eq!(counted, 3, "{ending}");
     }
 }
 
@@ -142,11 +137,11 @@ fn an_ending_follows_earlier_responses_and_nothing_follows_it() {
 fn endings_are_the_same_for_http_1_0() {
     for ending in ENDINGS {
         for keep_alive in ["", "Connection: keep-alive\r\n"] {
-            let service = service();
-            let mut client = service.connect();
+            let scenario = start();
+            let mut client = scenario.connect();
             let target = format!("/probe?fail-with={ending}");
             client.send(format!("GET {target} HTTP/1.0\r\n{keep_alive}\r\n"));
-            check(ending, "GET", &see(&service, &mut client, "GET", ending));
+            check(ending, "GET", &see(&scenario, &mut client, "GET", ending));
         }
     }
 }
@@ -154,30 +149,26 @@ fn endings_are_the_same_for_http_1_0() {
 #[test]
 fn an_ending_happens_after_its_delay() {
     for ending in ["reset", "close", "cut"] {
-        let service = service();
-        let mut client = service.connect();
+        let scenario = start();
+        let mut client = scenario.connect();
         let asked = Instant::now();
-        client.send(request(
-            "GET",
-            &format!("/probe?fail-with={ending}&delay=200ms"),
-        ));
-        check(ending, "GET", &see(&service, &mut client, "GET", ending));
+        client.send_request("GET", &format!("/probe?fail-with={ending}&delay=200ms"));
+        check(ending, "GET", &see(&scenario, &mut client, "GET", ending));
         assert!(asked.elapsed() >= Duration::from_millis(200), "{ending}");
-        let sum = r#"app_request_latency_seconds_sum{endpoint="/probe",method="GET"}"#;
-        assert!(service.scrape().value(sum) >= 0.2, "{ending}");
+        assert!(scenario.scrape().latencies("/probe").1 >= 0.2, "{ending}");
     }
 }
 
 #[test]
 fn endings_are_the_same_for_a_request_with_a_body() {
     for ending in ENDINGS {
-        let service = service();
-        let mut client = service.connect();
+        let scenario = start();
+        let mut client = scenario.connect();
         let target = format!("/probe?fail-with={ending}");
         client.send(format!(
             "GET {target} HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello"
         ));
-        check(ending, "GET", &see(&service, &mut client, "GET", ending));
+        check(ending, "GET", &see(&scenario, &mut client, "GET", ending));
     }
 }
 
@@ -185,26 +176,20 @@ fn endings_are_the_same_for_a_request_with_a_body() {
 fn clients_that_hang_hold_their_connections_until_they_disconnect() {
     const CLIENTS: usize = 100;
     for ending in ["stall", "hang"] {
-        let mut service = service();
-        let clients: Vec<Client> = (0..CLIENTS)
-            .map(|_| {
-                let mut client = service.connect();
-                client.send(own("GET", ending));
-                client
-            })
-            .collect();
+        let mut scenario = start();
+        let clients = scenario.clients(CLIENTS, |client| client.send(own("GET", ending)));
         wait_until("all are left hanging", || {
-            in_flight(&service) == CLIENTS as u64
+            in_flight(&scenario) == CLIENTS as u64
         });
-        assert_others_are_served(&service);
-        service.waits();
-        let open = || service.scrape().count("app_connections_open");
+        scenario.expect_others_served();
+        scenario.waits();
+        let open = || scenario.scrape().count("app_connections_open");
         assert!(open() > CLIENTS as u64);
         drop(clients);
         wait_until("their connections are closed", || open() < CLIENTS as u64);
-        assert_little_memory_was_taken(&service);
-        service.signal("TERM");
-        assert_eq!(service.wait(), Some(0));
+        assert_little_memory_was_taken(&scenario);
+        scenario.signal("TERM");
+        assert_eq!(scenario.wait(), Some(0));
     }
 }
 
@@ -213,19 +198,18 @@ fn clients_that_hang_hold_their_connections_until_they_disconnect() {
 fn a_client_that_hangs_is_recorded_with_the_time_until_it_disconnected() {
     const WAIT: Duration = Duration::from_millis(300);
     for ending in ["stall", "hang"] {
-        let service = service();
-        let mut client = service.connect();
+        let scenario = start();
+        let mut client = scenario.connect();
         let sent = Instant::now();
         client.send(own("GET", ending));
-        wait_until("it is in flight", || in_flight(&service) == 1);
-        let sum = r#"app_request_latency_seconds_sum{endpoint="/probe",method="GET"}"#;
+        wait_until("it is in flight", || in_flight(&scenario) == 1);
         let began = Instant::now();
         wait_until("it has waited", || began.elapsed() >= WAIT);
-        assert_eq!(in_flight(&service), 1, "{ending}");
+        assert_eq!(in_flight(&scenario), 1, "{ending}");
         drop(client);
-        wait_until("the exchange ends", || in_flight(&service) == 0);
+        wait_until("the exchange ends", || in_flight(&scenario) == 0);
         let most = sent.elapsed().as_secs_f64();
-        let recorded = service.scrape().value(sum);
+        let (_, recorded) = scenario.scrape().latencies("/probe");
         let expected = WAIT.as_secs_f64()..most;
         assert!(expected.contains(&recorded), "{ending}: {recorded} s");
     }
@@ -233,26 +217,21 @@ fn a_client_that_hangs_is_recorded_with_the_time_until_it_disconnected() {
 
 #[test]
 fn an_orderly_shutdown_does_not_wait_for_clients_that_hang() {
-    let mut service = service();
-    let mut hanging = service.connect();
-    hanging.send(own("GET", "hang"));
-    let mut stalled = service.connect();
-    stalled.send(own("GET", "stall"));
-    wait_until("both are left hanging", || in_flight(&service) == 2);
-    service.signal("TERM");
-    assert_eq!(service.wait(), Some(0));
+    let mut scenario = start()
+        .with_clients(1, |client| client.send(own("GET", "hang")))
+        .with_clients(1, |client| client.send(own("GET", "stall")));
+    wait_until("both are left hanging", || in_flight(&scenario) == 2);
+    scenario.signal("TERM");
+    assert_eq!(scenario.wait(), Some(0));
 }
 
 #[test]
 fn endings_occur_at_the_configured_rate_and_are_counted() {
-    let flags = ["--fail-rate", "0.5", "--fail-with", "close"];
-    let service = Service::start(
-        "event-loop",
-        &[&flags[..], &["--random-seed", "1"]].concat(),
-    );
+    let fail = ["--fail-rate", "0.5", "--fail-with", "close"];
+    let scenario = Scenario::start(&[&fail[..], &["--random-seed", "1"]].concat());
     let mut closed = 0;
     for _ in 0..100 {
-        let mut client = service.connect();
+        let mut client = scenario.connect();
         client.send_request("GET", "/probe");
         if client.receive() {
             assert_eq!(client.read_response().body, "I'm ok!");
@@ -261,44 +240,44 @@ fn endings_occur_at_the_configured_rate_and_are_counted() {
         }
     }
     assert!((30..=70).contains(&closed), "{closed} of 100");
-    assert_eq!(counted(&service, "GET", "444"), closed);
-    assert_eq!(counted(&service, "GET", "200"), 100 - closed);
+    assert_eq!(counted(&scenario, "GET", 444), closed);
+    assert_eq!(counted(&scenario, "GET", 200), 100 - closed);
 }
 
 #[test]
 fn both_log_formats_show_how_a_request_without_a_response_ended() {
     for format in ["on", "json"] {
         let flags = ["--fault-injection", "--access-log", format];
-        let mut service = Service::start("event-loop", &flags);
-        let mut ends = vec![("499", "delay=60s", 0)];
+        let mut scenario = Scenario::start(&flags);
+        let mut ends = vec![(499, "delay=60s", 0)];
         for (ending, recorded_as, bytes) in [
-            ("reset", "444", 0),
-            ("close", "444", 0),
-            ("hang", "444", 0),
-            ("cut", "200", 3),
-            ("stall", "200", 3),
+            ("reset", 444, 0),
+            ("close", 444, 0),
+            ("hang", 444, 0),
+            ("cut", 200, 3),
+            ("stall", 200, 3),
         ] {
-            let mut client = service.connect();
+            let mut client = scenario.connect();
             client.send(own("GET", ending));
             if ["stall", "hang"].contains(&ending) {
-                wait_until("it is in flight", || in_flight(&service) == 1);
+                wait_until("it is in flight", || in_flight(&scenario) == 1);
                 drop(client);
             }
             wait_until("it is recorded", || {
-                let count = |status| counted(&service, "GET", status);
-                count("444") + count("200") == ends.len() as u64
+                let count = |status| counted(&scenario, "GET", status);
+                count(444) + count(200) == ends.len() as u64
             });
             ends.push((recorded_as, ending, bytes));
         }
-        let mut leaving = service.connect();
+        let mut leaving = scenario.connect();
         leaving.send_delayed("/probe?delay=60s");
         leaving.disconnect_with_reset();
         wait_until("the disconnect is recorded", || {
-            counted(&service, "GET", "499") == 1
+            counted(&scenario, "GET", 499) == 1
         });
-        service.signal("TERM");
-        assert_eq!(service.wait(), Some(0));
-        let log = service.stdout();
+        scenario.signal("TERM");
+        assert_eq!(scenario.wait(), Some(0));
+        let log = scenario.stdout();
         for (status, query, bytes) in ends {
             let line = log.lines().find(|line| line.contains(query)).expect(&log);
             let fields = if format == "json" {

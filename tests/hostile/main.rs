@@ -42,7 +42,7 @@ mod turns;
 #[cfg(target_os = "linux")]
 mod work;
 
-use support::{Service, assert_others_are_served};
+use support::Service;
 
 /// Asserts that the process never had more than 16 MiB of resident memory. Checked only on Linux.
 fn assert_little_memory_was_taken(service: &Service) {

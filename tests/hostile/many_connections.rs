@@ -2,11 +2,9 @@
 
 use std::thread;
 
-use crate::assert_others_are_served;
 use crate::clients::raise_descriptor_limit;
-use crate::support::{Client, Service, skip, wait_until};
-
-const SERVER: &str = "event-loop";
+use crate::scenario::Scenario;
+use crate::support::{skip, wait_until};
 
 #[test]
 fn ten_thousand_idle_connections_use_little_memory_and_release_it() {
@@ -17,30 +15,28 @@ fn ten_thousand_idle_connections_use_little_memory_and_release_it() {
         ));
     }
     // Enough for these clients and for those that check the service meanwhile.
-    let service = Service::start(SERVER, &["--max-connections", "10100"]);
-    assert_others_are_served(&service);
-    let before = service.status("VmRSS");
-    let clients: Vec<Client> = (0..count)
-        .map(|number| {
-            let mut client = service.connect();
-            // Some send a request before they become idle.
-            if number % 10 == 0 {
-                assert_eq!(client.ask("GET", "/probe").status, 200);
-            }
-            client
-        })
-        .collect();
-    let open = || service.scrape().count("app_connections_open");
+    let scenario = Scenario::start(&["--max-connections", "10100"]);
+    scenario.expect_others_served();
+    let before = scenario.status("VmRSS");
+    let mut number = 0;
+    let clients = scenario.clients(count, |client| {
+        // Some send a request before they become idle.
+        if number % 10 == 0 {
+            assert_eq!(client.ask("GET", "/probe").status, 200);
+        }
+        number += 1;
+    });
+    let open = || scenario.scrape().count("app_connections_open");
     wait_until("all are open", || open() == count as u64 + 1);
-    assert_others_are_served(&service);
-    let during = service.status("VmRSS");
+    scenario.expect_others_served();
+    let during = scenario.status("VmRSS");
     assert!(during < 16 * 1024, "{during} KiB");
 
     drop(clients);
     wait_until("all are closed", || open() == 1);
-    assert_others_are_served(&service);
+    scenario.expect_others_served();
     // The connections of those that checked may not be closed yet.
-    let kept = || service.status("VmRSS").saturating_sub(before);
+    let kept = || scenario.status("VmRSS").saturating_sub(before);
     wait_until("half of the memory is released", || {
         kept() < (during - before) / 2
     });
@@ -56,25 +52,19 @@ fn a_thousand_simultaneous_clients_get_every_response_and_all_are_counted() {
     const CLIENTS: usize = 100;
     const REQUESTS: usize = 100;
     raise_descriptor_limit();
-    let service = Service::start(SERVER, &[]);
+    let scenario = Scenario::start(&[]);
     thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                let connect = |_| service.connect();
-                let mut clients: Vec<Client> = (0..CLIENTS).map(connect).collect();
+                let mut clients = scenario.silent_clients(CLIENTS);
                 for _ in 0..REQUESTS {
-                    for client in &mut clients {
-                        client.send_request("GET", "/probe");
-                    }
-                    for client in &mut clients {
-                        let response = client.read_response();
-                        assert_eq!((response.status, &*response.body), (200, "I'm ok!"));
-                    }
+                    clients.send_request("GET", "/probe");
+                    clients.expect_successful_probes();
                 }
             });
         }
     });
-    let metrics = service.scrape();
+    let metrics = scenario.scrape();
     for counted in [
         r#"app_request_count_total{method="GET",endpoint="/probe",http_status="200"}"#,
         r#"app_request_latency_seconds_count{method="GET",endpoint="/probe"}"#,

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::crowd::{Loss, Outcome, ReusingClient, SHORT_SILENCE};
-use crate::support::{Client, Service};
+use crate::scenario::Scenario;
+use crate::support::Service;
 
-const SERVER: &str = "event-loop";
 const STOPS: u64 = 12;
 
 /// How a client sends its requests.
@@ -101,24 +101,24 @@ fn requests_on_their_way_are_answered_when_the_service_stops() {
     let mut responses = 0;
     let mut losses: Vec<Loss> = Vec::new();
     for stop in 0..STOPS {
-        let mut service = Service::start(SERVER, &[]);
+        let mut scenario = Scenario::start(&[]);
         let signal = OnceLock::new();
         thread::scope(|scope| {
             let clients: Vec<_> = habits
                 .iter()
-                .map(|habit| scope.spawn(|| send_requests(&service, *habit, &signal)))
+                .map(|habit| scope.spawn(|| send_requests(&scenario, *habit, &signal)))
                 .collect();
             // The signal arrives at different moments of the pauses.
             thread::sleep(Duration::from_millis(150 + 7 * stop));
             signal.set(Instant::now()).unwrap();
-            terminate(&service);
+            terminate(&scenario);
             for client in clients {
                 let tally = client.join().unwrap();
                 responses += tally.responses;
                 losses.extend(tally.losses);
             }
         });
-        assert_eq!(service.wait(), Some(0));
+        assert_eq!(scenario.wait(), Some(0));
         let took = signal.get().unwrap().elapsed();
         assert!(
             took < Duration::from_secs(5),
@@ -147,70 +147,55 @@ fn logged_statuses(service: &mut Service) -> Vec<String> {
 
 #[test]
 fn a_request_that_outlasts_the_grace_period_gets_503_and_its_line() {
-    let mut service = Service::start(SERVER, &["--access-log", "--fault-injection"]);
-    let mut delayed: Vec<Client> = (0..20)
-        .map(|_| {
-            let mut client = service.connect();
-            client.send_delayed("/probe?delay=20s");
-            client
-        })
-        .collect();
-    let mut soon = service.connect();
+    let mut scenario = Scenario::start(&["--access-log", "--fault-injection"]);
+    let mut delayed = scenario.clients(20, |client| client.send_delayed("/probe?delay=20s"));
+    let mut soon = scenario.connect();
     soon.send_delayed("/probe?delay=2s");
     let told = Instant::now();
-    terminate(&service);
-    let response = soon.read_response();
+    terminate(&scenario);
+    let response = soon.expect_last_response(200);
     assert_eq!(response.body, "I'm ok!");
-    assert_eq!(response.field("Connection"), Some("close"));
-    soon.expect_close();
-    for client in &mut delayed {
-        let response = client.read_response();
-        assert_eq!(response.status, 503, "{response:?}");
-        assert_eq!(response.field("Connection"), Some("close"));
-        client.expect_close();
-    }
+    delayed.each(|client| _ = client.expect_last_response(503));
     let took = told.elapsed();
     let expected = Duration::from_secs(5)..Duration::from_secs(15);
     assert!(expected.contains(&took), "the grace period took {took:?}");
-    assert_eq!(service.wait(), Some(0));
+    assert_eq!(scenario.wait(), Some(0));
     let mut expected = vec!["503"; 20];
     expected.insert(0, "200");
-    assert_eq!(logged_statuses(&mut service), expected);
+    assert_eq!(logged_statuses(&mut scenario), expected);
 }
 
 #[test]
 fn requests_behind_one_that_outlasts_the_grace_period_get_their_responses() {
-    let mut service = Service::start(SERVER, &["--fault-injection"]);
-    let mut client = service.connect();
+    let mut scenario = Scenario::start(&["--fault-injection"]);
+    let mut client = scenario.connect();
     client.send_delayed("/probe?delay=20s");
     client.send_request("GET", "/probe?delay=20s");
     client.send_request("GET", "/healthz");
-    terminate(&service);
+    terminate(&scenario);
     for status in [503, 503, 200] {
         assert_eq!(client.read_response().status, status);
     }
     client.expect_close();
-    assert_eq!(service.wait(), Some(0));
+    assert_eq!(scenario.wait(), Some(0));
 }
 
 #[test]
 fn work_that_outlasts_the_grace_period_gets_503_and_its_line() {
     const CLIENTS: usize = 20;
-    let mut service = Service::start(SERVER, &["--access-log", "--work", "1s"]);
-    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| service.connect()).collect();
-    for client in &mut clients {
-        client.send_request("GET", "/probe");
-    }
-    terminate(&service);
+    let mut scenario = Scenario::start(&["--access-log", "--work", "1s"]);
+    let mut clients = scenario.silent_clients(CLIENTS);
+    clients.send_request("GET", "/probe");
+    terminate(&scenario);
     let mut statuses = Vec::new();
-    for client in &mut clients {
+    for client in clients.iter_mut() {
         let response = client.read_response();
         assert_eq!(response.field("Connection"), Some("close"));
         client.expect_close();
         statuses.push(response.status.to_string());
     }
-    assert_eq!(service.wait(), Some(0));
-    let mut logged = logged_statuses(&mut service);
+    assert_eq!(scenario.wait(), Some(0));
+    let mut logged = logged_statuses(&mut scenario);
     statuses.sort();
     logged.sort();
     assert_eq!(logged, statuses);
