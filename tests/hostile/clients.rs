@@ -1,14 +1,19 @@
 //! What clients do in the tests: suspend the process while they send, send urgent data, disconnect in
 //! different ways, and read what they have received.
 
+#![cfg_attr(
+    not(target_os = "linux"),
+    allow(dead_code, reason = "used by tests that run only on Linux")
+)]
+
 use std::io::{ErrorKind, Read};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{SendFlags, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::{Client, Response, Service, TIMEOUT, wait_until};
+use crate::support::{Client, Response, Service, TIMEOUT};
 
 /// Raises this process's soft limit on descriptors to the hard limit, and returns that.
 pub fn raise_descriptor_limit() -> usize {
@@ -22,26 +27,22 @@ pub fn raise_descriptor_limit() -> usize {
 }
 
 impl Service {
-    /// Returns whether the process waits for its clients or for a point in time.
-    pub fn is_asleep(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        stat.contains(") S ")
-    }
-
     /// Suspends the process as `docker pause` does while clients act. The kernel still accepts and receives
     /// for it.
     #[track_caller]
     pub fn while_paused<T>(&self, act: impl FnOnce() -> T) -> T {
         self.signal("STOP");
-        wait_until("the process is stopped", || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-            stat.contains(") T ")
-        });
+        // Elsewhere, there is no /proc to read the state from.
+        #[cfg(target_os = "linux")]
+        crate::support::wait_until("the process is stopped", || self.state() == 'T');
         let result = act();
         self.signal("CONT");
         result
     }
+}
 
+#[cfg(target_os = "linux")]
+impl Service {
     /// Connects with a receive buffer of about 2 KiB, so that most responses stay unsent.
     pub fn connect_with_small_window(&self) -> Client {
         self.connect_with_receive_buffer(2304)
@@ -49,17 +50,14 @@ impl Service {
 
     /// Connects with a receive buffer of about this many bytes, so that few responses fit into it.
     pub fn connect_with_receive_buffer(&self, bytes: usize) -> Client {
-        let socket = rustix::net::socket_with(
-            AddressFamily::INET,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+        let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
+        let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
         // The window is negotiated when connecting, so the buffer is set before.
         sockopt::set_socket_recv_buffer_size(&socket, bytes).unwrap();
         rustix::net::connect(&socket, &self.address).unwrap();
-        Client::from(TcpStream::from(socket))
+        Client::from(std::net::TcpStream::from(socket))
     }
 }
 

@@ -3,7 +3,7 @@
 //! for it.
 
 use std::io::{ErrorKind, Read, Write};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,7 @@ use rustix::net::sockopt;
 
 use crate::clients::raise_descriptor_limit;
 use crate::scenario::Scenario;
-use crate::support::{Client, Service, request, skip, wait_until};
-
-const SERVER: &str = "event-loop";
+use crate::support::{Service, request, skip, wait_until};
 
 /// A client that pipelines `GET /` without end, and reads a little at a time.
 struct SlowReader {
@@ -60,14 +58,14 @@ impl SlowReader {
 
 /// Starts a service and lets it respond until its memory no longer grows. Returns it with its peak
 /// memory in KiB.
-fn warmed_up() -> (Service, u64) {
-    let service = Service::start(SERVER, &[]);
+fn warmed_up() -> (Scenario, u64) {
+    let scenario = Scenario::start(&[]);
     for _ in 0..100 {
-        service.get("/");
-        service.scrape();
+        scenario.get("/");
+        scenario.scrape();
     }
-    let resident = service.status("VmRSS");
-    (service, resident)
+    let resident = scenario.status("VmRSS");
+    (scenario, resident)
 }
 
 /// Asserts that the peak memory has hardly grown.
@@ -80,11 +78,11 @@ fn assert_memory_is_flat(service: &Service, before: u64) {
 #[test]
 fn memory_stays_flat_whatever_the_pace_of_clients_that_pipeline_without_end() {
     const DURATION: Duration = Duration::from_secs(8);
-    let (service, before) = warmed_up();
+    let (scenario, before) = warmed_up();
     thread::scope(|scope| {
         // The KiB that are read at once, and the microseconds until the next read.
         for (kib, pause) in [(16, 800), (16, 8_000), (4, 2_000), (1, 0)] {
-            let mut reader = SlowReader::connect(&service);
+            let mut reader = SlowReader::connect(&scenario);
             scope.spawn(move || {
                 let mut buffer = vec![0; kib * 1024];
                 let started = Instant::now();
@@ -97,26 +95,26 @@ fn memory_stays_flat_whatever_the_pace_of_clients_that_pipeline_without_end() {
             });
         }
     });
-    assert_memory_is_flat(&service, before);
+    assert_memory_is_flat(&scenario, before);
 }
 
 #[test]
 fn memory_stays_flat_when_a_client_is_always_a_little_slower_than_the_server() {
     /// A server that frees sent bytes only when nothing is unsent would grow by all that it sends.
     const BYTES: usize = 24 << 20;
-    let (service, before) = warmed_up();
-    let mut reader = SlowReader::connect(&service);
+    let (scenario, before) = warmed_up();
+    let mut reader = SlowReader::connect(&scenario);
     let mut buffer = [0; 16 * 1024];
     let started = Instant::now();
     while reader.received < BYTES && started.elapsed() < Duration::from_secs(12) {
         reader.send();
         // The client reads only while the server waits for it, so there is always something unsent.
-        if service.is_asleep() {
+        if scenario.state() == 'S' {
             reader.receive(&mut buffer);
         }
     }
     println!("{} bytes", reader.received);
-    assert_memory_is_flat(&service, before);
+    assert_memory_is_flat(&scenario, before);
 }
 
 /// How clients send requests without end.
@@ -186,18 +184,21 @@ impl Flooder {
     }
 }
 
-/// Lets this number of clients send a request without end until `meanwhile` returns. It is called when
-/// each of them has received a response.
-fn flood<T>(
-    service: &Service,
-    clients: usize,
-    request: &str,
+/// All clients of a flood. One thread drives them.
+struct Flood {
+    poll: Poll,
+    events: Events,
+    flooders: Vec<Flooder>,
     pipelining: Pipelining,
-    meanwhile: impl FnOnce() -> T,
-) -> T {
-    let poll = Poll::new().unwrap();
-    let flooders: Vec<Flooder> = (0..clients)
-        .map(|key| {
+    batch: String,
+    buffer: Vec<u8>,
+}
+
+impl Flood {
+    /// Connects this number of clients, and waits until they are accepted.
+    fn connect(service: &Service, clients: usize, request: &str, pipelining: Pipelining) -> Self {
+        let poll = Poll::new().unwrap();
+        let connect = |key| {
             let stream = service.connect().stream;
             // Delays within this process must not count as the server's.
             sockopt::set_socket_send_buffer_size(&stream, 16 * 1024).unwrap();
@@ -215,63 +216,41 @@ fn flood<T>(
                 matched: 0,
                 has_received: false,
             }
-        })
-        .collect();
-    wait_until("all clients are accepted", || {
-        service.scrape().count("app_connections_open") == clients as u64 + 1
-    });
-    let is_over = AtomicBool::new(false);
-    let served = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        let flooding =
-            scope.spawn(|| send_until(&is_over, poll, flooders, request, pipelining, &served));
-        // Ends the flood after a panic, too. Otherwise the scope would wait for it forever.
-        let _end = SetOnDrop(&is_over);
-        wait_until("each client has a response", || {
-            flooding.is_finished() || served.load(Ordering::Relaxed) == clients
+        };
+        let flooders = (0..clients).map(connect).collect();
+        wait_until("all clients are accepted", || {
+            service.scrape().count("app_connections_open") == clients as u64 + 1
         });
-        meanwhile()
-    })
-}
-
-/// Sets a flag when it is dropped.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        let batch = request.repeat(match pipelining {
+            Pipelining::Endless => 100,
+            Pipelining::Batches(count) => count,
+        });
+        Self {
+            poll,
+            events: Events::with_capacity(1024),
+            flooders,
+            pipelining,
+            batch,
+            buffer: vec![0; 64 * 1024],
+        }
     }
-}
 
-/// Drives all clients of a flood on this thread until it is over.
-fn send_until(
-    is_over: &AtomicBool,
-    mut poll: Poll,
-    mut flooders: Vec<Flooder>,
-    request: &str,
-    pipelining: Pipelining,
-    served: &AtomicUsize,
-) {
-    let batch = request.repeat(match pipelining {
-        Pipelining::Endless => 100,
-        Pipelining::Batches(count) => count,
-    });
-    let mut buffer = vec![0; 64 * 1024];
-    let mut events = Events::with_capacity(1024);
-    while !is_over.load(Ordering::Relaxed) {
+    /// Sends and receives for the clients whose sockets are ready. Returns how many of them have received
+    /// their first response.
+    fn advance(&mut self) -> usize {
         let timeout = Some(Duration::from_millis(50));
-        match poll.poll(&mut events, timeout) {
+        match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             result => result.unwrap(),
         }
-        for event in &events {
-            let flooder = &mut flooders[event.token().0];
+        let mut served = 0;
+        for event in &self.events {
+            let flooder = &mut self.flooders[event.token().0];
             let had_received = flooder.has_received;
-            flooder.advance(pipelining, batch.as_bytes(), &mut buffer);
-            if flooder.has_received && !had_received {
-                served.fetch_add(1, Ordering::Relaxed);
-            }
+            flooder.advance(self.pipelining, self.batch.as_bytes(), &mut self.buffer);
+            served += usize::from(flooder.has_received && !had_received);
         }
+        served
     }
 }
 
@@ -285,6 +264,20 @@ struct Waits {
 }
 
 impl Waits {
+    /// Measures the waits while this number of clients send a request without end, after each of them has
+    /// received a response.
+    fn beside(scenario: &Scenario, clients: usize, request: &str, pipelining: Pipelining) -> Self {
+        let flood = Flood::connect(scenario, clients, request, pipelining);
+        let served = AtomicUsize::new(0);
+        let advance = |flood: &mut Flood| _ = served.fetch_add(flood.advance(), Ordering::Relaxed);
+        scenario.meanwhile([flood], advance, |scenario| {
+            wait_until("each client has a response", || {
+                served.load(Ordering::Relaxed) == clients
+            });
+            Self::measure(scenario)
+        })
+    }
+
     /// Connects repeatedly for a health check, for a few seconds.
     fn measure(service: &Service) -> Self {
         const TRIES: u32 = 40;
@@ -309,6 +302,7 @@ impl Waits {
     /// Asserts that no client waited for a turn of each of a thousand others, which took more than a
     /// second when a turn was 32 requests. A few milliseconds of CPU time are expected, and more by the
     /// clock on a machine that is busy with other tests.
+    #[track_caller]
     fn assert_short(&self, beside: &str) {
         let Self {
             median,
@@ -332,7 +326,7 @@ impl Waits {
 #[test]
 fn the_wait_of_a_new_client_does_not_grow_with_the_number_of_busy_ones() {
     let most = raise_descriptor_limit();
-    let service = Service::start(SERVER, &[]);
+    let scenario = Scenario::start(&[]);
     let mut cpu_times = Vec::new();
     for clients in [1, 100, 1000, 3000] {
         // The other tests need descriptors, too.
@@ -343,9 +337,7 @@ fn the_wait_of_a_new_client_does_not_grow_with_the_number_of_busy_ones() {
             continue;
         }
         let head = request("HEAD", "/metrics");
-        let waits = flood(&service, clients, &head, Pipelining::Endless, || {
-            Waits::measure(&service)
-        });
+        let waits = Waits::beside(&scenario, clients, &head, Pipelining::Endless);
         waits.assert_short(&format!("beside {clients} clients"));
         cpu_times.push(waits.cpu_time);
     }
@@ -360,7 +352,7 @@ fn the_wait_of_a_new_client_does_not_grow_with_the_number_of_busy_ones() {
 fn a_new_client_does_not_wait_for_all_others_whatever_they_request() {
     const CLIENTS: usize = 1000;
     raise_descriptor_limit();
-    let service = Service::start(SERVER, &[]);
+    let scenario = Scenario::start(&[]);
     for (method, path, pipelining) in [
         ("HEAD", "/metrics", Pipelining::Batches(32)),
         ("GET", "/metrics", Pipelining::Endless),
@@ -368,26 +360,20 @@ fn a_new_client_does_not_wait_for_all_others_whatever_they_request() {
         ("GET", "/healthz", Pipelining::Endless),
     ] {
         let request = request(method, path);
-        let waits = flood(&service, CLIENTS, &request, pipelining, || {
-            Waits::measure(&service)
-        });
+        let waits = Waits::beside(&scenario, CLIENTS, &request, pipelining);
         waits.assert_short(&format!("beside {method} {path}"));
     }
 }
 
 #[test]
 fn work_for_clients_that_have_disconnected_with_a_fin_comes_last() {
-    let service = Service::start(SERVER, &["--work", "500ms"]);
-    let mut clients: Vec<Client> = (0..10).map(|_| service.connect()).collect();
-    for client in &mut clients {
-        client.send_request("GET", "/probe");
-    }
-    for client in clients {
-        client.disconnect_with_fin();
-    }
+    let scenario = Scenario::start(&["--work", "500ms"]);
+    let mut clients = scenario.silent_clients(10);
+    clients.send_request("GET", "/probe");
+    clients.disconnect_with_fin();
     let asked = Instant::now();
-    assert_eq!(service.get("/probe").status, 200);
-    let used = service.cpu_time();
+    assert_eq!(scenario.get("/probe").status, 200);
+    let used = scenario.cpu_time();
     println!(
         "answered after {:?} and {used:?} of CPU time",
         asked.elapsed()

@@ -236,17 +236,24 @@ impl Service {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    /// Returns the state of the process: `S` while it sleeps, `T` while it is suspended.
+    pub fn state(&self) -> char {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        fields.chars().next().unwrap()
+    }
+
     /// Asserts that the process sleeps and does not spin. It must be asleep in a sample of moments, and may
     /// wake up no more often than a retry interval of ten milliseconds explains. CPU time would be no
     /// measure: on a busy machine even a spinning process gets little of it.
+    #[track_caller]
     pub fn waits(&self) {
         const SAMPLES: usize = 20;
         let wake_ups_before = self.status("voluntary_ctxt_switches");
         let started = Instant::now();
         let is_asleep = |_: &usize| {
             std::thread::sleep(Duration::from_millis(10));
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-            stat.contains(") S ")
+            self.state() == 'S'
         };
         let asleep = (0..SAMPLES).filter(is_asleep).count();
         assert!(
