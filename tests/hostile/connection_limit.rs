@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::crowd::{Loss, Outcome, ReusingClient, SHORT_SILENCE};
 use crate::scenario::{Clients, Scenario};
-use crate::support::{Client, Service, request, run, wait_until};
+use crate::support::{Service, request, run, wait_until};
 
 /// Starts a service whose 20 connections are occupied by requests whose responses are delayed by 20 seconds.
 fn full_service() -> (Scenario, Clients) {
@@ -63,24 +63,18 @@ fn clients_that_disconnect_before_their_delayed_response_make_room() {
 
 #[test]
 fn health_checks_are_served_while_slow_readers_hold_every_connection() {
-    const CLIENTS: usize = 20;
     let scenario = Scenario::start(&["--max-connections", "20"]);
     // 12 MB of responses, far more than the buffers between the service and the client hold.
     let requests = request("GET", "/metrics").repeat(1000);
-    let mut readers: Vec<Client> = (0..CLIENTS)
-        .map(|_| scenario.connect_with_small_window())
-        .collect();
-    for reader in &mut readers {
+    let readers = scenario.slow_readers(20, |reader| {
         reader.send(&requests);
         // The service is responding to its requests.
         reader.stream.read_exact(&mut [0; 2048]).unwrap();
-    }
-    let read_slowly = |readers: &mut Vec<Client>| {
+    });
+    let read_slowly = |readers: &mut Clients| {
         thread::park_timeout(Duration::from_secs(4));
-        for reader in readers {
-            // The service may have closed the connection because the client is slow.
-            let _ = reader.stream.read(&mut [0; 2048]);
-        }
+        // The service may have closed the connection because the client is slow.
+        readers.each(|reader| _ = reader.stream.read(&mut [0; 2048]));
     };
     scenario.meanwhile([readers], read_slowly, |scenario| {
         let started = Instant::now();

@@ -61,13 +61,8 @@ fn requests_that_arrive_on_the_reserve_while_the_process_is_suspended_are_answer
 #[test]
 fn health_checks_are_served_while_clients_try_to_hold_the_reserve() {
     let scenario = full_service("30s");
-    let slow_readers: Vec<Client> = (0..16)
-        .map(|_| {
-            let mut reader = scenario.connect_with_small_window();
-            reader.send(request("GET", "/metrics").repeat(40));
-            reader
-        })
-        .collect();
+    let requests = request("GET", "/metrics").repeat(40);
+    let slow_readers = scenario.slow_readers(16, |reader| reader.send(&requests));
     scenario.expect_served_promptly("GET", "/healthz");
     drop(slow_readers);
 

@@ -40,14 +40,15 @@ impl Scenario {
 
     /// Connects clients, one after the other, that do something.
     #[track_caller]
-    pub fn clients(&self, count: usize, mut act: impl FnMut(&mut Client)) -> Clients {
-        let mut clients = Clients(Vec::new());
-        for _ in 0..count {
-            let mut client = self.connect();
-            act(&mut client);
-            clients.push(client);
-        }
-        clients
+    pub fn clients(&self, count: usize, act: impl FnMut(&mut Client)) -> Clients {
+        Clients::connect(count, || self.service.connect(), act)
+    }
+
+    /// Connects clients with small receive buffers, one after the other, that do something.
+    #[cfg(target_os = "linux")]
+    #[track_caller]
+    pub fn slow_readers(&self, count: usize, act: impl FnMut(&mut Client)) -> Clients {
+        Clients::connect(count, || self.connect_with_small_window(), act)
     }
 
     /// Connects clients that send nothing yet.
@@ -170,12 +171,28 @@ impl Drop for End<'_> {
 pub struct Clients(pub Vec<Client>);
 
 impl Clients {
+    #[track_caller]
+    fn connect(
+        count: usize,
+        connect: impl Fn() -> Client,
+        mut act: impl FnMut(&mut Client),
+    ) -> Self {
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            let mut client = connect();
+            act(&mut client);
+            clients.push(client);
+        }
+        Self(clients)
+    }
+
     /// Lets each client do something, one after the other.
     #[track_caller]
     pub fn each(&mut self, act: impl FnMut(&mut Client)) {
         self.iter_mut().for_each(act);
     }
 
+    /// Sends a request on each connection.
     #[track_caller]
     pub fn send_request(&mut self, method: &str, path: &str) {
         for client in &mut self.0 {
