@@ -76,7 +76,7 @@ impl Scenario {
     }
 
     /// Lets each client repeat `act` on its own thread until `expect` returns or panics. A wait in `act` that
-    /// uses [`thread::park_timeout`] then ends early.
+    /// uses [`thread::park_timeout`] then ends early. Panics if a thread has panicked.
     #[track_caller]
     pub fn meanwhile<C: Send, T>(
         &self,
@@ -168,9 +168,10 @@ impl Drop for End<'_> {
 
 /// Clients with one connection each. Dropping them disconnects them.
 #[must_use = "dropping the clients disconnects them"]
-pub struct Clients(pub Vec<Client>);
+pub struct Clients(Vec<Client>);
 
 impl Clients {
+    /// Lets each client connect and do something before the next one connects.
     #[track_caller]
     fn connect(
         count: usize,
