@@ -223,7 +223,7 @@ fn when_every_connection_waits_the_service_does_not_spin() {
     let scenario = Scenario::start(&[&slow[..], &["--max-connections", "5"]].concat())
         .with_clients(5, |client| client.send_delayed("/probe"));
     let _next = scenario.connect();
-    scenario.waits();
+    scenario.assert_asleep();
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn run_out_of_descriptors(scenario: &Scenario) -> (Clients, impl Fn() + use<>) {
 fn accepting_pauses_while_there_are_no_descriptors() {
     let mut scenario = Scenario::start(&["--fault-injection"]);
     let (mut clients, restore_limit) = run_out_of_descriptors(&scenario);
-    scenario.waits();
+    scenario.assert_asleep();
     restore_limit();
     assert_eq!(clients[9].read_response().status, 200);
     scenario.signal("TERM");

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::crowd::{Loss, Outcome, ReusingClient, SHORT_SILENCE};
+use crate::reusing_client::{Loss, Outcome, ReusingClient, SHORT_SILENCE};
 use crate::scenario::{Clients, Scenario};
 use crate::support::{Service, request, run, wait_until};
 

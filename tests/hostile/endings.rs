@@ -182,7 +182,7 @@ fn clients_that_hang_hold_their_connections_until_they_disconnect() {
             in_flight(&scenario) == CLIENTS as u64
         });
         scenario.expect_others_served();
-        scenario.waits();
+        scenario.assert_asleep();
         let open = || scenario.scrape().count("app_connections_open");
         assert!(open() > CLIENTS as u64);
         drop(clients);

@@ -9,8 +9,6 @@ mod bounds;
 mod clients;
 #[cfg(target_os = "linux")]
 mod connection_limit;
-#[cfg(target_os = "linux")]
-mod crowd;
 mod delayed_replies;
 #[cfg(target_os = "linux")]
 mod disconnects;
@@ -31,6 +29,8 @@ mod received;
 mod request_heads;
 #[cfg(target_os = "linux")]
 mod reserve;
+#[cfg(target_os = "linux")]
+mod reusing_client;
 mod scenario;
 #[cfg(target_os = "linux")]
 mod shutdown_race;

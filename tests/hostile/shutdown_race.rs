@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::crowd::{Loss, Outcome, ReusingClient, SHORT_SILENCE};
+use crate::reusing_client::{Loss, Outcome, ReusingClient, SHORT_SILENCE};
 use crate::scenario::Scenario;
 use crate::support::Service;
 

@@ -371,7 +371,7 @@ fn the_last_of_many_changes_is_printed(server: &str) {
         lines += 1;
     }
     assert!(lines <= 10 * seconds, "{lines} in {seconds} s");
-    service.waits();
+    service.assert_asleep();
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
     assert_eq!(service.stderr(), "", "the last change is printed once");

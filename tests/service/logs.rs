@@ -162,7 +162,7 @@ fn lines_for_a_stuck_reader_of_standard_output_are_dropped_and_counted(server: &
     let mut log = service.take_stdout();
     log_too_many_lines(&service);
     assert_others_are_served(&service);
-    service.waits();
+    service.assert_asleep();
     let (lines, dropped) = count(&read_and_stop(&mut service, &mut log));
     assert!(dropped > 0);
     // The last request is the health check of `read_and_stop`.

@@ -41,7 +41,7 @@ fn memory_is_held_until_the_change_is_reverted() {
     client.ask("DELETE", "/faults");
     wait_until("it is released", || held() < 16 * MIB);
     assert_eq!(is_active(), 0);
-    service.waits();
+    service.assert_asleep();
 }
 
 /// The allocator must not keep the memory, whatever was held before.
@@ -82,7 +82,7 @@ fn memory_is_released_when_the_time_is_over() {
     wait_until("it is released", || {
         service.status("VmRSS") < before + 8 * MIB
     });
-    service.waits();
+    service.assert_asleep();
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn extra_descriptors_are_open_until_the_change_is_reverted() {
     });
     assert_eq!(open(), 300 - 48);
     assert_eq!(service.get("/healthz").status, 200);
-    service.waits();
+    service.assert_asleep();
     changer.ask("DELETE", "/faults");
     wait_until("they are closed", || open() <= before + 2);
 }

@@ -247,7 +247,7 @@ impl Service {
     /// wake up no more often than a retry interval of ten milliseconds explains. CPU time would be no
     /// measure: on a busy machine even a spinning process gets little of it.
     #[track_caller]
-    pub fn waits(&self) {
+    pub fn assert_asleep(&self) {
         const SAMPLES: usize = 20;
         let wake_ups_before = self.status("voluntary_ctxt_switches");
         let started = Instant::now();
