@@ -21,18 +21,20 @@
 //!
 //! # Four rules
 //!
-//! 1. **Turns are bounded in time.** A client's turn starts no further request after 50 µs, and all turns
-//!    together end after a millisecond. Then the server polls the sockets and the listener again. A fair queue serves
-//!    clients that have used little time first. So a new client waits a few milliseconds, even if
-//!    thousands of others pipeline requests without end.
+//! 1. **Turns are bounded in time.** A client's turn starts no further request after 50 µs. If the client has used
+//!    little time lately and other such clients wait, the limit is 10 µs. A fair queue serves these clients first.
+//!    After a millisecond of turns, the server polls the sockets and the listener again. So a new client waits a few
+//!    milliseconds, even if thousands of others pipeline requests without end.
 //! 2. **Received means that the kernel has it.** A request that reached the kernel before a timeout, a
 //!    stop or a close is read before the server decides anything. While bytes may be unread, a connection
 //!    lingers before it is closed. Otherwise it would be reset, and sent responses could be lost.
 //! 3. **Waiting clients do not displace active ones.** At the connection limit, responses say `Connection: close`, and
 //!    connections that have been idle for 100 ms are closed. A reserve of sixteen connections above the limit serves
 //!    [urgent](Service::is_urgent) requests. Other requests on it wait for a slot, and get a 503 if none becomes free.
-//! 4. **Memory is bounded in total**, the kernel's socket buffers included. The bounds add up to 23 KiB per
-//!    connection. None of the attacks in the tests takes more than 16 MiB with a thousand connections.
+//! 4. **Memory is bounded in total**, the kernel's socket buffers included. The bounds of all parts add up to
+//!    23 KiB per connection. They are not reached together: with a thousand connections, no attack in the tests takes
+//!    more than 16 MiB. If all buffers together hold more than 4 KiB per connection that the limit allows, the
+//!    connections that hold the most for the longest time are reset.
 //!
 //! # Limits
 //!
@@ -47,6 +49,8 @@
 //! | a `Transfer-Encoding`; `Content-Length` twice or unreadable; `Host` missing, twice or malformed; an invalid target or head | – | 400 (411 for `chunked` alone, 501 for another coding), close |
 //! | `Expect: 100-continue` | – | the final response at once, close unless the whole body has been received |
 //! | an HTTP version other than 1.0 and 1.1 | – | 505, close |
+//! | pipeline requests | the time of a turn | responses in order; other clients get a turn |
+//! | hold memory together with others | 4 KiB per connection that [`Limits::connections`] allows, at least 1 MiB | rule 4 |
 //! | open connections | [`Limits::connections`] | rule 3 |
 //! | cause a panic in the service | only its connection is affected | close; the [outcome](Outcome) says so |
 //!
