@@ -34,13 +34,13 @@ TOOLCHAIN = {
 # Why tiny-probe is not affected by the vulnerabilities of tiny_http. SECURITY.md and deny.toml name the same.
 STATEMENTS = {
     "CVE-2026-66752": (
-        "Request smuggling through Transfer-Encoding. tiny-probe refuses every request with this field, with an "
+        "Request smuggling through Transfer-Encoding. tiny-probe rejects every request with this field, with an "
         "unclear Content-Length or with control characters in its head, and serves no other request on the "
         "connection. The default request loop does not use tiny_http at all."
     ),
     "CVE-2026-66753": (
         "CR and LF in header fields. tiny-probe does not send responses with tiny_http's header types, puts "
-        "nothing of a client into a header field, and refuses requests with control characters in their head. "
+        "nothing of a client into a header field, and rejects requests with control characters in their head. "
         "The default request loop does not use tiny_http at all."
     ),
 }

@@ -1095,7 +1095,7 @@ mod tests {
 
     /// Records every kind of request, so that every series exists.
     #[test]
-    fn the_readme_says_how_many_series_there_can_be() {
+    fn the_documentation_says_how_many_series_there_can_be() {
         let mut app = app_with_all_faults();
         let methods = [
             "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW",

@@ -16,9 +16,9 @@ use lexopt::{Arg, Parser};
 use crate::duration;
 use crate::fail_with::FailWith;
 
-/// Longer latencies are refused, because they are probably a mistake.
+/// Longer latencies are rejected, because they are probably a mistake.
 const MAX_LATENCY: Duration = Duration::from_secs(3600);
-/// More work is refused, because a scrape may have to wait for as long.
+/// More work is rejected, because a scrape may have to wait for as long.
 const MAX_WORK: Duration = Duration::from_secs(1);
 
 /// The accepted values of `exit-after`.
@@ -184,7 +184,7 @@ pub enum Server {
 }
 
 impl Server {
-    /// Returns whether it can carry out every fault: break off responses, and the faults of the process.
+    /// Returns whether it can carry out every fault, including broken-off responses and those of the process.
     pub fn supports_all_faults(self) -> bool {
         self == Self::EventLoop
     }
@@ -390,7 +390,7 @@ pub static FLAGS: [Flag; 20] = [
         variable: "FAULT_INJECTION",
         value: "",
         default: "off",
-        meaning: "on: clients may change /probe; all: other routes and the process",
+        meaning: "on: clients may change /probe; all: more routes and the process",
         accepted: "off, on or all",
         sets: Sets::Service(|config, value| {
             config.fault_injection = match (value, switch(value)) {
@@ -642,17 +642,17 @@ impl Flag {
         value: &OsString,
         describe: impl Fn(&str) -> String,
     ) -> Result<(), ConfigError> {
-        let refused = |accepted| {
+        let rejected = |accepted| {
             let value = one_line(&value.to_string_lossy());
             ConfigError(format!("{}: expected {accepted}", describe(&value)))
         };
         let set = value.to_str().and_then(|value| self.set(config, value));
-        set.ok_or_else(|| refused(self.accepted))?;
+        set.ok_or_else(|| rejected(self.accepted))?;
         // The row of --server precedes the row of --fail-with, so it has been applied here.
         if config.server.supports_all_faults() || config.probe.fail_with.is_status() {
             Ok(())
         } else {
-            Err(refused(FailWith::ACCEPTED_BY_TINY_HTTP))
+            Err(rejected(FailWith::ACCEPTED_BY_TINY_HTTP))
         }
     }
 }
@@ -791,7 +791,7 @@ mod tests {
 
     #[test]
     fn every_range_ends_where_the_documents_say() {
-        for (flag, accepted, refused) in [
+        for (flag, accepted, rejected) in [
             ("max-connections", "1", "0"),
             ("max-connections", "1000000", "1000001"),
             (
@@ -812,7 +812,7 @@ mod tests {
         ] {
             let parse = |value| command(&format!("--{flag}={value}"), &[]);
             assert!(parse(accepted).is_ok(), "{flag} {accepted}");
-            assert!(parse(refused).is_err(), "{flag} {refused}");
+            assert!(parse(rejected).is_err(), "{flag} {rejected}");
         }
     }
 

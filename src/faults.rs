@@ -84,7 +84,8 @@ impl Faults {
 
     /// Changes the settings that a query names. If any of them is invalid, nothing changes. `for` is
     /// the time until everything is reverted. Without it, the end of probe's change stays as it is.
-    /// Other targets require it, except for freeze and exit-after. Returns whether the settings or their end differ from before.
+    /// Other targets require it, except for freeze and exit-after. Returns whether the settings or their end
+    /// differ from before.
     ///
     /// # Errors
     /// A line that tells the client what is accepted.
@@ -572,11 +573,11 @@ mod tests {
     fn a_change_to_a_target_other_than_probe_must_have_an_end() {
         let (mut faults, now) = faults();
         let metrics = Target::Route(RouteTarget::Metrics);
-        let refused = Err(MISSING_END.to_owned());
-        assert_eq!(faults.change(metrics, "fail-rate=1", now), refused);
+        let rejected = Err(MISSING_END.to_owned());
+        assert_eq!(faults.change(metrics, "fail-rate=1", now), rejected);
         assert!(!faults.is_active(metrics, now));
         assert_eq!(faults.change(metrics, "fail-rate=1&for=1m", now), Ok(true));
-        assert_eq!(faults.change(metrics, "fail-rate=0.5", now), refused);
+        assert_eq!(faults.change(metrics, "fail-rate=0.5", now), rejected);
         assert_eq!(faults.change(metrics, "for=2m", now), Ok(true));
         assert!(faults.is_active(metrics, now + seconds(119)));
         assert!(!faults.is_active(metrics, now + seconds(120)));

@@ -7,7 +7,7 @@
 //!
 //! The client library counts, and this module reads the values from it and writes the exposition, because
 //! the library's own registry and encoder take several times as long. `make microbench` times an exposition.
-//! `make bench` compares a scrape with those of servers that use the library's.
+//! `make bench` compares a scrape with those of servers that use that registry and encoder.
 
 use std::array;
 use std::cell::{Cell, OnceCell, RefCell, RefMut};
@@ -211,7 +211,7 @@ impl Metrics {
         self.series(method, endpoint).request_counter(status);
     }
 
-    /// Adds a counter with labels to the exposition and returns it. Its name ends with `_total`.
+    /// Adds a counter with labels to the exposition and returns it. `name` must end with `_total`.
     ///
     /// ```
     /// let metrics = tiny_probe::metrics::Metrics::new(0, "1", "develop");

@@ -237,7 +237,7 @@ const fn joined<const LENGTH: usize>(parts: &[&[u8]]) -> [u8; LENGTH] {
 const fn text(bytes: &'static [u8]) -> &'static str {
     match std::str::from_utf8(bytes) {
         Ok(text) => text,
-        Err(_) => panic!("the sources are UTF-8, and only whole lines and spaces are left out"),
+        Err(_) => panic!("the sources are UTF-8, and no character is split"),
     }
 }
 

@@ -350,7 +350,7 @@ impl<S: Stream, M> Client<S, M> {
             .map(Evictable::Idle)
     }
 
-    /// Returns whether the connection is idle, but the client has not read all of its last response.
+    /// Returns whether everything is answered, but the client has not read all of its last response.
     /// Closing the connection would reset it.
     pub fn is_reading_last_response(&self) -> bool {
         self.connection.has_answered_everything() && !self.socket.has_delivered()

@@ -369,7 +369,8 @@ impl Connection {
         has_answered && self.unsent().is_empty()
     }
 
-    /// Returns from when on every request is answered, if that is so.
+    /// Returns since when every complete request is answered and every response is sent, or `None` if that is
+    /// not so. Each part of a body counts anew.
     pub fn answered_everything_at(&self) -> Option<Instant> {
         let since = match self.state {
             State::DiscardingBody(_) => self.active_at,

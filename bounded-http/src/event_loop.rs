@@ -68,8 +68,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 /// How long accepting pauses when no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How many bytes all buffers may hold together, per connection that the limit allows. This includes
-/// the kernel's buffers for clients that do not read. If they hold more, the connections that hold the
-/// most for the longest time are reset.
+/// the kernel's buffers for clients that do not read. From three quarters of that on, connections without
+/// progress are reset, those first that have held the most for the longest time. Above it, others are reset,
+/// too.
 const HELD_BYTES_PER_CONNECTION: usize = 4 * 1024;
 /// One in this many of the connections that the limit allows may keep the receive buffer that it has at
 /// first. A new connection keeps it as long as fewer than these are open. It takes 3.5 KiB more.
@@ -98,8 +99,7 @@ pub struct EventLoop<V: Service> {
     grace: Duration,
     /// The state that turns read and change: the service, the clock, and what all clients share.
     shared: Shared<V>,
-    /// The clients that are queued for a turn. Added by events, timers and sweeps, removed when their turn
-    /// begins.
+    /// The clients that are queued for a turn. Added by `queue_turn`, removed when their turn begins.
     queue: FairQueue,
     /// The connections above the limit, oldest first. Removed when they are closed or get a slot.
     reserve: Vec<Reserved>,
@@ -107,7 +107,7 @@ pub struct EventLoop<V: Service> {
     /// system, can take. One is closed when no other descriptor is left for a connection. Their type is Poll
     /// because it needs no path and takes less memory than a socket. They are never polled.
     spare: Vec<Poll>,
-    /// The number of spare descriptors that should be open. 0 until the event loop runs, which sets it once.
+    /// The number of spare descriptors that should be open. 0 until `run` sets it.
     max_spare: usize,
     /// Decides which connection is closed for the next client at the connection limit.
     eviction: Eviction,
@@ -131,7 +131,8 @@ pub struct EventLoop<V: Service> {
     /// When the next sweep is due. Set when a client gets an earlier deadline, cleared by the sweep. `None` if no
     /// client has a deadline.
     next_sweep: Option<Instant>,
-    /// When the service must be called again at the latest. Set to what it returns from each call.
+    /// When the service must be called again at the latest. Set after each
+    /// call, from the duration that it returns.
     next_service_call: Option<Instant>,
     /// The schedule of the shutdown. `None` until the stop signal.
     stop: Option<Stop>,

@@ -8,8 +8,8 @@ use std::time::Duration;
 pub struct Limits {
     /// The maximum number of open connections, apart from the reserve of sixteen for urgent requests.
     /// The server keeps a descriptor open for each of those. The limit on descriptors may lower the
-    /// maximum: see [`Server::connection_limit`](crate::Server::connection_limit). It also determines how much memory all connections may
-    /// hold together. Default: 1000.
+    /// maximum: see [`Server::connection_limit`](crate::Server::connection_limit). The maximum also
+    /// determines how much memory all connections may hold together. Default: 1000.
     pub connections: usize,
     /// How long the server waits for delayed responses, and for those that take CPU time, once it has
     /// been told to stop. After that it replaces them with a 503. Default: 5 seconds.

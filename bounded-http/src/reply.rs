@@ -33,7 +33,7 @@ pub struct Reply<M = ()> {
     pub(crate) memo: M,
 }
 
-/// What is sent.
+/// What a reply sends.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub status: Status,
@@ -43,7 +43,7 @@ pub(crate) struct Response {
     pub body: Cow<'static, [u8]>,
 }
 
-/// When and how it is sent: at once and whole, by default.
+/// When and how a response is sent. By default: at once and whole.
 #[derive(Debug, Default)]
 pub(crate) struct Delivery {
     pub delay: Duration,
@@ -282,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_that_could_end_its_line_is_refused() {
+    fn a_field_that_could_end_its_line_is_rejected() {
         for (name, value) in [
             ("X", "1\r\nY: 2"),
             ("X", "1\n"),

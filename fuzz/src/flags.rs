@@ -58,7 +58,7 @@ fn check_settings(config: &Config) {
     for _ in 0..4 {
         get("/probe");
     }
-    // Its own, and none that came with the flags.
+    // The page has its own script. Flags cannot add one.
     assert_eq!(get("/").matches("<script").count(), 1);
     let exposition = get("/metrics");
     for line in exposition.split_terminator('\n') {

@@ -409,7 +409,7 @@ mod tests {
             assert_eq!(read_size(text), accepted, "{text}");
         }
         assert_eq!(read_size("1024MiB"), Some(MAX_MEMORY_BYTES));
-        for refused in [
+        for rejected in [
             "",
             "B",
             "0",
@@ -423,13 +423,13 @@ mod tests {
             "99999999999999999999B",
             "18014398509481984KiB",
         ] {
-            assert_eq!(read_size(refused), None, "{refused}");
+            assert_eq!(read_size(rejected), None, "{rejected}");
         }
     }
 
     #[test]
     fn every_range_ends_where_the_documents_say() {
-        for (accepted, refused) in [
+        for (accepted, rejected) in [
             ("freeze=10m", "freeze=600001ms"),
             ("memory=1GiB", "memory=1073741825B"),
             ("series=100000", "series=100001"),
@@ -439,7 +439,7 @@ mod tests {
         ] {
             let (mut process, now) = process();
             let mut change = |query| process.change(&format!("{query}&for=1h"), now);
-            assert!(change(refused).is_err(), "{refused}");
+            assert!(change(rejected).is_err(), "{rejected}");
             assert_eq!(change(accepted), Ok(true), "{accepted}");
         }
     }
@@ -556,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn the_process_hangs_once_for_the_given_time() {
+    fn the_process_freezes_once_for_the_given_time() {
         let (mut process, now) = process();
         assert_eq!(process.change("freeze=20ms", now), Ok(true));
         let started = Instant::now();

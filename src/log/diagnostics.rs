@@ -41,13 +41,13 @@ struct Diagnostics {
 }
 
 impl Diagnostics {
-    fn print(&mut self, line: impl Display) {
+    fn print_line(&mut self, line: impl Display) {
         self.lines.push(line);
         self.lines.flush();
     }
 
-    fn print_message(&mut self, message: impl Display) {
-        self.print(format_args!(concat!(prefix!(), "{}"), message));
+    fn print(&mut self, message: impl Display) {
+        self.print_line(format_args!(concat!(prefix!(), "{}"), message));
     }
 }
 
@@ -57,12 +57,12 @@ fn lock() -> MutexGuard<'static, Diagnostics> {
 
 /// Prints a line as soon as standard error has room for it, without the prefix of messages.
 pub fn print_line(line: impl Display) {
-    lock().print(line);
+    lock().print_line(line);
 }
 
 /// Prints a message as soon as standard error has room for it, however many were printed in this second.
 pub fn print(message: impl Display) {
-    lock().print_message(message);
+    lock().print(message);
 }
 
 /// Prints a problem in one line. If another problem was printed less than a second ago, this one is only
@@ -70,7 +70,7 @@ pub fn print(message: impl Display) {
 pub fn report(message: impl Display) {
     let mut diagnostics = lock();
     if let Some(message) = diagnostics.reports.line(message, Instant::now()) {
-        diagnostics.print_message(message);
+        diagnostics.print(message);
     }
 }
 
@@ -82,7 +82,7 @@ pub fn announce_change(peer: SocketAddr, faults: &str) {
     let change = format!("{peer} changed the faults: {}", faults.trim_end());
     let mut diagnostics = lock();
     if let Some(message) = diagnostics.changes.line(change, Instant::now()) {
-        diagnostics.print_message(message);
+        diagnostics.print(message);
     }
 }
 
@@ -93,7 +93,7 @@ pub fn flush() -> bool {
     if diagnostics.changes.held.is_some()
         && let Some(message) = diagnostics.changes.line_due(Instant::now())
     {
-        diagnostics.print_message(message);
+        diagnostics.print(message);
     }
     let has_lines_left = diagnostics.lines.flush();
     has_lines_left || diagnostics.changes.held.is_some()
@@ -103,7 +103,7 @@ pub fn flush() -> bool {
 pub fn flush_until(deadline: Instant) {
     let mut diagnostics = lock();
     if let Some(message) = diagnostics.changes.release() {
-        diagnostics.print_message(message);
+        diagnostics.print(message);
     }
     diagnostics.lines.flush_until(deadline);
 }
@@ -111,7 +111,7 @@ pub fn flush_until(deadline: Instant) {
 /// Makes every panic print one line, whatever else was printed in the same second.
 pub fn report_panics() {
     panic::set_hook(Box::new(|panic| {
-        lock().print_message(one_line(&format_args!("panic: {panic}")));
+        lock().print(one_line(&format_args!("panic: {panic}")));
     }));
 }
 

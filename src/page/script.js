@@ -134,7 +134,7 @@ function take(exposition, time, date) {
   const points = [...target.points.filter(point => point.time > time - 60), { time, samples }];
   Object.assign(target, exposition, { date, points });
   if (target !== shown) mixed = time;
-  // If no scrape has reached the process that is shown for 10 s, show this one.
+  // If no scrape has reached the shown process for 10 s, show this one.
   if (time - shown.points.at(-1).time > 10) shown = target;
   say($.host, shown.host);
   const hosts = [...targets.values()].map(({ host }) => host).join(', ');
@@ -310,7 +310,7 @@ Descriptors: open-files=420`;
 $.query.prepend(copyButton());
 let offered, until = 0;
 
-// Returns the control of a setting. If the form of a single request has this control, it is a copy of that.
+// Returns the control of a setting: a copy of the one in the form of a single request, if that form has it.
 function field(name) {
   const known = $.faults.elements[name];
   if (known) return known;

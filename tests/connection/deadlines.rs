@@ -268,7 +268,7 @@ fn a_head_is_parsed_when_a_line_is_complete_or_the_head_is_too_long() {
 }
 
 #[test]
-fn a_connection_is_idle_from_when_all_its_responses_are_sent() {
+fn everything_is_answered_from_when_all_responses_are_sent() {
     let mut driver = Driver::new();
     let answered_everything_at = |driver: &Driver| {
         let answered_everything_at = driver.connection.answered_everything_at()?;

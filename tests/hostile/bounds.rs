@@ -192,7 +192,7 @@ fn at_the_limit_the_connection_idle_longest_is_closed_for_a_new_one() {
             assert_eq!(client.ask("GET", "/probe").status, 200, "client {number}");
         }
     }
-    assert_eq!(new.exposition().count("app_connections_open"), 10);
+    assert_eq!(new.scrape().count("app_connections_open"), 10);
 }
 
 #[test]
@@ -360,10 +360,10 @@ fn clients_that_the_kernel_accepted_before_a_signal_are_served() {
 fn a_scrape_needs_no_free_descriptor() {
     let scenario = Scenario::start(&[]);
     let mut client = scenario.connect();
-    let metrics = client.exposition();
+    let metrics = client.scrape();
     let open = metrics.count("process_open_fds");
     descriptor_limit(&scenario, metrics.count("process_max_fds"))(open);
-    let without = client.exposition();
+    let without = client.scrape();
     let names = |metrics: &Exposition| metrics.kind.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&without), names(&metrics));
     assert!(without.count("process_resident_memory_bytes") > 0);

@@ -11,20 +11,8 @@ use std::net::Shutdown;
 use std::time::Duration;
 
 use rustix::net::{SendFlags, sockopt};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::{Client, Response, Service, TIMEOUT};
-
-/// Raises this process's soft limit on descriptors to the hard limit, and returns that.
-pub fn raise_descriptor_limit() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
-    limit.maximum.map_or(usize::MAX, |limit| limit as usize)
-}
 
 impl Service {
     /// Suspends the process as `docker pause` does while clients act. The kernel still accepts and receives

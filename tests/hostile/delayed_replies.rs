@@ -14,13 +14,13 @@ fn a_thousand_delayed_responses_delay_no_other_client() {
     // All connections are still open, even if the first responses were already sent on a slow machine.
     assert!(metrics.count("app_connections_open") >= 1000);
     delayed.expect_successful_probes();
-    assert_eq!(scenario.scrape().latencies("/probe").0, 1000);
+    assert_eq!(scenario.scrape().recorded("/probe"), 1000);
 }
 
 #[test]
 fn responses_on_one_connection_stay_in_order_whatever_their_delays() {
-    let delays = ["--latency", "5ms", "--fail-rate", "0.3"];
-    let scenario = Scenario::start(&[&delays[..], &["--random-seed", "3"]].concat());
+    let faults = ["--latency", "5ms", "--fail-rate", "0.3"];
+    let scenario = Scenario::start(&[&faults[..], &["--random-seed", "3"]].concat());
     let mut client = scenario.connect();
     for _ in 0..50 {
         client.send_request("GET", "/probe");

@@ -18,7 +18,7 @@ fn scrape_when_recorded(scenario: &Scenario, count: u64) -> Exposition {
     let mut metrics = scenario.scrape();
     wait_until("every request is recorded", || {
         metrics = scenario.scrape();
-        metrics.latencies("/probe").0 == count
+        metrics.recorded("/probe") == count
     });
     metrics
 }
@@ -82,7 +82,7 @@ fn clients_that_reset_the_connection_are_recorded_as_499_at_once() {
         let metrics = scrape_when_recorded(&scenario, 3);
         let most = started.elapsed();
         assert_eq!((probes(&metrics, 499), probes(&metrics, 200)), (3, 0));
-        assert_is_time_until_disconnect(metrics.latencies("/probe").1 / 3.0, most);
+        assert_is_time_until_disconnect(metrics.total_latency("/probe") / 3.0, most);
         let logged = logged(scenario, path);
         assert_eq!(logged.len(), 3);
         for (status, bytes, seconds) in logged {

@@ -2,7 +2,8 @@
 
 use std::thread;
 
-use crate::clients::raise_descriptor_limit;
+use bounded_http::raise_descriptor_limit;
+
 use crate::scenario::Scenario;
 use crate::support::{skip, wait_until};
 

@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::clients::raise_descriptor_limit;
+use bounded_http::raise_descriptor_limit;
+
 use crate::scenario::{Clients, Scenario};
 use crate::support::{Client, Service, TIMEOUT, request, wait_until};
 
@@ -175,9 +176,9 @@ fn assert_memory_stays_bounded(scenario: &Scenario, mut crowd: Crowd) {
     assert!(peak < 12 * 1024, "{peak} KiB resident");
 }
 
-/// Sends a part of a request. The service holds its 4380 bytes.
+/// Sends the first 4380 bytes of a request, which the service holds.
 fn begin_request(client: &mut Client) {
-    let cookie = "x".repeat(4346);
+    let cookie = "x".repeat(4347);
     client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {cookie}"));
 }
 

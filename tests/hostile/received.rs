@@ -4,14 +4,15 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::clients::raise_descriptor_limit;
+use bounded_http::raise_descriptor_limit;
+
 use crate::scenario::Scenario;
 use crate::support::{Client, request, wait_until};
 
 #[test]
 fn bytes_behind_a_last_request_do_not_cost_the_responses_before_them() {
     let scenario = Scenario::start(&["--fault-injection"]);
-    let recorded = |endpoint| scenario.scrape().latencies(endpoint).0;
+    let recorded = |endpoint| scenario.scrape().recorded(endpoint);
     let last = "GET /probe?delay=1s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     let requests = request("GET", "/metrics").repeat(2) + &request("GET", "/") + last;
     let mut clients = [(); 2].map(|()| scenario.connect_with_receive_buffer(4 * 1024));

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bounded_http::raise_descriptor_limit;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use rustix::net::sockopt;
 
-use crate::clients::raise_descriptor_limit;
 use crate::scenario::Scenario;
 use crate::support::{Service, request, skip, wait_until};
 

@@ -33,13 +33,13 @@ fn scrapes_and_health_checks_wait_for_at_most_one_unit_of_work() {
     let mut new = Vec::new();
     let mut finished = 0;
     while finished < 60 {
-        let metrics = connected.exposition();
+        let metrics = connected.scrape();
         existing.push(units_done(&metrics) - finished);
         assert_eq!(connected.ask("GET", "/healthz").status, 200);
         finished = units_done(&scenario.scrape());
         new.push(finished - units_done(&metrics));
         assert_eq!(scenario.get("/healthz").status, 200);
-        finished = units_done(&connected.exposition());
+        finished = units_done(&connected.scrape());
     }
     clients.expect_successful_probes();
     existing.sort_unstable();

@@ -95,7 +95,7 @@ fn an_invalid_value_prints_one_line_and_exits_with_2() {
 }
 
 #[test]
-fn a_bad_value_after_a_switch_is_refused_by_its_name() {
+fn a_bad_value_after_a_switch_is_rejected_by_its_name() {
     for (flag, expected) in [
         ("--fault-injection", "off, on or all"),
         ("--access-log", "off, on or json"),

@@ -166,7 +166,7 @@ fn open_connections_are_counted(server: &str) {
     let expect_open = |expected| {
         let mut scraper = service.connect();
         wait_until("the connections are counted", || {
-            let metrics = Exposition::parse(&scraper.ask("GET", "/metrics").body);
+            let metrics = scraper.scrape();
             metrics.count("app_connections_open") == expected
         });
     };
@@ -185,8 +185,7 @@ fn waiting_takes_no_cpu_time(server: &str) {
         delayed.send_delayed("/probe");
     }
     let mut client = service.connect();
-    let mut cpu_time =
-        || Exposition::parse(&client.scrape("").body).value("process_cpu_seconds_total");
+    let mut cpu_time = || client.scrape().value("process_cpu_seconds_total");
     let before = cpu_time();
     if cfg!(target_os = "linux") {
         let wake_ups = || service.status("voluntary_ctxt_switches");
@@ -210,11 +209,11 @@ fn process_metrics_agree_with_proc(server: &str) {
     let after = now();
     let mut client = service.connect();
     let proc = |file: &str| format!("/proc/{}/{file}", service.pid());
-    let mut metrics = Exposition::parse(&client.scrape("").body);
+    let mut metrics = client.scrape();
     // The test reads /proc a moment after the exposition was written, while tiny_http may still start threads.
     // While tiny_http handles the scrape, it has one more descriptor for the connection.
     wait_until("the exposition agrees with /proc", || {
-        metrics = Exposition::parse(&client.scrape("").body);
+        metrics = client.scrape();
         let resident = metrics.count("process_resident_memory_bytes");
         let resident = resident.abs_diff(service.status("VmRSS") * 1024) * 10 < resident;
         let size = metrics.count("process_virtual_memory_bytes") == service.status("VmSize") * 1024;
@@ -256,8 +255,7 @@ fn cpu_time_has_fractions(server: &str) {
     }
     let service = Service::start(server, &[]);
     let mut client = service.connect();
-    let mut exposed =
-        || Exposition::parse(&client.scrape("").body).value("process_cpu_seconds_total");
+    let mut exposed = || client.scrape().value("process_cpu_seconds_total");
     let used = || service.cpu_time().as_secs_f64();
     let (first_exposed, first_used) = (exposed(), used());
     let mut other = service.connect();
@@ -311,9 +309,9 @@ fn both_formats_have_the_same_samples(server: &str) {
         client.ask(method, path);
     }
     // After the first scrape, the second and third exposition differ only in the series of scrapes.
-    client.scrape("");
-    let text = client.scrape("");
-    let open_metrics = client.scrape("Accept: application/openmetrics-text\r\n");
+    client.request_metrics("");
+    let text = client.request_metrics("");
+    let open_metrics = client.request_metrics("Accept: application/openmetrics-text\r\n");
     assert_eq!(text.status, 200);
     assert_eq!(
         text.field("Content-Type"),
@@ -386,7 +384,7 @@ fn the_accept_field_selects_the_format(server: &str) {
             false,
         ),
     ] {
-        let response = client.scrape(fields);
+        let response = client.request_metrics(fields);
         assert_eq!(response.status, 200);
         assert_eq!(
             response.body.ends_with("# EOF\n"),
@@ -425,11 +423,11 @@ fn a_sampled_trace_becomes_an_exemplar(server: &str) {
     }
     // A request is recorded at the latest before the next request on its connection is handled, which may
     // be after its response was sent.
-    let metrics = client
-        .scrape("Accept: application/openmetrics-text\r\n")
+    let text = client
+        .request_metrics("Accept: application/openmetrics-text\r\n")
         .body;
     let after = now();
-    let exemplars: Vec<(&str, &str)> = metrics
+    let exemplars: Vec<(&str, &str)> = text
         .lines()
         .filter_map(|line| line.split_once(" # "))
         .collect();

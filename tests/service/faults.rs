@@ -123,10 +123,10 @@ fn a_request_can_choose_its_own_response(server: &str) {
     for status in [200, 400, 401, 403, 404, 408, 429, 500, 502, 503, 504] {
         let series = r#"app_request_count_total{method="GET",endpoint="/probe",http_status="#;
         let series = format!("{series}\"{status}\"}}");
-        let metrics = service.get("/metrics").body;
+        let text = service.get("/metrics").body;
         assert!(
-            metrics.contains(&format!(r#"http_status="{status}",method="GET"}} 0"#)),
-            "{metrics}"
+            text.contains(&format!(r#"http_status="{status}",method="GET"}} 0"#)),
+            "{text}"
         );
         for method in ["GET", "HEAD"] {
             let response = client.ask(method, &format!("/probe?x=1&status={status}"));
@@ -139,10 +139,10 @@ fn a_request_can_choose_its_own_response(server: &str) {
     assert_eq!(response.body, "I'm ok!");
     assert!(sent.elapsed() >= Duration::from_millis(200));
     assert_eq!(client.ask("GET", "/probe").status, 500);
-    let refused = client.ask("GET", "/probe?delay=61s");
-    assert_eq!(refused.status, 400);
+    let rejected = client.ask("GET", "/probe?delay=61s");
+    assert_eq!(rejected.status, 400);
     assert_eq!(
-        refused.body,
+        rejected.body,
         "delay=61s: expected a duration of at most 60s with its unit, such as 250ms\n"
     );
 }
@@ -165,13 +165,13 @@ fn a_failure_has_the_configured_status(server: &str) {
             assert_eq!(challenge, (status == 401).then_some("Bearer"), "{status}");
         }
     }
-    let refused = client.ask("GET", "/probe?status=503&fail-with=cut");
-    assert_eq!(refused.status, 400);
+    let rejected = client.ask("GET", "/probe?status=503&fail-with=cut");
+    assert_eq!(rejected.status, 400);
 
     // Without fault injection, only the configured statuses can occur.
     let service = Service::start(server, &["--fail-with", "503"]);
-    let metrics = service.get("/metrics").body;
-    let statuses: Vec<&str> = metrics
+    let text = service.get("/metrics").body;
+    let statuses: Vec<&str> = text
         .lines()
         .filter(|line| line.starts_with("app_request_count_total{endpoint=\"/probe\""))
         .filter_map(|line| line.split('"').nth(3))
@@ -420,11 +420,11 @@ fn without_fault_injection_nothing_can_be_changed(server: &str) {
             plain.body
         );
     }
-    let metrics = service.get("/metrics").body;
-    assert!(!metrics.contains("/faults\""), "{metrics}");
+    let text = service.get("/metrics").body;
+    assert!(!text.contains("/faults\""), "{text}");
     assert!(
-        metrics.contains("\napp_configured_slow_latency_seconds 9\n"),
-        "{metrics}"
+        text.contains("\napp_configured_slow_latency_seconds 9\n"),
+        "{text}"
     );
 }
 

@@ -203,7 +203,7 @@ fn nothing_of_a_request_gets_into_a_header_field(server: &str) {
     }
     for service in [&service, &with_faults] {
         for request in &requests {
-            // In the plain loop, a client that happens to have the port of one that was refused within the
+            // In the plain loop, a client that happens to have the port of one that was rejected within the
             // last minute gets no response.
             let attempts = if server == "tiny-http" { 10 } else { 1 };
             let mut responses = (0..attempts).map(|_| {

@@ -1,4 +1,4 @@
-//! The target process, on the event loop: it hangs, exits, or holds memory, series and descriptors.
+//! The target process, on the event loop: it freezes, exits, or holds memory, series and descriptors.
 
 use std::env;
 use std::io::{BufRead, BufReader};
@@ -109,10 +109,7 @@ fn extra_series_are_exposed_until_the_change_is_reverted() {
 fn extra_descriptors_are_open_until_the_change_is_reverted() {
     let service = Service::start_after("ulimit -n 300", "event-loop", &["--fault-injection=all"]);
     let mut client = service.connect();
-    let mut open = || {
-        let metrics = client.ask("GET", "/metrics").body;
-        crate::support::Exposition::parse(&metrics).count("process_open_fds")
-    };
+    let mut open = || client.scrape().count("process_open_fds");
     let before = open();
     let mut changer = service.connect();
     put(&mut changer, "open-files=100&for=1h");
@@ -169,8 +166,8 @@ fn a_frozen_process_serves_no_client_until_the_time_is_over() {
     assert!(asked.elapsed() < Duration::from_secs(3));
     service.signal("TERM");
     assert_eq!(service.get("/healthz").status, 200);
-    assert!(asked.elapsed() >= Duration::from_secs(3), "it hangs");
-    assert_eq!(service.wait(), Some(0), "the signal is read afterwards");
+    assert!(asked.elapsed() >= Duration::from_secs(3), "it is frozen");
+    assert_eq!(service.wait(), Some(0), "the signal is read afterward");
     let stderr = service.stderr();
     assert!(
         stderr.contains(" process: ") && stderr.contains(" freeze=3s"),
@@ -311,7 +308,7 @@ fn a_service_ends_when_its_test_is_killed() {
 
 #[cfg(feature = "tiny-http")]
 #[test]
-fn tiny_http_refuses_changes_to_the_process() {
+fn tiny_http_rejects_changes_to_the_process() {
     let service = Service::start("tiny-http", &["--fault-injection=all"]);
     let response = service.connect().ask("PUT", "/faults/process?freeze=1s");
     assert_eq!(response.status, 400);

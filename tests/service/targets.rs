@@ -19,8 +19,8 @@ const TARGETS: [&str; 4] = ["probe", "metrics", "healthz", "readyz"];
 
 fn active(service: &Service, target: &str) -> u64 {
     // Scrapes /metrics, unless that is the target that fails.
-    let metrics = service.get("/metrics").body;
-    Exposition::parse(&metrics).count(&format!("app_fault_active{{target=\"{target}\"}}"))
+    let text = service.get("/metrics").body;
+    Exposition::parse(&text).count(&format!("app_fault_active{{target=\"{target}\"}}"))
 }
 
 fn each_target_fails_as_configured_and_no_other_does(server: &str) {
@@ -56,8 +56,8 @@ fn each_target_fails_as_configured_and_no_other_does(server: &str) {
     // The series of a status is exposed before the first response with it.
     client.ask("PUT", "/faults/healthz?fail-with=429&for=1m");
     let series = r#"{endpoint="/healthz",http_status="429",method="GET"} 0"#;
-    let metrics = client.ask("GET", "/metrics").body;
-    assert!(metrics.contains(series), "{metrics}");
+    let text = client.ask("GET", "/metrics").body;
+    assert!(text.contains(series), "{text}");
 
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
@@ -70,9 +70,9 @@ fn a_change_to_another_target_must_end_and_ends_by_itself(server: &str) {
     let service = Service::start(server, ALL);
     let mut client = service.connect();
     for target in ["metrics", "healthz", "readyz"] {
-        let refused = client.ask("PUT", &format!("/faults/{target}?fail-rate=1"));
-        assert_eq!(refused.status, 400);
-        assert!(refused.body.contains("such as for=2m"), "{refused:?}");
+        let rejected = client.ask("PUT", &format!("/faults/{target}?fail-rate=1"));
+        assert_eq!(rejected.status, 400);
+        assert!(rejected.body.contains("such as for=2m"), "{rejected:?}");
     }
     assert_eq!(client.ask("PUT", "/faults/probe?fail-rate=1").status, 200);
     let asked = Instant::now();

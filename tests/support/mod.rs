@@ -427,13 +427,13 @@ impl Client {
 
     /// Scrapes the service on this connection.
     #[track_caller]
-    pub fn exposition(&mut self) -> Exposition {
+    pub fn scrape(&mut self) -> Exposition {
         Exposition::parse(&self.ask("GET", "/metrics").body)
     }
 
-    /// Sends a scrape with additional header fields.
+    /// Requests /metrics with additional header fields.
     #[track_caller]
-    pub fn scrape(&mut self, fields: &str) -> Response {
+    pub fn request_metrics(&mut self, fields: &str) -> Response {
         self.send(format!(
             "GET /metrics HTTP/1.1\r\nHost: test\r\n{fields}\r\n"
         ));
@@ -564,13 +564,14 @@ impl Exposition {
         self.count(&format!("app_request_count_total{{{labels}}}"))
     }
 
-    /// Returns the number of GET requests to an endpoint that were recorded with any status, and the sum of
-    /// their latencies in seconds.
-    pub fn latencies(&self, endpoint: &str) -> (u64, f64) {
-        let labels = format!(r#"{{method="GET",endpoint="{endpoint}"}}"#);
-        let count = self.count(&format!("app_request_latency_seconds_count{labels}"));
-        let sum = self.value(&format!("app_request_latency_seconds_sum{labels}"));
-        (count, sum)
+    /// Returns the number of GET requests to an endpoint that were recorded with any status.
+    pub fn recorded(&self, endpoint: &str) -> u64 {
+        self.count(&latency_series("count", endpoint))
+    }
+
+    /// Returns the sum of their latencies in seconds.
+    pub fn total_latency(&self, endpoint: &str) -> f64 {
+        self.value(&latency_series("sum", endpoint))
     }
 
     /// Returns the sum of all series of a counter that have this label value.
@@ -580,6 +581,10 @@ impl Exposition {
         });
         matching.map(|(_, value)| whole(*value)).sum()
     }
+}
+
+fn latency_series(suffix: &str, endpoint: &str) -> String {
+    format!(r#"app_request_latency_seconds_{suffix}{{method="GET",endpoint="{endpoint}"}}"#)
 }
 
 fn whole(count: f64) -> u64 {

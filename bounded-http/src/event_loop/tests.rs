@@ -45,7 +45,7 @@ impl Service for Probe {
         match request.path() {
             "/probe" => Reply::text(Status::Ok, "I'm ok!").work(self.work),
             "/long" => Reply::text(Status::Ok, "x".repeat(1 << 20)),
-            "/page" | "/open/page" => Reply::text(Status::Ok, "x".repeat(12 * 1024)),
+            "/medium" | "/open/medium" => Reply::text(Status::Ok, "x".repeat(12 * 1024)),
             "/delayed" => Reply::text(Status::Ok, "I'm ok!").after(Duration::from_secs(1)),
             "/open" => Reply::text(Status::Ok, format!("{} open", self.open)),
             path => panic!("{path}"),
@@ -115,8 +115,8 @@ fn a_panic_closes_its_connection_and_affects_no_other() {
         );
         assert!(ask(&other, "/probe").ends_with("I'm ok!"));
     }
-    let page = ask(&other, "/open");
-    assert!(page.ends_with("1 open"), "{page}");
+    let response = ask(&other, "/open");
+    assert!(response.ends_with("1 open"), "{response}");
 
     stop.write_all(&[0]).unwrap();
     event_loop.join().unwrap().unwrap();
@@ -184,11 +184,11 @@ fn take_turns(event_loop: &mut EventLoop<Probe>) {
     while take_turn(event_loop) {}
 }
 
-/// Makes a client busy: it asks for pages and does not read them, until a part of one is unsent.
+/// Makes a client busy: it asks for responses of 12 KiB and does not read them, until a part of one is unsent.
 fn make_busy(event_loop: &mut EventLoop<Probe>, key: usize, stream: &TcpStream) {
     while event_loop.clients[key].stalled_since().is_none() {
         assert!(event_loop.shared.service.ended < 10_000);
-        ask_with_slot(event_loop, key, stream, "/open/page");
+        ask_with_slot(event_loop, key, stream, "/open/medium");
     }
 }
 
@@ -396,7 +396,7 @@ fn turns_end_after_a_millisecond() {
     }
 }
 
-const PAGE: &str = "GET /page HTTP/1.1\r\nHost: a\r\n\r\n";
+const MEDIUM: &str = "GET /medium HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// Most of what counts as held may have been read long ago. If the kernel were not asked before memory is
 /// full, a thousand clients that pipeline would get one response in each turn.
@@ -404,7 +404,7 @@ const PAGE: &str = "GET /page HTTP/1.1\r\nHost: a\r\n\r\n";
 fn while_memory_is_scarce_the_kernel_is_asked_what_it_still_holds() {
     let (mut event_loop, address, _stop) = driven(Probe::default());
     let streams = accepted(&mut event_loop, address, 1);
-    send(&mut event_loop, 0, &streams[0], PAGE);
+    send(&mut event_loop, 0, &streams[0], MEDIUM);
     take_turns(&mut event_loop);
     assert!(event_loop.shared.held_bytes > 12 * 1024);
     event_loop.limit_held_bytes();

@@ -272,7 +272,7 @@ fn an_eviction_gives_up_after_16_clients_that_still_read_their_last_response() {
         let mut unfilled: Vec<usize> = (0..readers).collect();
         while !unfilled.is_empty() {
             for key in &unfilled {
-                send(&mut event_loop, *key, &streams[*key], PAGE);
+                send(&mut event_loop, *key, &streams[*key], MEDIUM);
                 take_turns(&mut event_loop);
             }
             let is_reading = |key: &usize| event_loop.clients[*key].is_reading_last_response();
