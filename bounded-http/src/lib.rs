@@ -33,9 +33,9 @@
 //!    [urgent](Service::is_urgent) requests. Other requests on it wait for a slot, and get a 503 if none becomes free.
 //! 4. **Memory is bounded in total**, the kernel's socket buffers included. The bounds of all parts add up to
 //!    23 KiB per connection. They are not reached together: with a thousand connections, no attack in the tests takes
-//!    more than 16 MiB. All buffers together may hold 4 KiB per connection that the limit allows. From three quarters of
-//!    that on, connections without progress for half a second are reset, those first that have held the most for the
-//!    longest time. Above it, connections with progress are reset, too.
+//!    more than 16 MiB. All buffers together may hold 4 KiB per connection that the limit allows. From three quarters
+//!    of that on, connections without progress for half a second are reset, those first that have held the most for
+//!    the longest time. Above it, connections with progress are reset, too.
 //!
 //! # Limits
 //!
