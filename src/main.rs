@@ -14,7 +14,7 @@ use bounded_http::{Limits, Server, raise_descriptor_limit};
 use tiny_probe::app::App;
 use tiny_probe::config::{self, Command, Config, Listen};
 use tiny_probe::log::diagnostics;
-use tiny_probe::shutdown::{GRACE, LAST_LINES_TIMEOUT};
+use tiny_probe::shutdown::{GRACE_PERIOD, LAST_LINES_TIMEOUT};
 use tiny_probe::{duration, healthcheck, shutdown};
 
 const NAME_AND_VERSION: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
@@ -65,7 +65,7 @@ fn serve(config: &Config) -> Result<(), String> {
     };
     let server = server.map_err(cannot_listen)?.limits(Limits {
         connections: config.max_connections,
-        grace: GRACE,
+        grace: GRACE_PERIOD,
     });
     let address = server.address();
     let app = App::new(config).stopping_when(Arc::clone(&stop.is_stopping));

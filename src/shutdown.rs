@@ -19,7 +19,7 @@ use crate::log::diagnostics;
 
 /// How long delayed responses may keep waiting once the server stops, which is `--shutdown-delay` after the
 /// first signal.
-pub const GRACE: Duration = Duration::from_secs(5);
+pub const GRACE_PERIOD: Duration = Duration::from_secs(5);
 /// How long the process waits for readers of its logs to take the last lines.
 pub const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 

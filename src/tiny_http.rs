@@ -24,7 +24,7 @@ use self::rejection::{Checked, Rejections};
 use self::response::respond;
 use crate::app::{App, Exchange, METRICS};
 use crate::log::access::AccessLog;
-use crate::shutdown::{GRACE, when_readable, write_last_lines};
+use crate::shutdown::{GRACE_PERIOD, when_readable, write_last_lines};
 
 /// Serves until `stop_signal` becomes readable, then responds to the requests received by then.
 ///
@@ -116,7 +116,7 @@ fn field(header: &Header) -> Field<'_> {
 }
 
 /// Waits until `stop_signal` is readable, on a thread of its own. Then it makes `recv` return the queued requests
-/// and fail after the last one. If that takes longer than [`GRACE`], it ends the process.
+/// and fail after the last one. If that takes longer than [`GRACE_PERIOD`], it ends the process.
 fn stop_when_told(
     stop_signal: UnixStream,
     is_stopping: Arc<AtomicBool>,
@@ -126,7 +126,7 @@ fn stop_when_told(
     let stop = move || {
         is_stopping.store(true, Ordering::Relaxed);
         server.unblock();
-        thread::sleep(GRACE);
+        thread::sleep(GRACE_PERIOD);
         write_last_lines(&access_log);
         process::exit(0);
     };

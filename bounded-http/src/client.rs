@@ -435,7 +435,7 @@ impl<S: Stream, M> Client<S, M> {
     /// Returns whether a request has been received that waits for a slot.
     pub fn waits_for_admission<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         self.admission == Admission::Waiting
-            && self.connection.can_answer()
+            && self.connection.may_answer()
             && !self.is_next_urgent(shared)
     }
 
@@ -658,7 +658,7 @@ impl<S: Stream, M> Client<S, M> {
     /// Returns whether a request has been received, and all responses before it are sent. The client
     /// then waits for a turn, a slot or memory, so its deadline does not apply.
     fn waits_for_service(&self) -> bool {
-        self.connection.can_answer() && self.connection.unsent().is_empty()
+        self.connection.may_answer() && self.connection.unsent().is_empty()
     }
 
     /// Returns whether a request may have been received that can be answered now. While memory is
@@ -666,7 +666,7 @@ impl<S: Stream, M> Client<S, M> {
     /// urgent waits as long as a client may make no progress. Others that make progress may hold the memory for
     /// longer, and the client would be reset for it.
     pub fn can_answer<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
-        self.connection.can_answer()
+        self.connection.may_answer()
             && (!shared.is_memory_scarce() || self.connection.unsent().is_empty())
             && (!shared.is_memory_full()
                 || (self.socket.has_delivered()

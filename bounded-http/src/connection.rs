@@ -178,7 +178,7 @@ impl Connection {
         &'a mut self,
         space: &'a mut FieldSpace<'a>,
     ) -> Option<Result<RequestHead<'a>, Rejection>> {
-        if !self.can_answer() {
+        if !self.may_answer() {
             return None;
         }
         self.skip_empty_lines();
@@ -213,7 +213,7 @@ impl Connection {
         &'a mut self,
         space: &'a mut FieldSpace<'a>,
     ) -> Option<RequestHead<'a>> {
-        if !self.can_answer() {
+        if !self.may_answer() {
             return None;
         }
         self.skip_empty_lines();
@@ -314,7 +314,7 @@ impl Connection {
     }
 
     /// Returns whether a complete request may have been received that can be answered now.
-    pub fn can_answer(&self) -> bool {
+    pub fn may_answer(&self) -> bool {
         self.may_have_request() && self.unsent().len() < MAX_UNSENT_BYTES
     }
 

@@ -28,7 +28,7 @@ use bounded_http::internals::request_head::MAX_HEAD_BYTES;
 use tiny_probe::app::{App, Exchange};
 use tiny_probe::config::{Config, FaultInjection, ProbeSettings};
 use tiny_probe::metrics::{Format, InForce};
-use tiny_probe::shutdown::GRACE;
+use tiny_probe::shutdown::GRACE_PERIOD;
 
 use super::responses::read;
 use super::simulated_socket::{Kernel, SimulatedSocket};
@@ -400,9 +400,9 @@ impl World {
     fn select(&mut self, key: usize) {
         self.selected = key;
         let no_listener = self.has_ended
-            || self
-                .grace_ends
-                .is_some_and(|end| NOW.get() + GRACE >= end + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING);
+            || self.grace_ends.is_some_and(|end| {
+                NOW.get() + GRACE_PERIOD >= end + KEEP_ALIVE_TIMEOUT_WHILE_STOPPING
+            });
         if self.peers[key].is_some() || no_listener {
             return;
         }
@@ -832,7 +832,7 @@ impl World {
 
     fn stop(&mut self) {
         let now = self.shared.now;
-        self.grace_ends = Some(now + GRACE);
+        self.grace_ends = Some(now + GRACE_PERIOD);
         self.shared.is_stopping = true;
         for key in 0..PEERS {
             if let Some(client) = self.client(key) {

@@ -202,7 +202,7 @@ fn no_more_requests_are_returned_while_64_kib_of_responses_are_unsent() {
     );
     assert!(!driver.connection.wants_bytes() && !driver.connection.has_answered_everything());
     driver.send();
-    assert!(driver.connection.can_answer());
+    assert!(driver.connection.may_answer());
     assert!(
         !driver.connection.wants_bytes(),
         "requests that have arrived come first"
@@ -242,7 +242,7 @@ fn at_64_kib_of_unsent_responses_nothing_more_is_read_or_returned() {
         let mut driver = with_unsent(unsent);
         assert_eq!(driver.connection.wants_bytes(), continues);
         driver.connection.receive(REQUEST, driver.now);
-        assert_eq!(driver.connection.can_answer(), continues);
+        assert_eq!(driver.connection.may_answer(), continues);
     }
 }
 
@@ -251,17 +251,17 @@ fn a_head_is_parsed_when_a_line_is_complete_or_the_head_is_too_long() {
     let mut driver = Driver::new();
     let mut receive = |bytes: &[u8]| {
         driver.connection.receive(bytes, driver.now);
-        driver.connection.can_answer()
+        driver.connection.may_answer()
     };
     assert!(!receive(b"GET /probe HTTP/1.1"));
     assert!(receive(b"\r\n"));
     let mut space = field_space();
     assert!(driver.connection.next_request(&mut space).is_none());
-    assert!(!driver.connection.can_answer());
+    assert!(!driver.connection.may_answer());
     let mut driver = Driver::new();
     let mut receive = |bytes: &[u8]| {
         driver.connection.receive(bytes, driver.now);
-        driver.connection.can_answer()
+        driver.connection.may_answer()
     };
     assert!(!receive(&[b'x'; MAX_HEAD_BYTES - 1]));
     assert!(receive(b"x"));

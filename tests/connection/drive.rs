@@ -40,7 +40,7 @@ pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
             assert!(connection.unsent().len() < 2 * MAX_UNSENT_BYTES);
             outcome.responses += str::from_utf8(connection.unsent()).expect("responses are text");
             connection.mark_sent(connection.unsent().len(), now);
-            if !connection.can_answer() {
+            if !connection.may_answer() {
                 break;
             }
         }

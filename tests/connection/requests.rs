@@ -228,7 +228,7 @@ fn the_last_response_closes_unless_another_request_has_arrived() {
             closes,
             "{after}"
         );
-        assert_eq!(connection.can_answer(), !closes, "{after}");
+        assert_eq!(connection.may_answer(), !closes, "{after}");
         connection.mark_sent(response.len(), now);
         assert_eq!(connection.wants_half_close(), closes, "{after}");
         assert!(!connection.is_finished(), "the client may still send");
