@@ -144,8 +144,9 @@ check "liveness is /healthz, readiness is /readyz, and a start may take a minute
     '([$container.startupProbe, $container.livenessProbe | .httpGet] | all(. == {path: "/healthz", port: "http"}))
         and $container.readinessProbe.httpGet == {path: "/readyz", port: "http"}
         and ($container.startupProbe | .periodSeconds * .failureThreshold) == 60'
-grace=$(sed -n 's/.*GRACE: Duration = Duration::from_secs(\([0-9]*\));/\1/p' src/shutdown.rs)
-check "the grace period covers SHUTDOWN_DELAY, the ${grace:-unknown} seconds for delayed responses, and a margin of 2" \
+grace=$(sed -n 's/.*GRACE_PERIOD: Duration = Duration::from_secs(\([0-9]*\));/\1/p' src/shutdown.rs)
+[ -n "$grace" ] || { echo "FAILED  src/shutdown.rs has no GRACE_PERIOD in whole seconds for this script to read" >&2 && exit 1; }
+check "the grace period covers SHUTDOWN_DELAY, the $grace seconds for delayed responses, and a margin of 2" \
     '($container.env[] | select(.name == "SHUTDOWN_DELAY").value | rtrimstr("s") | tonumber) as $delay | $delay > 0
         and $pod.spec.terminationGracePeriodSeconds >= $delay + '"$grace"' + 2 and $container.lifecycle == null'
 # tests/hostile/memory.rs and scripts/check-image.sh show that this many connections fit.
