@@ -12,16 +12,17 @@ cd "$(dirname "$0")/.."
 out=target/mutants.out
 rm -rf "$out"
 
-# pass SECONDS TESTS...: tries the remaining changes. SECONDS is a timeout, several times what the tests need.
+# pass ALL SECONDS TESTS...: tries the remaining changes. Unless ALL is true, only the tests of the package that is
+# changed are built and run. SECONDS is a timeout, several times what the tests need.
 pass() {
-    local seconds=$1 status=0
+    local all=$1 seconds=$2 status=0
     # A test that fails because the machine is busy passes when it is run again, and then counts as passed.
     local options=(--test-threads=16 --retries=1 --max-fail=1:immediate)
-    shift
+    shift 2
     # If the tests failed without a change, all changes would count as noticed. cargo-mutants itself would run only
     # the tests of the packages whose changes remain.
     "${CARGO:-cargo}" nextest run --workspace --cargo-profile=mutants "$@" "${options[@]}"
-    "${CARGO:-cargo}" mutants --workspace --test-workspace=true --baseline=skip --iterate --jobs 2 \
+    "${CARGO:-cargo}" mutants --workspace --test-workspace="$all" --baseline=skip --iterate --jobs 2 \
         --output target --test-tool=nextest --timeout "$seconds" "${@/#/--cargo-arg=}" \
         -- "${options[@]}" || status=$?
     # Exit code 2 means that changes were missed, 3 that tests timed out. A timeout counts as a failed test.
@@ -29,10 +30,11 @@ pass() {
     cat "$out/timeout.txt" >>"$out/caught.txt"
 }
 
-pass 30 --lib
-pass 120 --test=api --test=service
-pass 60 --test=connection
-pass 300 --test=hostile
+pass false 30 --lib
+pass true 30 --lib
+pass true 120 --test=api --test=service
+pass true 60 --test=connection
+pass true 300 --test=hostile
 
 missed=$(wc -l <"$out/missed.txt")
 echo "changes that no test noticed: $missed"
