@@ -357,15 +357,16 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Reads what the client has sent before its next turn, which answers it. Returns whether there was
-    /// anything.
+    /// anything but empty lines between requests.
     pub fn read_ahead<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> bool {
         self.socket.assume_readable();
         self.connection.borrow_buffers(&mut shared.spare_buffers);
+        let was_between_requests = self.connection.is_between_requests();
         let has_read = self.can_read()
             && self.connection.lingers_since().is_none()
             && matches!(self.read(shared), Ok(Received::Bytes(_)));
         self.return_buffers(shared);
-        has_read
+        has_read && !(was_between_requests && self.connection.is_between_requests())
     }
 
     /// Returns whether a complete or invalid request has been received and not answered.

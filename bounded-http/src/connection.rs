@@ -143,18 +143,22 @@ impl Connection {
             State::Lingering(_) => return self.wait_began_at = now,
             _ => {}
         }
-        let is_between_requests =
-            matches!(self.state, State::Reading) && self.buffers.received.is_empty();
-        if (is_between_requests || self.is_stopping) && self.unsent().is_empty() {
-            self.wait_began_at = now;
-        }
+        let had_begun_head = self.has_begun_head();
         self.buffers.received.extend_from_slice(bytes);
         self.discard_body(now);
+        let mut begins_head = false;
+        if matches!(self.state, State::Reading) {
+            self.skip_empty_lines();
+            begins_head = !had_begun_head && self.has_begun_head();
+        }
+        if (begins_head || self.is_stopping) && self.unsent().is_empty() {
+            self.wait_began_at = now;
+        }
         // A head ends with the end of a line, so only then is it parsed again. Usually that is the last
         // byte.
         let completes_a_line = bytes.ends_with(b"\n") || bytes.contains(&b'\n');
         if completes_a_line || self.buffers.received.len() >= MAX_HEAD_BYTES {
-            self.lacks_complete_head = self.buffers.received.is_empty();
+            self.lacks_complete_head = !self.has_begun_head();
         }
     }
 
@@ -414,7 +418,7 @@ impl Connection {
             State::Reading | State::DiscardingBody(_) if self.is_stopping => {
                 KEEP_ALIVE_TIMEOUT_WHILE_STOPPING
             }
-            State::Reading if self.buffers.received.is_empty() => KEEP_ALIVE_TIMEOUT,
+            State::Reading if !self.has_begun_head() => KEEP_ALIVE_TIMEOUT,
             State::Reading => HEADER_READ_TIMEOUT,
             State::DiscardingBody(_) => BODY_READ_TIMEOUT,
             State::Closing(Closing::Stall) => STALL_TIME,
@@ -435,7 +439,7 @@ impl Connection {
     /// for which [`respond`](Self::respond) must be called. Otherwise the connection must be closed.
     pub fn expire(&mut self) -> Option<Rejection> {
         let is_within_head = matches!(self.state, State::Reading)
-            && !self.buffers.received.is_empty()
+            && self.has_begun_head()
             && self.unsent().is_empty()
             && !self.is_stopping;
         if !is_within_head {
@@ -490,6 +494,18 @@ impl Connection {
         let mut space = field_space();
         let next = request_head::parse(&self.buffers.received[self.start..], &mut space);
         !matches!(next, Ok(None))
+    }
+
+    /// Returns whether nothing of the next request has been received, or only empty lines.
+    pub fn is_between_requests(&self) -> bool {
+        matches!(self.state, State::Reading) && !self.has_begun_head()
+    }
+
+    /// Returns whether a part of a request head has been received. Empty lines before it do not count, or a client
+    /// that sends only those would never be idle.
+    fn has_begun_head(&self) -> bool {
+        // A CR may begin an empty line.
+        !matches!(self.buffers.received[self.start..], [] | [b'\r'])
     }
 
     /// Skips the empty lines that some clients send after a body (RFC 9112, section 2.2).

@@ -314,10 +314,21 @@ fn empty_lines_between_requests_do_not_start_a_head() {
     driver.receive(REQUEST);
     driver.send();
     driver.wait(5);
-    driver.receive(b"\r\n\n\r\n");
-    assert_eq!(driver.deadline(), Some(80), "the keep-alive timeout");
-    assert!(driver.connection.expire().is_none(), "no 408");
-    assert!(driver.connection.has_answered_everything());
+    // The connection is still idle, and has been since the response.
+    for piece in ["\r\n\n\r\n", "\n", "\r", "\n\r", "\n"] {
+        driver.receive(piece.as_bytes());
+        assert_eq!(driver.deadline(), Some(75), "{piece:?}");
+        assert_eq!(
+            driver.connection.answered_everything_at(),
+            Some(driver.start),
+            "{piece:?}"
+        );
+        assert!(driver.connection.is_between_requests(), "{piece:?}");
+        assert!(driver.connection.expire().is_none(), "no 408");
+    }
+    driver.receive(b"\r\nG");
+    assert_eq!(driver.deadline(), Some(15), "the timeout of the head");
+    assert!(!driver.connection.is_between_requests());
 }
 
 #[test]

@@ -249,6 +249,16 @@ fn only_admitted_connections_that_are_still_idle_are_evicted() {
 }
 
 #[test]
+fn empty_lines_do_not_keep_a_connection() {
+    for (bytes, is_evicted) in [("\r\n\n", true), ("\r", true), ("\nG", false)] {
+        let (mut event_loop, streams, _stop) = full(1, 1);
+        pass(&mut event_loop, 100);
+        deliver(&mut event_loop, 0, &streams[0], bytes);
+        assert_eq!(event_loop.evict(), is_evicted, "{bytes:?}");
+    }
+}
+
+#[test]
 fn a_candidate_without_a_slot_is_skipped() {
     let (mut event_loop, _streams, _stop) = full(2, 2);
     pass(&mut event_loop, 100);
