@@ -490,6 +490,11 @@ impl<S: Stream, M> Client<S, M> {
         !self.is_queued && self.time_without_progress(now) >= STALL_TOLERANCE
     }
 
+    /// Returns whether the client waits for memory.
+    pub fn waits_for_memory(&self) -> bool {
+        self.waits_for_memory
+    }
+
     /// Ends the wait for memory.
     pub fn stop_waiting_for_memory(&mut self) {
         self.waits_for_memory = false;

@@ -979,6 +979,20 @@ fn clients_that_wait_for_memory_get_a_turn_when_there_is_some_or_when_they_are_s
 }
 
 #[test]
+fn a_closed_client_no_longer_waits_for_memory() {
+    let (mut event_loop, address, _stop) = timed(Probe::default());
+    let streams = accepted(&mut event_loop, address, 2);
+    event_loop.shared.full_from = 0;
+    for (key, stream) in streams.iter().enumerate() {
+        send(&mut event_loop, key, stream, PROBE);
+        take_turns(&mut event_loop);
+    }
+    assert_eq!(event_loop.shared.waiting_for_memory, [0, 1]);
+    event_loop.close(0);
+    assert_eq!(event_loop.shared.waiting_for_memory, [1]);
+}
+
+#[test]
 fn half_of_the_spare_descriptors_stay_open_for_the_reserve() {
     let (mut event_loop, _, mut stop) = driven(Probe::default());
     stop.write_all(&[0]).unwrap();
