@@ -65,6 +65,8 @@ const ACCEPTS_PER_WAKE_UP: usize = 64;
 const MAX_WORK_DEFERRALS: usize = BACKLOG as usize / ACCEPTS_PER_WAKE_UP;
 /// The minimum time between two sweeps. A sweep checks the deadline of every client.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a sweep waits while more events may be pending.
+const MAX_SWEEP_DELAY: Duration = Duration::from_secs(1);
 /// How long accepting pauses when no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How many bytes all buffers may hold together, per connection that the limit allows. This includes
@@ -240,8 +242,10 @@ impl<V: Service> EventLoop<V> {
         self.accept(ACCEPTS_PER_WAKE_UP, limit);
         self.serve_reserve();
         self.queue_due();
-        // If more events are pending, one of them may be about bytes that arrived in time.
-        if events.iter().count() < events.capacity() {
+        // If more events are pending, one of them may be about bytes that arrived in time. A few polls return all
+        // of them. On a busy machine, many clients that never stop sending can fill every poll.
+        let may_have_more = events.iter().count() >= events.capacity();
+        if !may_have_more || self.is_sweep_overdue() {
             self.sweep();
         }
         self.run_turns();
@@ -353,6 +357,13 @@ impl<V: Service> EventLoop<V> {
             self.plan_sweep(deadline);
         }
         next
+    }
+
+    /// Returns whether the next sweep has been due for [`MAX_SWEEP_DELAY`].
+    fn is_sweep_overdue(&self) -> bool {
+        let now = self.shared.now;
+        self.next_sweep
+            .is_some_and(|next| next + MAX_SWEEP_DELAY <= now)
     }
 
     /// Queues every client whose deadline has passed, if a sweep is due.

@@ -720,6 +720,26 @@ fn deadlines_are_not_checked_while_more_events_may_be_pending() {
 }
 
 #[test]
+fn a_sweep_waits_for_at_most_a_second_while_more_events_may_be_pending() {
+    let (mut event_loop, address, _stop) = timed(Probe::default());
+    let mut streams = accepted(&mut event_loop, address, 2);
+    pass(&mut event_loop, 75_000);
+    for (millis, is_closed) in [(999, false), (1, true)] {
+        pass(&mut event_loop, millis);
+        // One event fills the poll.
+        deliver(&mut event_loop, 1, &streams[1], "x");
+        let mut events = Events::with_capacity(1);
+        streams[1].write_all(b"x").unwrap();
+        while events.is_empty() {
+            let timeout = Some(Duration::from_secs(60));
+            event_loop.poll.poll(&mut events, timeout).unwrap();
+        }
+        event_loop.wake_up(&events);
+        assert_eq!(!event_loop.clients.contains(0), is_closed, "{millis}");
+    }
+}
+
+#[test]
 fn accepting_pauses_at_the_limit_and_resumes() {
     let (mut event_loop, address, _stop) = timed(Probe::default());
     let _streams = waiting(&mut event_loop, address, 2);
