@@ -178,6 +178,8 @@ impl<V: Service> EventLoop<V> {
             let since = match client.evictable() {
                 Some(Evictable::Idle(_)) => Some(accepted_at),
                 Some(Evictable::HalfClosed(since)) => Some(since),
+                // It may have read its responses, which the next turn finds.
+                None if client.is_queued => None,
                 None => client.stalled_since(),
             };
             if since.is_none_or(|since| now < since + MIN_IDLE_TIME) {

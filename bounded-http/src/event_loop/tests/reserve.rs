@@ -331,6 +331,12 @@ fn a_connection_on_the_reserve_makes_room_after_100_milliseconds_without_a_reque
         assert!(!event_loop.clients.contains(1) && event_loop.clients.contains(0));
         assert!(!event_loop.evict_from_reserve());
     }
+    // A client whose turn has not come yet may have read its response.
+    let (mut event_loop, streams, _stop) = full(1, 2);
+    make_busy(&mut event_loop, 1, &streams[1]);
+    pass(&mut event_loop, 100);
+    event_loop.queue_turn(1);
+    assert!(!event_loop.evict_from_reserve());
     // A request that has just arrived is answered first.
     let (mut event_loop, streams, _stop) = full(1, 2);
     pass(&mut event_loop, 100);
