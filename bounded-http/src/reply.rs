@@ -105,18 +105,22 @@ impl Response {
 }
 
 impl Reply {
-    /// Creates a response with a body of this media type.
+    /// Creates a response with a body of this media type. A 204 or 304 has none (RFC 9110, section 6.4.1), so its
+    /// body is dropped: the client would take it for the next response.
     pub fn new(
         status: Status,
         content_type: &'static str,
         body: impl Into<Cow<'static, [u8]>>,
     ) -> Self {
-        let response = Response {
+        let mut response = Response {
             status,
             content_type,
             fields: String::new(),
             body: body.into(),
         };
+        if response.content_type().is_none() {
+            response.body = Cow::default();
+        }
         Self {
             response,
             delivery: Delivery::default(),
@@ -323,6 +327,13 @@ mod tests {
         assert_eq!(reply.work_time(), Duration::from_secs(2));
         assert_eq!(reply.ending(), Ending::Cut);
         assert_eq!(&*reply.into_body(), b"x");
-        assert_eq!(Reply::options("GET").content_type(), None);
+    }
+
+    #[test]
+    fn a_response_without_content_has_no_body() {
+        for status in [Status::NoContent, Status::NotModified] {
+            let reply = Reply::text(status, "x");
+            assert_eq!((reply.content_type(), reply.body()), (None, &b""[..]));
+        }
     }
 }
