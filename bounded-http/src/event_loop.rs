@@ -40,7 +40,7 @@ use self::stop::Stop;
 use crate::client::{Admission, Client, LargeBuffers, Next, Shared, memory_holders};
 use crate::eviction::{Eviction, RESERVE_SIZE, SEARCH_INTERVAL};
 use crate::fair_queue::FairQueue;
-use crate::limits::Limits;
+use crate::limits::{Limits, MAX_WAIT};
 use crate::listener::{self, BACKLOG};
 use crate::service::Service;
 use crate::socket::Readiness;
@@ -176,7 +176,7 @@ impl<V: Service> EventLoop<V> {
             _stop_signal: stop_signal,
             clients: Slab::new(),
             max_clients,
-            grace: limits.grace,
+            grace: limits.grace.min(MAX_WAIT),
             shared,
             queue: FairQueue::default(),
             reserve: Vec::new(),
@@ -642,7 +642,7 @@ impl<V: Service> EventLoop<V> {
     /// Calls the service before the server waits.
     fn finish_wake_up(&mut self) {
         let again = self.shared.service.before_wait();
-        self.next_service_call = again.map(|time| self.shared.now + time);
+        self.next_service_call = again.map(|time| self.shared.now + time.min(MAX_WAIT));
     }
 }
 

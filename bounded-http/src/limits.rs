@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+/// The longest that the server waits for a delayed response, for the end of the grace period, or until it calls the
+/// service again. A longer time might not fit into an `Instant`.
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// The limits that depend on where the server runs. All others are constants. The crate's front page
 /// lists them.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::http::{Status, is_token_byte};
+use crate::limits::MAX_WAIT;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -161,11 +162,11 @@ impl<M> Reply<M> {
         self
     }
 
-    /// Delays the response. Meanwhile, other clients are served, and later requests on the same
-    /// connection wait.
+    /// Delays the response, by a year at most. Meanwhile, other clients are served, and later requests on
+    /// the same connection wait.
     #[must_use]
     pub fn after(mut self, delay: Duration) -> Self {
-        self.delivery.delay = delay;
+        self.delivery.delay = delay.min(MAX_WAIT);
         self
     }
 

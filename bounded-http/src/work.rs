@@ -11,7 +11,7 @@ pub fn work(cpu_time: Duration) {
     if cpu_time.is_zero() {
         return;
     }
-    let end = thread_cpu_time() + cpu_time;
+    let end = thread_cpu_time().saturating_add(cpu_time);
     while thread_cpu_time() < end {
         // About 10 µs, so that most of the time is not spent on reading the clock, a system call.
         black_box((0..10_000_u64).fold(0, |sum, number| sum ^ black_box(number)));

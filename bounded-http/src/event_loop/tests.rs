@@ -47,6 +47,7 @@ impl Service for Probe {
             "/long" => Reply::text(Status::Ok, "x".repeat(1 << 20)),
             "/medium" | "/open/medium" => Reply::text(Status::Ok, "x".repeat(12 * 1024)),
             "/delayed" => Reply::text(Status::Ok, "I'm ok!").after(Duration::from_secs(1)),
+            "/never" => Reply::text(Status::Ok, "I'm ok!").after(Duration::MAX),
             "/open" => Reply::text(Status::Ok, format!("{} open", self.open)),
             path => panic!("{path}"),
         }
@@ -643,6 +644,31 @@ fn the_service_is_called_again_within_the_time_that_it_asks_for() {
     assert_eq!(timeout_millis(&event_loop), Some(1));
     pass(&mut event_loop, 2);
     assert_eq!(timeout_millis(&event_loop), Some(0));
+}
+
+#[test]
+fn no_time_that_a_service_chooses_is_too_long() {
+    let (mut event_loop, address, _stop) = timed(Probe {
+        again: Some(Duration::MAX),
+        ..Probe::default()
+    });
+    event_loop.finish_wake_up();
+    let year = 365 * 24 * 60 * 60 * 1000;
+    assert_eq!(timeout_millis(&event_loop), Some(year));
+    let streams = accepted(&mut event_loop, address, 1);
+    send(&mut event_loop, 0, &streams[0], &request("/never"));
+    take_turns(&mut event_loop);
+    let due = event_loop.clients[0].reply_due();
+    assert_eq!(due, Some(NOW.get() + crate::limits::MAX_WAIT));
+
+    let (stop_signal, _stop) = UnixStream::pair().unwrap();
+    let limits = Limits {
+        grace: Duration::MAX,
+        ..limits(10)
+    };
+    let listener = crate::listener::listen("127.0.0.1:0").unwrap();
+    let event_loop = EventLoop::new(listener, vec![stop_signal], Probe::default(), &limits);
+    event_loop.unwrap().stop();
 }
 
 #[test]
