@@ -86,12 +86,12 @@ const MIN_HELD_BYTES: usize = 1024 * 1024;
 
 /// The state of a running server.
 pub struct EventLoop<V: Service> {
-    /// Polls the listener, the stop signal and the sockets of all clients.
+    /// Polls the listener, the stop signals and the sockets of all clients.
     poll: Poll,
     /// Closed some time after the stop signal. `None` from then on.
     listener: Option<TcpListener>,
-    /// Kept open so that a signal handler can write to the other end.
-    _stop_signal: mio::net::UnixStream,
+    /// Kept open so that a signal handler can write to the other ends.
+    _stop_signals: Vec<mio::net::UnixStream>,
     /// All clients, including those on the reserve. A client's key is its token in polls. Added when a
     /// connection is accepted, removed when it is closed.
     clients: Slab<Client<TcpStream, V::Memo>>,
@@ -141,20 +141,18 @@ pub struct EventLoop<V: Service> {
 }
 
 impl<V: Service> EventLoop<V> {
-    /// Creates a server that accepts connections from `listener` until `stop_signal` becomes readable.
+    /// Creates a server that accepts connections from `listener` until one of `stop_signals` becomes readable.
     ///
     /// # Errors
     /// If polling fails.
     pub fn new(
         listener: std::net::TcpListener,
-        stop_signal: UnixStream,
+        stop_signals: Vec<UnixStream>,
         service: V,
         limits: &Limits,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        stop_signal.set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
-        let mut stop_signal = mio::net::UnixStream::from_std(stop_signal);
         let max_clients = limits.connections;
         let max_held_bytes = max_clients
             .saturating_mul(HELD_BYTES_PER_CONNECTION)
@@ -162,7 +160,13 @@ impl<V: Service> EventLoop<V> {
         let poll = Poll::new()?;
         let registry = poll.registry();
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
-        registry.register(&mut stop_signal, STOP, Interest::READABLE)?;
+        let watch = |stop_signal: UnixStream| {
+            stop_signal.set_nonblocking(true)?;
+            let mut stop_signal = mio::net::UnixStream::from_std(stop_signal);
+            registry.register(&mut stop_signal, STOP, Interest::READABLE)?;
+            Ok(stop_signal)
+        };
+        let stop_signals: io::Result<Vec<_>> = stop_signals.into_iter().map(watch).collect();
         let shared = Shared {
             scarce_from: max_held_bytes / 2,
             full_from: max_held_bytes / 4 * 3,
@@ -173,7 +177,7 @@ impl<V: Service> EventLoop<V> {
         Ok(Self {
             poll,
             listener: Some(listener),
-            _stop_signal: stop_signal,
+            _stop_signals: stop_signals?,
             clients: Slab::new(),
             max_clients,
             grace: limits.grace.min(MAX_WAIT),

@@ -29,7 +29,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     limits: Limits,
-    stop_signal: Option<UnixStream>,
+    stop_signals: Vec<UnixStream>,
 }
 
 impl Server {
@@ -63,7 +63,7 @@ impl Server {
             address: listener.local_addr()?,
             listener,
             limits: Limits::default(),
-            stop_signal: None,
+            stop_signals: Vec::new(),
         })
     }
 
@@ -76,11 +76,9 @@ impl Server {
     /// Makes the running server stop when this stream becomes readable or its other end is closed. A
     /// signal handler can write to the other end.
     #[must_use]
-    pub fn stop_when_readable(self, stop_signal: UnixStream) -> Self {
-        Self {
-            stop_signal: Some(stop_signal),
-            ..self
-        }
+    pub fn stop_when_readable(mut self, stop_signal: UnixStream) -> Self {
+        self.stop_signals.push(stop_signal);
+        self
     }
 
     /// Returns the address that the server listens on.
@@ -112,10 +110,7 @@ impl Server {
             connections: self.connection_limit(),
             ..self.limits
         };
-        // Without a stop signal, the server waits for one that never comes.
-        let (never, _held) = UnixStream::pair()?;
-        let stop_signal = self.stop_signal.unwrap_or(never);
-        EventLoop::new(self.listener, stop_signal, service, &limits)?.run()
+        EventLoop::new(self.listener, self.stop_signals, service, &limits)?.run()
     }
 
     /// Serves on a new thread, until the handle [stops](Handle::stop) the server or is dropped.
@@ -173,7 +168,7 @@ impl Handle {
 mod tests {
     use std::io::Read;
     use std::net::TcpStream;
-    use std::sync::mpsc::{self, TryRecvError};
+    use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
     use std::time::Duration;
 
     use super::*;
@@ -225,6 +220,27 @@ mod tests {
         let mut response = String::new();
         client.read_to_string(&mut response).unwrap();
         response
+    }
+
+    #[test]
+    fn a_server_with_a_handle_stops_at_any_of_its_stop_signals() {
+        for index in 0..2 {
+            let (running, has_ended) = mpsc::channel::<()>();
+            let mut server = Server::bind("127.0.0.1:0").unwrap();
+            let mut stops = [(); 2].map(|()| UnixStream::pair().unwrap());
+            for (stop_signal, _) in &stops {
+                server = server.stop_when_readable(stop_signal.try_clone().unwrap());
+            }
+            let handle = server.spawn(move |_: &Request<'_>| {
+                let _running = &running;
+                Reply::text(Status::Ok, "")
+            });
+            let handle = handle.unwrap();
+            stops[index].1.write_all(&[0]).unwrap();
+            let ended = has_ended.recv_timeout(Duration::from_secs(60));
+            assert_eq!(ended, Err(RecvTimeoutError::Disconnected));
+            handle.stop().unwrap();
+        }
     }
 
     #[test]
