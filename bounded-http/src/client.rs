@@ -443,11 +443,13 @@ impl<S: Stream, M> Client<S, M> {
     /// Returns whether the next request is urgent or invalid. Rejecting one takes little time and
     /// memory.
     fn is_next_urgent<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
+        let peer = self.peer;
         let mut space = field_space();
         let head = self.connection.peek_request(&mut space);
         head.is_none_or(|head| {
-            let request = Request::received(head.method, head.target, shared.now);
-            let request = request.with_fields(head.fields);
+            let request = Request::received(head.method, head.target, shared.now)
+                .with_fields(head.fields)
+                .with_peer(Some(peer));
             shared.service.is_urgent(&request)
         })
     }

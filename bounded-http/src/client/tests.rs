@@ -51,6 +51,7 @@ impl Service for Paths {
     }
 
     fn is_urgent(&self, request: &Request<'_>) -> bool {
+        assert_eq!(request.peer(), Some(peer()));
         request.path() == "/urgent"
     }
 
