@@ -106,10 +106,11 @@ impl<V: Service> EventLoop<V> {
 
     /// Returns when the next step of the shutdown is due.
     pub(super) fn next_stop_step(&self, stop: &Stop) -> Instant {
+        let next = stop.last_responses_end.unwrap_or(stop.grace_ends);
         if self.listener.is_some() {
-            stop.listener_closes
+            next.min(stop.listener_closes)
         } else {
-            stop.last_responses_end.unwrap_or(stop.grace_ends)
+            next
         }
     }
 

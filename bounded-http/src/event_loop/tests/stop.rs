@@ -54,6 +54,21 @@ fn the_steps_of_a_shutdown_are_due_at_fixed_times() {
 }
 
 #[test]
+fn the_grace_period_may_end_before_the_listener_is_closed() {
+    let (mut event_loop, address, _stop) = timed(Probe::default());
+    event_loop.grace = Duration::from_millis(50);
+    let _streams = accepted(&mut event_loop, address, 1);
+    event_loop.stop();
+    for (millis, next) in [(0, 50), (50, 150), (150, 350)] {
+        pass(&mut event_loop, millis);
+        event_loop.advance_stop();
+        let stop = event_loop.stop.as_ref().expect("it was told to stop");
+        let next_step = event_loop.next_stop_step(stop) - NOW.get();
+        assert_eq!(next_step, Duration::from_millis(next));
+    }
+}
+
+#[test]
 fn a_server_without_clients_ends_at_once() {
     let (mut event_loop, _, _stop) = timed(Probe::default());
     event_loop.stop();
