@@ -108,11 +108,11 @@ impl Eviction {
     /// that are left from before.
     pub fn grant_turnovers(&mut self, left: usize, now: Instant) -> usize {
         let elapsed = now.saturating_duration_since(self.turnovers_until);
-        let granted = elapsed.as_micros() / TURNOVER_INTERVAL.as_micros();
-        if granted == 0 {
-            return left;
-        }
-        self.turnovers_until = now;
+        // The rest of an interval counts the next time.
+        let rest = elapsed.as_nanos() % TURNOVER_INTERVAL.as_nanos();
+        let rest = Duration::from_nanos(rest as u64);
+        self.turnovers_until += elapsed.saturating_sub(rest);
+        let granted = elapsed.as_nanos() / TURNOVER_INTERVAL.as_nanos();
         let granted = usize::try_from(granted).unwrap_or(MAX_TURNOVERS);
         left.saturating_add(granted).min(MAX_TURNOVERS)
     }
@@ -132,6 +132,9 @@ mod tests {
         assert_eq!(eviction.grant_turnovers(0, at(500)), 1);
         assert_eq!(eviction.grant_turnovers(1, at(2500)), 5);
         assert_eq!(eviction.grant_turnovers(0, at(2500)), 0);
+        // The rest of an interval is not lost.
+        assert_eq!(eviction.grant_turnovers(0, at(3400)), 1);
+        assert_eq!(eviction.grant_turnovers(0, at(4300)), 2);
         assert_eq!(eviction.grant_turnovers(60, at(1_000_000)), MAX_TURNOVERS);
     }
 
