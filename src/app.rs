@@ -740,6 +740,9 @@ mod tests {
             body: memory.into(),
             ..Ended::of(last, Outcome::Responded)
         });
+        // Another response on the path does not replace it.
+        let not_allowed = app.answer(&Request::new("POST", "/metrics"));
+        app.ended(Ended::of(not_allowed, Outcome::Responded));
         match app
             .answer(&Request::new("GET", "/metrics"))
             .split()
