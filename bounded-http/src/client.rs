@@ -25,7 +25,7 @@ use crate::http::Status;
 use crate::listener::{
     LARGE_RECEIVE_BUFFER_SIZE, LARGE_SEND_BUFFER_SIZE, RECEIVE_BUFFER_SIZE, SEND_BUFFER_SIZE,
 };
-use crate::reply::{Delivery, Reply, unavailable};
+use crate::reply::{Reply, Sending, unavailable};
 use crate::request::Request;
 use crate::request_head::{Rejection, field_space};
 use crate::service::{Ended, Outcome, Service};
@@ -400,7 +400,7 @@ impl<S: Stream, M> Client<S, M> {
             return false;
         };
         pending.reply.response = unavailable(TOO_BUSY).response;
-        pending.reply.delivery = Delivery::default();
+        pending.reply.sending = Sending::default();
         pending.due = now;
         true
     }
@@ -419,7 +419,7 @@ impl<S: Stream, M> Client<S, M> {
     pub fn work(&mut self) {
         if let Some(pending) = &mut self.pending {
             pending.waits_for_work = false;
-            work(mem::take(&mut pending.reply.delivery.work));
+            work(mem::take(&mut pending.reply.sending.work));
         }
     }
 
@@ -618,7 +618,8 @@ impl<S: Stream, M> Client<S, M> {
         // Once the sending side is closed, the kernel no longer tells whether everything is delivered,
         // and what it holds could not be counted. So the sending side is closed after delivery. There
         // is an event when the client has read more, or else the deadline passes.
-        if self.connection.wants_half_close() && (shared.is_stopping || self.socket.has_delivered())
+        if self.connection.wants_to_close_sending_side()
+            && (shared.is_stopping || self.socket.has_delivered())
         {
             self.socket.close_sending_side()?;
             self.connection.linger(shared.now);
@@ -780,7 +781,7 @@ impl<S: Stream, M> Client<S, M> {
         let Some(mut pending) = self.pending.take() else {
             return;
         };
-        if !shared.is_grace_over && !pending.reply.delivery.work.is_zero() {
+        if !shared.is_grace_over && !pending.reply.sending.work.is_zero() {
             shared.work_queue.push_back(self.key);
             pending.waits_for_work = true;
             self.pending = Some(pending);
@@ -868,12 +869,12 @@ impl<S: Stream, M> Client<S, M> {
             }
             let reply = shared.service.answer(&request);
             shared.answer_began_at = None;
-            if reply.delivery.delay.is_zero() && reply.delivery.work.is_zero() {
+            if reply.sending.delay.is_zero() && reply.sending.work.is_zero() {
                 self.respond(reply, received_at, shared);
             } else if shared.is_grace_over {
                 self.respond(reply.replaced(STOPPING), received_at, shared);
             } else {
-                let due = received_at + reply.delivery.delay;
+                let due = received_at + reply.sending.delay;
                 shared.timers.push(due, self.key);
                 self.pending = Some(Box::new(PendingReply {
                     due,

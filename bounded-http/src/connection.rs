@@ -38,7 +38,7 @@ pub const KEEP_ALIVE_TIMEOUT_WHILE_STOPPING: Duration = Duration::from_millis(20
 /// How long unsent responses may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection stays open after [`Ending::Stall`] or [`Ending::Hang`].
-pub const STALL_TIME: Duration = Duration::from_secs(60);
+pub const STAY_OPEN_TIME: Duration = Duration::from_secs(60);
 /// How long a connection lingers while the client is silent.
 pub const LINGERING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection lingers while the client keeps sending. Many clients send a whole body before
@@ -91,9 +91,9 @@ enum State {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Closing {
     /// The sending side is closed.
-    HalfClose,
-    /// The connection stays open for [`STALL_TIME`].
-    Stall,
+    CloseSendingSide,
+    /// The connection stays open for [`STAY_OPEN_TIME`].
+    StayOpen,
     /// The connection is reset.
     Reset,
 }
@@ -251,11 +251,11 @@ impl Connection {
         let body = if request.is_head { &[] } else { reply.body() };
         let half = &body[..body.len() / 2];
         let (body, closing) = match reply.ending() {
-            Ending::Whole => (body, closes.then_some(Closing::HalfClose)),
-            Ending::Cut => (half, Some(Closing::HalfClose)),
-            Ending::Stall => (half, Some(Closing::Stall)),
-            Ending::Close => (&[][..], Some(Closing::HalfClose)),
-            Ending::Hang => (&[][..], Some(Closing::Stall)),
+            Ending::Whole => (body, closes.then_some(Closing::CloseSendingSide)),
+            Ending::Cut => (half, Some(Closing::CloseSendingSide)),
+            Ending::Stall => (half, Some(Closing::StayOpen)),
+            Ending::Close => (&[][..], Some(Closing::CloseSendingSide)),
+            Ending::Hang => (&[][..], Some(Closing::StayOpen)),
             Ending::Reset => (&[][..], Some(Closing::Reset)),
         };
         if !reply.ending().is_silent() {
@@ -327,7 +327,9 @@ impl Connection {
         let wants = match self.state {
             State::Reading => self.lacks_complete_head && self.unsent().len() < MAX_UNSENT_BYTES,
             // What the client sends is discarded.
-            State::DiscardingBody(_) | State::Lingering(_) | State::Closing(Closing::Stall) => true,
+            State::DiscardingBody(_) | State::Lingering(_) | State::Closing(Closing::StayOpen) => {
+                true
+            }
             State::AwaitingResponse(_) | State::Closing(_) => false,
         };
         wants && !self.has_received_end
@@ -335,8 +337,8 @@ impl Connection {
 
     /// Returns whether the sending side must be closed now. [`linger`](Self::linger) must be called
     /// then.
-    pub fn wants_half_close(&self) -> bool {
-        matches!(self.state, State::Closing(Closing::HalfClose))
+    pub fn wants_to_close_sending_side(&self) -> bool {
+        matches!(self.state, State::Closing(Closing::CloseSendingSide))
             && !self.has_received_end
             && self.unsent().is_empty()
     }
@@ -391,7 +393,7 @@ impl Connection {
     /// Returns since when unsent responses have made no progress, if there are any, or since when the
     /// connection stays open without a response on purpose.
     pub fn stalled_since(&self) -> Option<Instant> {
-        let is_stalled = matches!(self.state, State::Closing(Closing::Stall));
+        let is_stalled = matches!(self.state, State::Closing(Closing::StayOpen));
         (is_stalled || !self.unsent().is_empty()).then_some(self.wait_began_at)
     }
 
@@ -421,7 +423,7 @@ impl Connection {
             State::Reading if !self.has_begun_head() => KEEP_ALIVE_TIMEOUT,
             State::Reading => HEADER_READ_TIMEOUT,
             State::DiscardingBody(_) => BODY_READ_TIMEOUT,
-            State::Closing(Closing::Stall) => STALL_TIME,
+            State::Closing(Closing::StayOpen) => STAY_OPEN_TIME,
             State::Closing(_) => WRITE_TIMEOUT,
         };
         Some(self.wait_began_at + timeout)
@@ -431,7 +433,7 @@ impl Connection {
     pub fn is_deadline_final(&self) -> bool {
         matches!(
             self.state,
-            State::Lingering(_) | State::Closing(Closing::Stall)
+            State::Lingering(_) | State::Closing(Closing::StayOpen)
         )
     }
 

@@ -30,7 +30,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 #[derive(Debug)]
 pub struct Reply<M = ()> {
     pub(crate) response: Response,
-    pub(crate) delivery: Delivery,
+    pub(crate) sending: Sending,
     pub(crate) memo: M,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Response {
 
 /// When and how a response is sent. By default: at once and whole.
 #[derive(Debug, Default)]
-pub(crate) struct Delivery {
+pub(crate) struct Sending {
     pub delay: Duration,
     /// The CPU time that the server's thread uses after the delay.
     pub work: Duration,
@@ -124,7 +124,7 @@ impl Reply {
         }
         Self {
             response,
-            delivery: Delivery::default(),
+            sending: Sending::default(),
             memo: (),
         }
     }
@@ -166,7 +166,7 @@ impl<M> Reply<M> {
     /// the same connection wait.
     #[must_use]
     pub fn after(mut self, delay: Duration) -> Self {
-        self.delivery.delay = delay.min(MAX_WAIT);
+        self.sending.delay = delay.min(MAX_WAIT);
         self
     }
 
@@ -174,14 +174,14 @@ impl<M> Reply<M> {
     /// Meanwhile, other clients wait. Between two such responses they are served.
     #[must_use]
     pub fn work(mut self, work: Duration) -> Self {
-        self.delivery.work = work;
+        self.sending.work = work;
         self
     }
 
     /// Sets how the response ends.
     #[must_use]
     pub fn end_with(mut self, ending: Ending) -> Self {
-        self.delivery.ending = ending;
+        self.sending.ending = ending;
         self
     }
 
@@ -189,7 +189,7 @@ impl<M> Reply<M> {
     pub fn remember<N>(self, memo: N) -> Reply<N> {
         Reply {
             response: self.response,
-            delivery: self.delivery,
+            sending: self.sending,
             memo,
         }
     }
@@ -198,12 +198,12 @@ impl<M> Reply<M> {
     pub fn split(self) -> (Reply, M) {
         let Self {
             response,
-            delivery,
+            sending,
             memo,
         } = self;
         let reply = Reply {
             response,
-            delivery,
+            sending,
             memo: (),
         };
         (reply, memo)
@@ -235,17 +235,17 @@ impl<M> Reply<M> {
 
     /// Returns how long the response is delayed.
     pub fn delay(&self) -> Duration {
-        self.delivery.delay
+        self.sending.delay
     }
 
     /// Returns the CPU time that the server's thread uses for the response.
     pub fn work_time(&self) -> Duration {
-        self.delivery.work
+        self.sending.work
     }
 
     /// Returns how the response ends.
     pub fn ending(&self) -> Ending {
-        self.delivery.ending
+        self.sending.ending
     }
 
     /// Returns the body, so that its memory can be reused.

@@ -97,7 +97,7 @@ fn a_head_may_take_10_seconds_from_its_first_byte_in_any_number_of_pieces() {
     );
     assert!(response.contains("\r\nConnection: close\r\n"), "{response}");
     driver.send();
-    assert!(driver.connection.wants_half_close());
+    assert!(driver.connection.wants_to_close_sending_side());
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn a_rejected_client_may_be_silent_for_2_seconds_and_keep_sending_for_30() {
     driver.wait(5);
     driver.receive(b"nonsense\r\n");
     driver.send();
-    assert!(driver.connection.wants_half_close() && !driver.connection.is_finished());
+    assert!(driver.connection.wants_to_close_sending_side() && !driver.connection.is_finished());
     driver.connection.linger(driver.now);
     for _ in 0..1000 {
         driver.receive(REQUEST);

@@ -44,7 +44,7 @@ pub fn drive<'a>(app: &mut App, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
                 break;
             }
         }
-        if connection.wants_half_close() {
+        if connection.wants_to_close_sending_side() {
             connection.linger(now);
         }
         outcome.is_open = connection.has_answered_everything();

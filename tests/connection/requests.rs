@@ -230,7 +230,7 @@ fn the_last_response_closes_unless_another_request_has_arrived() {
         );
         assert_eq!(connection.may_answer(), !closes, "{after}");
         connection.mark_sent(response.len(), now);
-        assert_eq!(connection.wants_half_close(), closes, "{after}");
+        assert_eq!(connection.wants_to_close_sending_side(), closes, "{after}");
         assert!(!connection.is_finished(), "the client may still send");
         connection.receive_end();
         assert_eq!(connection.is_finished(), closes, "{after}");

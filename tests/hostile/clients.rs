@@ -51,7 +51,7 @@ impl Service {
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum ConnectionEnd {
     /// By a FIN. Nothing that was sent is lost.
     Orderly,
     /// By a reset.
@@ -93,7 +93,7 @@ impl Client {
     }
 
     /// Waits for a response to a request with a body, or for the connection to end without it.
-    pub fn response_or_ending(&mut self) -> Result<Response, Ending> {
+    pub fn response_or_ending(&mut self) -> Result<Response, ConnectionEnd> {
         loop {
             if let Some((response, rest)) = split_response(&self.received) {
                 self.received = rest.to_vec();
@@ -101,11 +101,11 @@ impl Client {
             }
             let mut buffer = [0; 16 * 1024];
             match self.stream.read(&mut buffer) {
-                Ok(0) => return Err(Ending::Orderly),
+                Ok(0) => return Err(ConnectionEnd::Orderly),
                 Ok(count) => self.received.extend_from_slice(&buffer[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => {
-                    return Err(Ending::Reset);
+                    return Err(ConnectionEnd::Reset);
                 }
                 Err(error) => panic!("neither a response nor an end: {error}"),
             }
@@ -114,7 +114,7 @@ impl Client {
 
     /// Reads to the end of the connection: the responses to requests that have a body, and how it
     /// ended.
-    pub fn read_to_the_end(&mut self) -> (Vec<Response>, Ending) {
+    pub fn read_to_the_end(&mut self) -> (Vec<Response>, ConnectionEnd) {
         let mut responses = Vec::new();
         loop {
             match self.response_or_ending() {
@@ -140,7 +140,7 @@ impl Client {
         let statuses: Vec<u16> = responses.iter().map(|response| response.status).collect();
         let as_expected = statuses.iter().filter(|status| **status == 200).count();
         assert!(
-            (as_expected, statuses.len(), ending) == (count, count, Ending::Orderly),
+            (as_expected, statuses.len(), ending) == (count, count, ConnectionEnd::Orderly),
             "expected {count} responses with status 200 and an orderly close, got {as_expected} \
              of {} responses, and then {ending:?}",
             statuses.len()
