@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bounded_http::Status;
 
-use self::change::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, read_end};
+use self::change::{ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, parse_end};
 use self::process::Process;
 use crate::config::{Config, FLAGS, FaultInjection, Flag, ProbeSetting, ProbeSettings, Sets};
 use crate::duration;
@@ -119,9 +119,9 @@ impl Faults {
                 // With tiny-http, a failure must have a status.
                 self.can_send(changed.fail_with).then_some(())
             }
-            None => read_end(value, now).map(|end| until = Some(end)),
+            None => parse_end(value, now).map(|end| until = Some(end)),
         };
-        let named = query::read(query, Some(&accepted_names()), &accepted, set)?;
+        let named = query::parse(query, Some(&accepted_names()), &accepted, set)?;
         if target != RouteTarget::Probe && !named.contains(&FOR) {
             return Err(MISSING_END.to_owned());
         }
@@ -146,7 +146,7 @@ impl Faults {
         };
         let set = &mut |name: &'static str, value: &str| {
             match name {
-                DELAY => fault.delay = read_delay(value)?,
+                DELAY => fault.delay = parse_delay(value)?,
                 STATUS => fault.fail_with = failure_with(FailWith::parse_status(value)?),
                 _ => {
                     let fail_with = FailWith::parse(value);
@@ -155,7 +155,7 @@ impl Faults {
             }
             Some(())
         };
-        let named = query::read(query, None, &accepted, set)?;
+        let named = query::parse(query, None, &accepted, set)?;
         if named.contains(&STATUS) && named.contains(&FAIL_WITH) {
             return Err("status and fail-with: expected only one of them\n".to_owned());
         }
@@ -287,7 +287,7 @@ fn failure_with(status: Status) -> Option<FailWith> {
     (status != Status::Ok).then_some(FailWith::Status(status))
 }
 
-fn read_delay(value: &str) -> Option<Duration> {
+fn parse_delay(value: &str) -> Option<Duration> {
     duration::parse(value, Duration::ZERO..=MAX_DELAY)
 }
 

@@ -183,7 +183,7 @@ fn check<'a>(
     fields: &'a [Field<'a>],
     length: usize,
 ) -> Result<RequestHead<'a>, Rejection> {
-    let framing = Framing::read(fields)?;
+    let framing = Framing::parse(fields)?;
     if !is_target(method, target) {
         return Err(Rejection::bad_request("The request target is malformed.\n"));
     }
@@ -215,7 +215,7 @@ struct Framing {
 }
 
 impl Framing {
-    fn read(fields: &[Field<'_>]) -> Result<Self, Rejection> {
+    fn parse(fields: &[Field<'_>]) -> Result<Self, Rejection> {
         let mut framing = Self::default();
         for Field { name, value } in fields {
             if name.eq_ignore_ascii_case("Host") {
@@ -224,7 +224,7 @@ impl Framing {
                     return Err(Rejection::bad_request("Host is malformed.\n"));
                 }
             } else if name.eq_ignore_ascii_case("Content-Length") {
-                let number = read_length(value)
+                let number = parse_length(value)
                     .ok_or(Rejection::bad_request("Content-Length is not a number.\n"))?;
                 if framing.content_length.replace(number).is_some() {
                     return Err(Rejection::bad_request(
@@ -315,7 +315,7 @@ impl TransferEncoding {
 
 /// Parses a number that consists of digits only, without a sign. A number that is too large for the
 /// type becomes the largest one.
-fn read_length(value: &[u8]) -> Option<usize> {
+fn parse_length(value: &[u8]) -> Option<usize> {
     if value.is_empty() {
         return None;
     }

@@ -81,7 +81,7 @@ impl<S: Clone + PartialEq> Change<S> {
 }
 
 /// Parses `for`, which counts from `now`. Returns `None` if it is not accepted.
-pub fn read_end(value: &str, now: Instant) -> Option<Instant> {
+pub fn parse_end(value: &str, now: Instant) -> Option<Instant> {
     duration::parse(value, CHANGE_DURATION_RANGE).map(|time| now + time)
 }
 

@@ -12,7 +12,7 @@ use std::{process, thread};
 use rustix::process::{Resource, getrlimit};
 
 use super::change::{
-    ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, read_end, write_time_left,
+    ACCEPTED_CHANGE_DURATION, Change, FOR, MISSING_END, parse_end, write_time_left,
 };
 use super::query;
 use crate::config::{ACCEPTED_EXIT_AFTER, ACCEPTED_EXIT_CODE, Config, EXIT_AFTER_RANGE, NEVER};
@@ -77,7 +77,7 @@ static SETTINGS: [Setting; 6] = [
     Setting {
         name: "memory",
         accepted: "a size of at most 1GiB with its unit, such as 64MiB",
-        set: |asked, value| read_size(value).map(|size| asked.held.memory = size),
+        set: |asked, value| parse_size(value).map(|size| asked.held.memory = size),
     },
     Setting {
         name: "series",
@@ -207,9 +207,9 @@ impl Process {
         };
         let set = &mut |name: &'static str, value: &str| match setting(name) {
             Some(setting) => (setting.set)(&mut asked, value),
-            None => read_end(value, now).map(|end| until = Some(end)),
+            None => parse_end(value, now).map(|end| until = Some(end)),
         };
-        let named = query::read(query, Some(ACCEPTED_NAMES), &accepted, set)?;
+        let named = query::parse(query, Some(ACCEPTED_NAMES), &accepted, set)?;
         if asked.exit_code.is_some() && asked.exit_after.is_none() && !asked.exits_never {
             return Err("exit-code: expected exit-after as well\n".to_owned());
         }
@@ -367,7 +367,7 @@ fn reserve(size: usize) -> Result<Vec<u8>, String> {
 static UNITS: [(&str, usize); 4] = [("GiB", 1024 * MIB), ("MiB", MIB), ("KiB", 1024), ("B", 1)];
 
 /// Parses a size with its unit.
-fn read_size(value: &str) -> Option<usize> {
+fn parse_size(value: &str) -> Option<usize> {
     let (number, unit) = UNITS
         .iter()
         .find_map(|(name, unit)| Some((value.strip_suffix(name)?, unit)))?;
@@ -377,7 +377,7 @@ fn read_size(value: &str) -> Option<usize> {
     (size <= MAX_MEMORY_BYTES).then_some(size)
 }
 
-/// Writes a size as a whole number of the largest possible unit. [`read_size`] parses it.
+/// Writes a size as a whole number of the largest possible unit. [`parse_size`] parses it.
 fn write_size(size: usize) -> String {
     let mut units = UNITS.iter();
     let largest = units.find(|(_, unit)| size >= *unit && size.is_multiple_of(*unit));
@@ -406,9 +406,9 @@ mod tests {
         ] {
             assert_eq!(write_size(size), text);
             let accepted = (size <= MAX_MEMORY_BYTES).then_some(size);
-            assert_eq!(read_size(text), accepted, "{text}");
+            assert_eq!(parse_size(text), accepted, "{text}");
         }
-        assert_eq!(read_size("1024MiB"), Some(MAX_MEMORY_BYTES));
+        assert_eq!(parse_size("1024MiB"), Some(MAX_MEMORY_BYTES));
         for rejected in [
             "",
             "B",
@@ -423,7 +423,7 @@ mod tests {
             "99999999999999999999B",
             "18014398509481984KiB",
         ] {
-            assert_eq!(read_size(rejected), None, "{rejected}");
+            assert_eq!(parse_size(rejected), None, "{rejected}");
         }
     }
 

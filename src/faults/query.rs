@@ -23,7 +23,7 @@ struct Parameter<'a> {
 ///
 /// # Errors
 /// A line that tells the client what is accepted.
-pub fn read(
+pub fn parse(
     query: &str,
     names: Option<&str>,
     accepted: &dyn Fn(&str) -> Option<(&'static str, &'static str)>,

@@ -150,7 +150,7 @@ impl<'a> Input<'a> {
                 continue;
             }
             if name.eq_ignore_ascii_case(b"q") {
-                range.quality = read_quality(value)?;
+                range.quality = parse_quality(value)?;
                 has_weight = true;
             } else if name.eq_ignore_ascii_case(b"version") {
                 range.version = Some(value);
@@ -198,7 +198,7 @@ impl<'a> Input<'a> {
 }
 
 /// Parses a weight from 0 to 1 with at most three decimals (RFC 9110, section 12.4.2), in thousandths.
-fn read_quality(text: &[u8]) -> Option<u16> {
+fn parse_quality(text: &[u8]) -> Option<u16> {
     let (whole, decimals) = match text {
         [whole @ (b'0' | b'1')] => (whole, &[][..]),
         [whole @ (b'0' | b'1'), b'.', decimals @ ..] if decimals.len() <= 3 => (whole, decimals),
