@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let jobs = register_int_counter!("jobs_total", "Jobs that the worker has done.")?;
     thread::spawn(move || do_jobs(&jobs));
 
+    // From here on, SIGTERM no longer ends the process at once.
+    let mut signals = Signals::new([SIGTERM])?;
     let limits = Limits {
         connections: 100,
         ..Limits::default()
@@ -23,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let server = Server::bind(address)?.limits(limits).spawn(answer)?;
     println!("Listening on http://{}", server.address());
 
-    Signals::new([SIGTERM])?.forever().next();
+    signals.forever().next();
     server.stop()?;
     Ok(())
 }
