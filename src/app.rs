@@ -75,8 +75,8 @@ const URGENT: [&str; 4] = [HEALTHZ, READYZ, METRICS, FAULTS];
 
 /// The body of a 405 on /faults.
 const HOW_TO_CHANGE: &str = "Method not allowed. Allowed here: GET, HEAD, PUT, DELETE, OPTIONS. \
-                             PUT /faults?fail-rate=0.2&for=2m changes settings, DELETE /faults takes \
-                             every change back.\n";
+                             PUT /faults?fail-rate=0.2&for=2m changes settings; DELETE /faults \
+                             reverts every change.\n";
 /// The body of a 400 for GET on /faults with a query.
 const GET_CHANGES_NOTHING: &str = "GET changes nothing: expected PUT, as in curl -X PUT \
                                    'http://HOST/faults?fail-rate=0.2&for=2m', or no query\n";

@@ -2,7 +2,7 @@
 //! asks for a fault for this request only.
 //!
 //! The settings in force are a function of the time, which is passed as an argument. So nothing has to
-//! happen when a change to a route ends. The process must then release what it holds: see `act`.
+//! happen when a change to a route ends. When a change to the process ends, `act` releases what it holds.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};

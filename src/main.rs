@@ -1,5 +1,5 @@
 //! Parses the flags, listens, and serves. The exit code is 0 after an orderly shutdown, 1 if it cannot
-//! listen or serve, and 2 if a flag or an environment variable is invalid.
+//! listen, serve or print, or if `healthcheck` fails, and 2 if a flag or an environment variable is invalid.
 
 #![warn(clippy::unwrap_used)]
 

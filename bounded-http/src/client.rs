@@ -43,8 +43,8 @@ const MAX_SEGMENT_BYTES: usize = 64 * 1024;
 /// When more written bytes than this may be in the kernel, it is asked whether it has delivered them.
 /// The question costs a system call.
 const MAX_UNCHECKED_BYTES: usize = 16 * 1024;
-/// Up to this number, written bytes do not count as held. When the kernel has delivered most of what was
-/// written, it may still hold two thirds of a small send buffer. This is the last third.
+/// Up to this number, written bytes do not count as held. The kernel reports bytes as delivered while up to
+/// two thirds of a small send buffer are full, and then counting starts again at 0.
 const UNCOUNTED_BYTES: usize = 2 * SEND_BUFFER_SIZE / 3;
 /// The bytes that the kernel may hold in a large receive buffer in addition to those in a small one. It
 /// doubles both sizes.
@@ -54,7 +54,7 @@ const EXTRA_SEND_BYTES: usize = 2 * (LARGE_SEND_BUFFER_SIZE - SEND_BUFFER_SIZE);
 /// The maximum number of bytes that one read takes while memory is scarce. Further requests wait in the
 /// kernel.
 const SCARCE_READ_SIZE: usize = 1024;
-/// While fewer bytes are unsent, they can wait for the responses of the next turn. With one more small
+/// While fewer bytes than this are unsent, they can wait for the responses of the next turn. With one more small
 /// response, the buffer is 4 KiB.
 const MIN_WRITE_SIZE: usize = 3 * 1024;
 /// How long a client that holds memory may make no progress while others wait for memory.
@@ -99,7 +99,7 @@ pub struct Shared<V> {
     /// How many more responses may close their connection to make room for others. Set in each wake-up, taken
     /// by responses.
     pub turnovers: usize,
-    /// When the request was received that the service is answering now. Set before each call and
+    /// When the server took up the request that the service is answering now. Set before each call and
     /// cleared after it. After a panic it stays set until the client is [closed](Client::close).
     pub answer_began_at: Option<Instant>,
     /// Set by the stop signal: responses close their connections.
@@ -535,7 +535,7 @@ impl<S: Stream, M> Client<S, M> {
         }
     }
 
-    /// Closes the connection. Tells the service how the exchanges ended whose end it has not been told.
+    /// Closes the connection. Tells the service the end of every exchange that it has not been told of.
     /// `is_lost` means that the connection has failed, so that responses on their way are lost.
     pub fn close<V: Service<Memo = M>>(mut self, is_lost: bool, shared: &mut Shared<V>) {
         shared.held_bytes -= self.held_bytes;
@@ -672,8 +672,8 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Returns whether a request may have been received that can be answered now. While memory is
     /// scarce, the client must have read its last response first. While memory is full, a request that is not
-    /// urgent waits as long as a client may make no progress. Others that make progress may hold the memory for
-    /// longer, and the client would be reset for it.
+    /// urgent waits for [`STALL_TOLERANCE`]. Then it is answered even though memory is full: its client has made no
+    /// progress meanwhile, and would be reset next.
     pub fn can_answer<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
         self.connection.may_answer()
             && (!shared.is_memory_scarce() || self.connection.unsent().is_empty())

@@ -74,15 +74,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// progress are reset, those first that have held the most for the longest time. Above it, others are reset,
 /// too.
 const HELD_BYTES_PER_CONNECTION: usize = 4 * 1024;
+/// The number of bytes that all buffers may hold together is never lower than this.
+const MIN_HELD_BYTES: usize = 1024 * 1024;
 /// One in this many of the connections that the limit allows may keep the receive buffer that it has at
-/// first. A new connection keeps it as long as fewer than these are open. It takes 3.5 KiB more.
+/// first. A connection keeps it if fewer than these are open when it is accepted. It takes 3.5 KiB more.
 const CONNECTIONS_PER_FIRST_BUFFER: usize = 16;
 /// The number of connections that may keep their first receive buffer is never lower than this.
 const MIN_FIRST_BUFFERS: usize = 64;
 /// The minimum time between two checks of the memory that each client holds.
 const MEMORY_CHECK_INTERVAL: Duration = Duration::from_millis(1);
-/// The limit for all connections together is never lower than this.
-const MIN_HELD_BYTES: usize = 1024 * 1024;
 
 /// The state of a running server.
 pub struct EventLoop<V: Service> {
@@ -626,7 +626,8 @@ impl<V: Service> EventLoop<V> {
         self.shrink();
     }
 
-    /// Keeps memory in proportion to the number of open connections, however many there were before.
+    /// Frees memory that a larger number of connections needed before. The slab keeps its entries up to the
+    /// highest key in use.
     fn shrink(&mut self) {
         let count = self.clients.len();
         if self.clients.capacity() > 4 * count + 64 {

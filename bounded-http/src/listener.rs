@@ -28,9 +28,8 @@ pub const LARGE_RECEIVE_BUFFER_SIZE: usize = 8192;
 /// the only segment, and receives 64 KiB every 40 ms.
 pub const LARGE_SEND_BUFFER_SIZE: usize = 40 * 1024;
 
-/// How long the kernel tries to deliver bytes to a client that does not read. It is longer than the
-/// timeouts of the event loop, so the kernel does not end a connection that the event loop still
-/// serves.
+/// How long the kernel tries to deliver bytes to a client that does not read. It is longer than the event loop's
+/// write timeout, so the event loop, not the kernel, ends a connection whose responses it cannot write.
 #[cfg(target_os = "linux")]
 const UNREAD_TIMEOUT_MILLIS: u32 = 15_000;
 

@@ -113,8 +113,9 @@ impl<'a> Request<'a> {
         self.peer
     }
 
-    /// Returns when the request head was complete. [`Ended::duration`](crate::Ended::duration) is
-    /// measured from here.
+    /// Returns when the server took up the request. [`Ended::duration`](crate::Ended::duration) is measured
+    /// from here. Time that the request waited before is not included: in the kernel, for a turn, a slot or
+    /// memory, or behind an earlier response.
     pub fn received_at(&self) -> Instant {
         self.received_at
     }

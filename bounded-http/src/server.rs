@@ -74,7 +74,7 @@ impl Server {
     }
 
     /// Makes the running server stop when this stream becomes readable or its other end is closed. A
-    /// signal handler can write to the other end.
+    /// signal handler can write to the other end. Each call adds a stream.
     #[must_use]
     pub fn stop_when_readable(mut self, stop_signal: UnixStream) -> Self {
         self.stop_signals.push(stop_signal);
@@ -113,7 +113,8 @@ impl Server {
         EventLoop::new(self.listener, self.stop_signals, service, &limits)?.run()
     }
 
-    /// Serves on a new thread, until the handle [stops](Handle::stop) the server or is dropped.
+    /// Serves on a new thread, until the handle [stops](Handle::stop) the server or is dropped, or until a
+    /// [stop signal](Self::stop_when_readable).
     ///
     /// # Errors
     /// If the thread cannot be started.

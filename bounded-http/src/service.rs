@@ -118,8 +118,8 @@ pub struct Ended<M> {
     pub status: Status,
     /// The number of body bytes that were sent or are being sent. 0 for HEAD.
     pub body_length: usize,
-    /// The time from the end of the request head until the response was ready, or until the client
-    /// disconnected. For [`Ending::Stall`](crate::Ending::Stall) and [`Ending::Hang`](crate::Ending::Hang),
+    /// The time from when the server [took up](Request::received_at) the request until the response was ready,
+    /// or until the client disconnected. For [`Ending::Stall`](crate::Ending::Stall) and [`Ending::Hang`](crate::Ending::Hang),
     /// until the connection ended.
     pub duration: Duration,
     /// The client's address.

@@ -15,8 +15,8 @@ const CHANGE_DURATION_RANGE: RangeInclusive<Duration> =
 pub const ACCEPTED_CHANGE_DURATION: &str = "a duration from 1s to 24h with its unit, such as 2m";
 /// The error for a change without `for` to a target that requires it.
 pub const MISSING_END: &str = "for is missing: expected for=TIME, a duration from 1s to 24h with its unit, \
-                           such as for=2m; only changes to probe, freeze and exit-after \
-                           need no for\n";
+                           such as for=2m; only changes to probe, and the settings freeze \
+                           and exit-after of process, need no for\n";
 
 /// The settings of a target, with the last change.
 pub struct Change<S> {

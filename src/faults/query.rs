@@ -47,11 +47,11 @@ pub fn parse(
             return Err(parameter.error("given more than once"));
         }
         given.push(name);
-        let value = parameter
+        let is_set = parameter
             .value
             .as_deref()
             .and_then(|value| set(name, value));
-        value.ok_or_else(|| parameter.expected(accepted))?;
+        is_set.ok_or_else(|| parameter.expected(accepted))?;
     }
     match names {
         Some(names) if given.is_empty() => Err(format!("the query is empty: expected {names}\n")),

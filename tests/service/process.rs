@@ -259,7 +259,7 @@ fn an_invalid_change_is_one_line_and_changes_nothing() {
         (
             "freeze=1s&memory=1MiB",
             "for is missing: expected for=TIME, a duration from 1s to 24h with its unit, such as \
-             for=2m; only changes to probe, freeze and exit-after need no for"
+             for=2m; only changes to probe, and the settings freeze and exit-after of process, need no for"
                 .into(),
         ),
         (

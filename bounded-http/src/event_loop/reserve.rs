@@ -16,9 +16,9 @@ use crate::service::Service;
 pub(super) struct Reserved {
     pub key: usize,
     accepted_at: Instant,
-    /// The number of checks that have found a request of it waiting for a slot.
+    /// The number of checks that found one of its requests waiting for a slot.
     checks_in_wait: u32,
-    /// The number of checks after its time on the reserve was over. `None` before.
+    /// The number of checks since its time on the reserve ended. `None` before that.
     checks_overdue: Option<u32>,
 }
 
@@ -36,8 +36,8 @@ impl Reserved {
 
 impl<V: Service> EventLoop<V> {
     /// Returns whether fewer connections than the limit allows are open, not counting the reserve, and
-    /// descriptors are left for one more. Each missing spare descriptor is in use by a connection on the
-    /// reserve. If there is one for each of them, none gets a slot.
+    /// descriptors are left for one more. A spare descriptor is missing because a connection on the reserve
+    /// uses it. If every connection on the reserve uses one, no descriptor is left for a slot.
     pub(super) fn has_free_slot(&self) -> bool {
         self.clients.len() - self.reserve.len() < self.max_clients
             && self.max_spare - self.spare.len() < self.reserve.len().max(1)
@@ -52,7 +52,7 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// Serves each connection on the reserve. While others wait, lets responses close their connections.
+    /// Serves each connection on the reserve. While connections wait and every slot is taken, grants turnovers.
     pub(super) fn serve_reserve(&mut self) {
         self.open_spare();
         let now = self.shared.now;
@@ -165,9 +165,10 @@ impl<V: Service> EventLoop<V> {
         false
     }
 
-    /// Closes a connection on the reserve that has sent no complete request, or has read nothing of its
-    /// responses, or stays open without one on purpose, for [`MIN_IDLE_TIME`]. Returns whether there was
-    /// one. A part of a request does not keep a connection on the reserve.
+    /// Closes a connection on the reserve, and returns whether there was one to close. It has been accepted at
+    /// least [`MIN_IDLE_TIME`] ago and has no request to answer, or for that time, it has been half-closed or
+    /// lingering, its responses have made no progress, or it has stayed open without one on purpose. A part of a
+    /// request does not keep a connection on the reserve.
     pub(super) fn evict_from_reserve(&mut self) -> bool {
         let now = self.shared.now;
         for index in 0..self.reserve.len() {
