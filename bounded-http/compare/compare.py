@@ -137,7 +137,7 @@ def silent(process):
     for client in clients:
         client.close()
     time.sleep(1)
-    return verdict if process.scrape() is not None else f"{verdict}, also after they have disconnected"
+    return verdict if process.scrape() is not None else f"{verdict}, even after they have disconnected"
 
 
 silent.descriptors = 300
