@@ -69,7 +69,7 @@ pub struct Kernel {
     pub refused_writes: usize,
     /// A call of the server failed because of a reset, before the event of the reset.
     pub has_failed_early: bool,
-    pub half_close: Option<CloseSendingSide>,
+    pub half_close: Option<HalfClose>,
     pub is_closed: bool,
     /// Closing resets the connection, and the client does not receive what it has not read.
     pub resets_on_close: bool,
@@ -77,7 +77,7 @@ pub struct Kernel {
 
 /// What the kernel had received when the server closed its sending side.
 #[derive(Clone, Copy)]
-pub struct CloseSendingSide {
+pub struct HalfClose {
     pub at: Instant,
     pub read: usize,
     pub known: usize,
@@ -120,7 +120,7 @@ impl Stream for SimulatedSocket {
             return Err(ErrorKind::NotConnected.into());
         }
         assert!(kernel.half_close.is_none(), "closed twice");
-        kernel.half_close = Some(CloseSendingSide {
+        kernel.half_close = Some(HalfClose {
             at: (self.clock)(),
             read: kernel.read,
             known: kernel.known,
