@@ -54,6 +54,9 @@ const EXTRA_SEND_BYTES: usize = 2 * (LARGE_SEND_BUFFER_SIZE - SEND_BUFFER_SIZE);
 /// The maximum number of bytes that one read takes while memory is scarce. Further requests wait in the
 /// kernel.
 const SCARCE_READ_SIZE: usize = 1024;
+/// How many reads of empty lines may precede one of something else in [`Client::read_ahead`]. Together they take
+/// everything that the kernel's receive buffer can hold.
+const MAX_READS_AHEAD: usize = 2 * LARGE_RECEIVE_BUFFER_SIZE / SCARCE_READ_SIZE;
 /// While fewer bytes than this are unsent, they can wait for the responses of the next turn. With one more small
 /// response, the buffer is 4 KiB.
 const MIN_WRITE_SIZE: usize = 3 * 1024;
@@ -361,12 +364,22 @@ impl<S: Stream, M> Client<S, M> {
     pub fn read_ahead<V: Service<Memo = M>>(&mut self, shared: &mut Shared<V>) -> bool {
         self.socket.assume_readable();
         self.connection.borrow_buffers(&mut shared.spare_buffers);
-        let was_between_requests = self.connection.is_between_requests();
-        let has_read = self.can_read()
-            && self.connection.lingers_since().is_none()
-            && matches!(self.read(shared), Ok(Received::Bytes(_)));
+        let mut has_read = false;
+        for _ in 0..MAX_READS_AHEAD {
+            let was_between_requests = self.connection.is_between_requests();
+            if !self.can_read()
+                || self.connection.lingers_since().is_some()
+                || !matches!(self.read(shared), Ok(Received::Bytes(_)))
+            {
+                break;
+            }
+            if !(was_between_requests && self.connection.is_between_requests()) {
+                has_read = true;
+                break;
+            }
+        }
         self.return_buffers(shared);
-        has_read && !(was_between_requests && self.connection.is_between_requests())
+        has_read
     }
 
     /// Returns whether a complete or invalid request has been received and not answered.

@@ -250,8 +250,17 @@ fn only_admitted_connections_that_are_still_idle_are_evicted() {
 
 #[test]
 fn empty_lines_do_not_keep_a_connection() {
-    for (bytes, is_evicted) in [("\r\n\n", true), ("\r", true), ("\nG", false)] {
+    let many = "\n".repeat(1300);
+    for (bytes, is_evicted) in [
+        ("\r\n\n", true),
+        ("\r", true),
+        ("\nG", false),
+        (&many, true),
+        (&(many.clone() + PROBE), false),
+    ] {
         let (mut event_loop, streams, _stop) = full(1, 1);
+        // A read takes 1 KiB.
+        event_loop.shared.scarce_from = 0;
         pass(&mut event_loop, 100);
         deliver(&mut event_loop, 0, &streams[0], bytes);
         assert_eq!(event_loop.evict(), is_evicted, "{bytes:?}");
