@@ -628,16 +628,19 @@ impl<S: Stream, M> Client<S, M> {
             self.socket.reset_on_close();
             return Ok(Next::Close);
         }
-        // Once the sending side is closed, the kernel no longer tells whether everything is delivered,
-        // and what it holds could not be counted. So the sending side is closed after delivery. There
-        // is an event when the client has read more, or else the deadline passes.
-        if self.connection.wants_to_close_sending_side()
-            && (shared.is_stopping || self.socket.has_delivered())
-        {
+        if self.can_close_sending_side(shared) {
             self.socket.close_sending_side()?;
             self.connection.linger(shared.now);
         }
         Ok(self.next(shared))
+    }
+
+    /// Returns whether the sending side must be closed now. Once it is closed, the kernel no longer tells
+    /// whether everything is delivered, and what it holds could not be counted. So it is closed after
+    /// delivery. There is an event when the client has read more, or else the deadline passes.
+    fn can_close_sending_side<V>(&self, shared: &Shared<V>) -> bool {
+        self.connection.wants_to_close_sending_side()
+            && (shared.is_stopping || self.socket.has_delivered())
     }
 
     /// Returns whether the deadline has passed without progress.
@@ -647,7 +650,9 @@ impl<S: Stream, M> Client<S, M> {
         }
         let deadline = self.connection.deadline();
         self.is_overdue = deadline.is_some_and(|end| end <= shared.now);
+        // The client may have read the last response in time, although the turn is late.
         self.is_overdue
+            && !self.can_close_sending_side(shared)
             && (self.connection.is_deadline_final()
                 || !(self.can_read() || self.can_answer(shared) || self.waits_for_service()))
     }

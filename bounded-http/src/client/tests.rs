@@ -613,6 +613,22 @@ fn the_sending_side_is_closed_after_delivery_or_while_stopping() {
 }
 
 #[test]
+fn a_last_response_that_was_read_in_time_is_not_lost_when_the_turn_is_late() {
+    // After the half-close, there may be bytes to discard.
+    for (is_read, expected) in [(true, Next::AnotherTurn), (false, Next::Close)] {
+        let mut driver = Driver::new();
+        driver.kernel.borrow_mut().has_delivered = false;
+        driver.send("nonsense\r\n\r\n");
+        driver.turn(LONG);
+        driver.wait(Duration::from_secs(11));
+        driver.kernel.borrow_mut().has_delivered = is_read;
+        driver.client.check_deadline();
+        assert_eq!(driver.turn(LONG), expected);
+        assert_eq!(driver.kernel.borrow().is_sending_side_closed, is_read);
+    }
+}
+
+#[test]
 fn a_finished_connection_is_closed_after_delivery_or_while_stopping() {
     for (has_delivered, is_stopping, expected) in [
         (true, false, Next::Close),
