@@ -895,11 +895,17 @@ impl World {
         if client.waits_for_work() {
             self.shared.work_queue.retain(|waiting| *waiting != key);
         }
+        if client.waits_for_memory() {
+            let waiting_for_memory = &mut self.shared.waiting_for_memory;
+            waiting_for_memory.retain(|waiting| *waiting != key);
+        }
         let is_pending = client.reply_due().is_some();
         let is_lost = matches!(ending, Ending::Lost | Ending::HoldsTooMuch);
         let responses = self.read_responses(&peer);
         self.check_end(&peer, ending, is_pending, &responses);
         self.tally.add(&peer, &responses, is_lost, is_pending);
+        // Small responses wait for those of the next turn. They are lost if the client resets the connection before.
+        self.tally.has_unwritten |= is_lost && client.stalled_since().is_some();
 
         let may_free = client.held_bytes() + MAX_BYTES_BESIDE_BUFFERS;
         let mut client = Some(client);
