@@ -383,7 +383,7 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Returns whether a complete or invalid request has been received and not answered.
-    pub fn has_next_request(&mut self) -> bool {
+    pub fn has_next_request(&self) -> bool {
         self.connection.has_next_request()
     }
 
@@ -447,7 +447,7 @@ impl<S: Stream, M> Client<S, M> {
     }
 
     /// Returns whether a request has been received that waits for a slot.
-    pub fn waits_for_admission<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
+    pub fn waits_for_admission<V: Service<Memo = M>>(&self, shared: &Shared<V>) -> bool {
         self.admission == Admission::Waiting
             && self.connection.may_answer()
             && !self.is_next_urgent(shared)
@@ -455,14 +455,13 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Returns whether the next request is urgent or invalid. Rejecting one takes little time and
     /// memory.
-    fn is_next_urgent<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
-        let peer = self.peer;
+    fn is_next_urgent<V: Service<Memo = M>>(&self, shared: &Shared<V>) -> bool {
         let mut space = field_space();
         let head = self.connection.peek_request(&mut space);
         head.is_none_or(|head| {
             let request = Request::received(head.method, head.target, shared.now)
                 .with_fields(head.fields)
-                .with_peer(Some(peer));
+                .with_peer(Some(self.peer));
             shared.service.is_urgent(&request)
         })
     }
@@ -692,7 +691,7 @@ impl<S: Stream, M> Client<S, M> {
     /// scarce, the client must have read its last response first. While memory is full, a request that is not
     /// urgent waits for [`STALL_TOLERANCE`]. Then it is answered even though memory is full: its client has made no
     /// progress meanwhile, and would be reset next.
-    pub fn can_answer<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
+    pub fn can_answer<V: Service<Memo = M>>(&self, shared: &Shared<V>) -> bool {
         self.connection.may_answer()
             && (!shared.is_memory_scarce() || self.connection.unsent().is_empty())
             && (!shared.is_memory_full()
@@ -754,7 +753,7 @@ impl<S: Stream, M> Client<S, M> {
 
     /// Returns whether unsent responses wait for those of the next turn: a client that pipelines gets its
     /// responses in fewer writes, which cost as much as some requests.
-    fn collects_responses<V: Service<Memo = M>>(&mut self, shared: &Shared<V>) -> bool {
+    fn collects_responses<V: Service<Memo = M>>(&self, shared: &Shared<V>) -> bool {
         self.connection.unsent().len() < MIN_WRITE_SIZE
             && !shared.is_memory_scarce()
             && !shared.is_stopping

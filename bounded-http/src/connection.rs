@@ -145,12 +145,9 @@ impl Connection {
         }
         let had_begun_head = self.has_begun_head();
         self.buffers.received.extend_from_slice(bytes);
-        self.discard_body(now);
-        let mut begins_head = false;
-        if matches!(self.state, State::Reading) {
-            self.skip_empty_lines();
-            begins_head = !had_begun_head && self.has_begun_head();
-        }
+        self.discard_up_to_head(now);
+        let begins_head =
+            matches!(self.state, State::Reading) && !had_begun_head && self.has_begun_head();
         if (begins_head || self.is_stopping) && self.unsent().is_empty() {
             self.wait_began_at = now;
         }
@@ -185,7 +182,6 @@ impl Connection {
         if !self.may_answer() {
             return None;
         }
-        self.skip_empty_lines();
         let head = match request_head::parse(&self.buffers.received[self.start..], space) {
             Ok(Some(head)) => head,
             Ok(None) => {
@@ -213,14 +209,10 @@ impl Connection {
 
     /// Parses the next request without removing it. Returns `None` if there is none, or if it will be
     /// rejected.
-    pub fn peek_request<'a>(
-        &'a mut self,
-        space: &'a mut FieldSpace<'a>,
-    ) -> Option<RequestHead<'a>> {
+    pub fn peek_request<'a>(&'a self, space: &'a mut FieldSpace<'a>) -> Option<RequestHead<'a>> {
         if !self.may_answer() {
             return None;
         }
-        self.skip_empty_lines();
         request_head::parse(&self.buffers.received[self.start..], space).ok()?
     }
 
@@ -241,7 +233,7 @@ impl Connection {
             self.wait_began_at = now;
         }
         self.state = State::DiscardingBody(request.body_length);
-        self.discard_body(now);
+        self.discard_up_to_head(now);
         let closes = !request.is_kept_alive || (is_last && !self.has_next_request());
         let connection = match (closes, request.is_http_1_0) {
             (true, _) => "\r\nConnection: close",
@@ -488,11 +480,10 @@ impl Connection {
     }
 
     /// Returns whether a complete or invalid request has been received.
-    pub fn has_next_request(&mut self) -> bool {
+    pub fn has_next_request(&self) -> bool {
         if !self.may_have_request() {
             return false;
         }
-        self.skip_empty_lines();
         let mut space = field_space();
         let next = request_head::parse(&self.buffers.received[self.start..], &mut space);
         !matches!(next, Ok(None))
@@ -510,20 +501,9 @@ impl Connection {
         !matches!(self.buffers.received[self.start..], [] | [b'\r'])
     }
 
-    /// Skips the empty lines that some clients send after a body (RFC 9112, section 2.2).
-    fn skip_empty_lines(&mut self) {
-        loop {
-            self.start += match self.buffers.received[self.start..] {
-                [b'\n', ..] => 1,
-                [b'\r', b'\n', ..] => 2,
-                _ => break,
-            };
-        }
-        self.clear_if_consumed();
-    }
-
-    /// Discards the part of the body that has been received, if there is one.
-    fn discard_body(&mut self, now: Instant) {
+    /// Discards what has been received before the next head: the body of the last request, and the empty
+    /// lines that some clients send after it (RFC 9112, section 2.2).
+    fn discard_up_to_head(&mut self, now: Instant) {
         if let State::DiscardingBody(left) = self.state {
             let here = left.min(self.buffers.received.len() - self.start);
             self.start += here;
@@ -536,8 +516,17 @@ impl Connection {
             } else {
                 State::DiscardingBody(left - here)
             };
-            self.clear_if_consumed();
         }
+        if matches!(self.state, State::Reading) {
+            loop {
+                self.start += match self.buffers.received[self.start..] {
+                    [b'\n', ..] => 1,
+                    [b'\r', b'\n', ..] => 2,
+                    _ => break,
+                };
+            }
+        }
+        self.clear_if_consumed();
     }
 
     /// Empties `received` once everything in it has been parsed.
