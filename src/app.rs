@@ -178,7 +178,9 @@ impl Service for App {
             self.access_log
                 .push(&entry, status, length, ended.duration, time);
         }
+        // Other responses on the path, such as a 405, are smaller.
         if endpoint.label() == METRICS
+            && ended.status == Status::Ok
             && let Cow::Owned(exposition) = ended.body
         {
             self.metrics.reuse(exposition);

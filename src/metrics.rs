@@ -319,14 +319,11 @@ impl Metrics {
 
     /// Takes back the memory of an exposition that has been sent, for use by the next one. Without this, the
     /// allocator of the static binary requests the memory from the kernel for every scrape.
-    /// A smaller buffer than the last one is freed: it is that of another response, such as a 405.
     pub fn reuse(&self, mut memory: Vec<u8>) {
         memory.clear();
-        let last = self.buffer.take();
         // Cannot fail: an empty buffer is valid UTF-8.
-        let memory = String::from_utf8(memory).unwrap_or_default();
-        let has_grown = memory.capacity() > last.capacity();
-        self.buffer.set(if has_grown { memory } else { last });
+        self.buffer
+            .set(String::from_utf8(memory).unwrap_or_default());
     }
 
     fn series(&self, method: Method, endpoint: Endpoint) -> &Series {

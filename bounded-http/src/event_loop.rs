@@ -91,7 +91,7 @@ pub struct EventLoop<V: Service> {
     /// Closed some time after the stop signal. `None` from then on.
     listener: Option<TcpListener>,
     /// Kept open so that a signal handler can write to the other ends.
-    _stop_signals: Vec<mio::net::UnixStream>,
+    _stop_signals: [Option<mio::net::UnixStream>; 2],
     /// All clients, including those on the reserve. A client's key is its token in polls. Added when a
     /// connection is accepted, removed when it is closed.
     clients: Slab<Client<TcpStream, V::Memo>>,
@@ -147,7 +147,7 @@ impl<V: Service> EventLoop<V> {
     /// If polling fails.
     pub fn new(
         listener: std::net::TcpListener,
-        stop_signals: Vec<UnixStream>,
+        stop_signals: [Option<UnixStream>; 2],
         service: V,
         limits: &Limits,
     ) -> io::Result<Self> {
@@ -160,13 +160,14 @@ impl<V: Service> EventLoop<V> {
         let poll = Poll::new()?;
         let registry = poll.registry();
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
-        let watch = |stop_signal: UnixStream| {
+        for stop_signal in stop_signals.iter().flatten() {
             stop_signal.set_nonblocking(true)?;
-            let mut stop_signal = mio::net::UnixStream::from_std(stop_signal);
-            registry.register(&mut stop_signal, STOP, Interest::READABLE)?;
-            Ok(stop_signal)
-        };
-        let stop_signals: io::Result<Vec<_>> = stop_signals.into_iter().map(watch).collect();
+        }
+        let mut stop_signals =
+            stop_signals.map(|signal| signal.map(mio::net::UnixStream::from_std));
+        for stop_signal in stop_signals.iter_mut().flatten() {
+            registry.register(stop_signal, STOP, Interest::READABLE)?;
+        }
         let shared = Shared {
             scarce_from: max_held_bytes / 2,
             full_from: max_held_bytes / 4 * 3,
@@ -177,7 +178,7 @@ impl<V: Service> EventLoop<V> {
         Ok(Self {
             poll,
             listener: Some(listener),
-            _stop_signals: stop_signals?,
+            _stop_signals: stop_signals,
             clients: Slab::new(),
             max_clients,
             grace: limits.grace.min(MAX_WAIT),

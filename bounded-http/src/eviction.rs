@@ -108,13 +108,11 @@ impl Eviction {
     /// that are left from before.
     pub fn grant_turnovers(&mut self, left: usize, now: Instant) -> usize {
         let elapsed = now.saturating_duration_since(self.turnovers_until);
+        let granted = elapsed.as_micros() / TURNOVER_INTERVAL.as_micros();
+        let granted = u32::try_from(granted).unwrap_or(u32::MAX);
         // The rest of an interval counts the next time.
-        let rest = elapsed.as_nanos() % TURNOVER_INTERVAL.as_nanos();
-        let rest = Duration::from_nanos(rest as u64);
-        self.turnovers_until += elapsed.saturating_sub(rest);
-        let granted = elapsed.as_nanos() / TURNOVER_INTERVAL.as_nanos();
-        let granted = usize::try_from(granted).unwrap_or(MAX_TURNOVERS);
-        left.saturating_add(granted).min(MAX_TURNOVERS)
+        self.turnovers_until += TURNOVER_INTERVAL * granted;
+        left.saturating_add(granted as usize).min(MAX_TURNOVERS)
     }
 }
 

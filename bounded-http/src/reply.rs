@@ -85,6 +85,19 @@ impl Ending {
 }
 
 impl Response {
+    fn new(status: Status, content_type: &'static str, body: Cow<'static, [u8]>) -> Self {
+        let mut response = Self {
+            status,
+            content_type,
+            fields: String::new(),
+            body,
+        };
+        if response.content_type().is_none() {
+            response.body = Cow::default();
+        }
+        response
+    }
+
     fn add_field(&mut self, name: &str, value: &str) {
         assert!(
             !name.is_empty() && name.bytes().all(is_token_byte),
@@ -113,17 +126,9 @@ impl Reply {
         content_type: &'static str,
         body: impl Into<Cow<'static, [u8]>>,
     ) -> Self {
-        let mut response = Response {
-            status,
-            content_type,
-            fields: String::new(),
-            body: body.into(),
-        };
-        if response.content_type().is_none() {
-            response.body = Cow::default();
-        }
+        let body = body.into();
         Self {
-            response,
+            response: Response::new(status, content_type, body),
             sending: Sending::default(),
             memo: (),
         }

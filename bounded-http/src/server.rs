@@ -29,7 +29,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     limits: Limits,
-    stop_signals: Vec<UnixStream>,
+    stop_signal: Option<UnixStream>,
 }
 
 impl Server {
@@ -63,7 +63,7 @@ impl Server {
             address: listener.local_addr()?,
             listener,
             limits: Limits::default(),
-            stop_signals: Vec::new(),
+            stop_signal: None,
         })
     }
 
@@ -74,11 +74,13 @@ impl Server {
     }
 
     /// Makes the running server stop when this stream becomes readable or its other end is closed. A
-    /// signal handler can write to the other end. Each call adds a stream.
+    /// signal handler can write to the other end.
     #[must_use]
-    pub fn stop_when_readable(mut self, stop_signal: UnixStream) -> Self {
-        self.stop_signals.push(stop_signal);
-        self
+    pub fn stop_when_readable(self, stop_signal: UnixStream) -> Self {
+        Self {
+            stop_signal: Some(stop_signal),
+            ..self
+        }
     }
 
     /// Returns the address that the server listens on.
@@ -106,11 +108,21 @@ impl Server {
     /// # Errors
     /// If polling fails. An error of a connection only ends that connection.
     pub fn run<V: Service>(self, service: V) -> io::Result<()> {
+        self.run_until(None, service)
+    }
+
+    /// Serves until the stop signal of this server or that of its handle.
+    fn run_until<V: Service>(
+        self,
+        stop_of_handle: Option<UnixStream>,
+        service: V,
+    ) -> io::Result<()> {
         let limits = Limits {
             connections: self.connection_limit(),
             ..self.limits
         };
-        EventLoop::new(self.listener, self.stop_signals, service, &limits)?.run()
+        let stop_signals = [self.stop_signal, stop_of_handle];
+        EventLoop::new(self.listener, stop_signals, service, &limits)?.run()
     }
 
     /// Serves on a new thread, until the handle [stops](Handle::stop) the server or is dropped, or until a
@@ -121,10 +133,9 @@ impl Server {
     pub fn spawn<V: Service + Send + 'static>(self, service: V) -> io::Result<Handle> {
         let address = self.address;
         let (stop_signal, stop) = UnixStream::pair()?;
-        let server = self.stop_when_readable(stop_signal);
         let thread = thread::Builder::new()
             .name("bounded-http".into())
-            .spawn(move || server.run(service))?;
+            .spawn(move || self.run_until(Some(stop_signal), service))?;
         Ok(Handle {
             address,
             stop,
@@ -224,24 +235,20 @@ mod tests {
     }
 
     #[test]
-    fn a_server_with_a_handle_stops_at_any_of_its_stop_signals() {
-        for index in 0..2 {
-            let (running, has_ended) = mpsc::channel::<()>();
-            let mut server = Server::bind("127.0.0.1:0").unwrap();
-            let mut stops = [(); 2].map(|()| UnixStream::pair().unwrap());
-            for (stop_signal, _) in &stops {
-                server = server.stop_when_readable(stop_signal.try_clone().unwrap());
-            }
-            let handle = server.spawn(move |_: &Request<'_>| {
+    fn a_server_with_a_handle_stops_at_its_stop_signal_too() {
+        let (running, has_ended) = mpsc::channel::<()>();
+        let (stop_signal, mut stop) = UnixStream::pair().unwrap();
+        let server = Server::bind("127.0.0.1:0").unwrap();
+        let handle = server
+            .stop_when_readable(stop_signal)
+            .spawn(move |_: &Request<'_>| {
                 let _running = &running;
                 Reply::text(Status::Ok, "")
             });
-            let handle = handle.unwrap();
-            stops[index].1.write_all(&[0]).unwrap();
-            let ended = has_ended.recv_timeout(Duration::from_secs(60));
-            assert_eq!(ended, Err(RecvTimeoutError::Disconnected));
-            handle.stop().unwrap();
-        }
+        stop.write_all(&[0]).unwrap();
+        let ended = has_ended.recv_timeout(Duration::from_secs(60));
+        assert_eq!(ended, Err(RecvTimeoutError::Disconnected));
+        handle.unwrap().stop().unwrap();
     }
 
     #[test]

@@ -102,9 +102,14 @@ fn a_panic_closes_its_connection_and_affects_no_other() {
     let address = listener.local_addr().unwrap();
     let (stop_signal, mut stop) = UnixStream::pair().unwrap();
     let event_loop = thread::spawn(move || {
-        EventLoop::new(listener, vec![stop_signal], Probe::default(), &limits(10))
-            .unwrap()
-            .run()
+        EventLoop::new(
+            listener,
+            [Some(stop_signal), None],
+            Probe::default(),
+            &limits(10),
+        )
+        .unwrap()
+        .run()
     });
     let other = connect(address);
     assert!(ask(&other, "/probe").ends_with("I'm ok!"));
@@ -150,7 +155,8 @@ fn the_service_is_called_before_the_first_wait_and_when_it_asks_to_be() {
     let listener = crate::listener::listen("127.0.0.1:0").unwrap();
     let (stop_signal, stop) = UnixStream::pair().unwrap();
     let ticks = Ticks(0, stop);
-    let mut event_loop = EventLoop::new(listener, vec![stop_signal], ticks, &limits(10)).unwrap();
+    let mut event_loop =
+        EventLoop::new(listener, [Some(stop_signal), None], ticks, &limits(10)).unwrap();
     event_loop.run().unwrap();
     assert!(event_loop.shared.service.0 >= 3);
 }
@@ -161,7 +167,7 @@ fn driven(service: Probe) -> (EventLoop<Probe>, SocketAddr, UnixStream) {
     let listener = crate::listener::listen("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (stop_signal, stop) = UnixStream::pair().unwrap();
-    let event_loop = EventLoop::new(listener, vec![stop_signal], service, &limits(10));
+    let event_loop = EventLoop::new(listener, [Some(stop_signal), None], service, &limits(10));
     (event_loop.unwrap(), address, stop)
 }
 
@@ -353,7 +359,12 @@ fn all_buffers_together_may_hold_4_kib_per_connection_and_at_least_1_mib() {
         let listener = crate::listener::listen("127.0.0.1:0").unwrap();
         let (stop_signal, _stop) = UnixStream::pair().unwrap();
         let limits = limits(connections);
-        let event_loop = EventLoop::new(listener, vec![stop_signal], Probe::default(), &limits);
+        let event_loop = EventLoop::new(
+            listener,
+            [Some(stop_signal), None],
+            Probe::default(),
+            &limits,
+        );
         let mut event_loop = event_loop.unwrap();
         assert_eq!(event_loop.max_held_bytes, bytes);
         // One connection in 12 can have a large receive buffer, and one in 72 a large send buffer.
@@ -667,7 +678,12 @@ fn no_time_that_a_service_chooses_is_too_long() {
         ..limits(10)
     };
     let listener = crate::listener::listen("127.0.0.1:0").unwrap();
-    let event_loop = EventLoop::new(listener, vec![stop_signal], Probe::default(), &limits);
+    let event_loop = EventLoop::new(
+        listener,
+        [Some(stop_signal), None],
+        Probe::default(),
+        &limits,
+    );
     event_loop.unwrap().stop();
 }
 
