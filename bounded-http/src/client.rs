@@ -54,9 +54,9 @@ const EXTRA_SEND_BYTES: usize = 2 * (LARGE_SEND_BUFFER_SIZE - SEND_BUFFER_SIZE);
 /// The maximum number of bytes that one read takes while memory is scarce. Further requests wait in the
 /// kernel.
 const SCARCE_READ_SIZE: usize = 1024;
-/// How many reads of empty lines may precede one of something else in [`Client::read_ahead`]. Together they take
-/// everything that the kernel's receive buffer can hold.
-const MAX_READS_AHEAD: usize = 2 * LARGE_RECEIVE_BUFFER_SIZE / SCARCE_READ_SIZE;
+/// How many reads of empty lines may precede one of something else in [`Client::read_ahead`]. With
+/// [`SCARCE_READ_SIZE`], they take everything that a large receive buffer in the kernel can hold.
+const MAX_READS_AHEAD: usize = 16;
 /// While fewer bytes than this are unsent, they can wait for the responses of the next turn. With one more small
 /// response, the buffer is 4 KiB.
 const MIN_WRITE_SIZE: usize = 3 * 1024;
@@ -502,11 +502,6 @@ impl<S: Stream, M> Client<S, M> {
     /// sent or read something that its next turn will find.
     pub fn is_stalled(&self, now: Instant) -> bool {
         !self.is_queued && self.time_without_progress(now) >= STALL_TOLERANCE
-    }
-
-    /// Returns whether the client waits for memory.
-    pub fn waits_for_memory(&self) -> bool {
-        self.waits_for_memory
     }
 
     /// Ends the wait for memory.

@@ -610,10 +610,8 @@ impl<V: Service> EventLoop<V> {
         if client.waits_for_work() {
             self.shared.work_queue.retain(|waiting| *waiting != key);
         }
-        if client.waits_for_memory() {
-            let waiting_for_memory = &mut self.shared.waiting_for_memory;
-            waiting_for_memory.retain(|waiting| *waiting != key);
-        }
+        let waiting_for_memory = &mut self.shared.waiting_for_memory;
+        waiting_for_memory.retain(|waiting| *waiting != key);
         if client.admission() == Admission::Admitted {
             self.is_refusing = false;
         } else {

@@ -895,10 +895,8 @@ impl World {
         if client.waits_for_work() {
             self.shared.work_queue.retain(|waiting| *waiting != key);
         }
-        if client.waits_for_memory() {
-            let waiting_for_memory = &mut self.shared.waiting_for_memory;
-            waiting_for_memory.retain(|waiting| *waiting != key);
-        }
+        let waiting_for_memory = &mut self.shared.waiting_for_memory;
+        waiting_for_memory.retain(|waiting| *waiting != key);
         let is_pending = client.reply_due().is_some();
         let is_lost = matches!(ending, Ending::Lost | Ending::HoldsTooMuch);
         let responses = self.read_responses(&peer);
