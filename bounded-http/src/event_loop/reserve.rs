@@ -124,7 +124,9 @@ impl<V: Service> EventLoop<V> {
         }
         let is_delayed = client.refuse_delayed(self.shared.now);
         let has_unread = !is_delayed && client.read_ahead(&mut self.shared);
-        let has_nothing_to_answer = !(has_unread || waits || is_delayed || client.is_queued);
+        // While memory is full, an urgent request may wait for it.
+        let has_request = waits || client.has_next_request();
+        let has_nothing_to_answer = !(has_unread || has_request || is_delayed || client.is_queued);
         self.reserve[index].checks_overdue = Some(0);
         self.queue_turn(key);
         has_nothing_to_answer

@@ -205,6 +205,18 @@ fn a_connection_is_not_closed_before_its_requests_are_answered() {
 }
 
 #[test]
+fn a_request_that_waits_for_memory_is_not_lost_when_the_time_on_the_reserve_ends() {
+    let (mut event_loop, streams, _stop) = full(1, 2);
+    make_busy(&mut event_loop, 1, &streams[1]);
+    event_loop.shared.scarce_from = 0;
+    send(&mut event_loop, 1, &streams[1], &request("/open"));
+    take_turns(&mut event_loop);
+    pass(&mut event_loop, 2000);
+    event_loop.serve_reserve();
+    assert!(event_loop.clients.contains(1));
+}
+
+#[test]
 fn a_connection_that_cannot_be_answered_is_closed_after_10_more_checks() {
     let (mut event_loop, streams, _stop) = full(1, 2);
     make_busy(&mut event_loop, 0, &streams[0]);
