@@ -143,11 +143,10 @@ impl Connection {
             State::Lingering(_) => return self.wait_began_at = now,
             _ => {}
         }
-        let had_begun_head = self.has_begun_head();
+        let was_within_head = self.is_within_head();
         self.buffers.received.extend_from_slice(bytes);
         self.discard_up_to_head(now);
-        let begins_head =
-            matches!(self.state, State::Reading) && !had_begun_head && self.has_begun_head();
+        let begins_head = !was_within_head && self.is_within_head();
         if (begins_head || self.is_stopping) && self.unsent().is_empty() {
             self.wait_began_at = now;
         }
@@ -432,11 +431,7 @@ impl Connection {
     /// Ends the current wait, whose deadline has passed. Returns a rejection if a head took too long,
     /// for which [`respond`](Self::respond) must be called. Otherwise the connection must be closed.
     pub fn expire(&mut self) -> Option<Rejection> {
-        let is_within_head = matches!(self.state, State::Reading)
-            && self.has_begun_head()
-            && self.unsent().is_empty()
-            && !self.is_stopping;
-        if !is_within_head {
+        if !self.is_within_head() || !self.unsent().is_empty() || self.is_stopping {
             return None;
         }
         let rejection = request_head::timed_out(&self.buffers.received[self.start..]);
@@ -494,7 +489,12 @@ impl Connection {
         matches!(self.state, State::Reading) && !self.has_begun_head()
     }
 
-    /// Returns whether a part of a request head has been received. Empty lines before it do not count, or a client
+    /// Returns whether a part of the next request has been received.
+    fn is_within_head(&self) -> bool {
+        matches!(self.state, State::Reading) && self.has_begun_head()
+    }
+
+    /// Returns whether unparsed bytes are a part of a request head. Empty lines before it do not count, or a client
     /// that sends only those would never be idle.
     fn has_begun_head(&self) -> bool {
         // A CR may begin an empty line.

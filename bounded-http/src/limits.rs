@@ -16,7 +16,7 @@ pub struct Limits {
     /// determines how much memory all connections may hold together. Default: 1000.
     pub connections: usize,
     /// How long the server waits for delayed responses, and for those that take CPU time, once it has
-    /// been told to stop. After that it replaces them with a 503. Default: 5 seconds.
+    /// been told to stop, a year at most. After that it replaces them with a 503. Default: 5 seconds.
     pub grace: Duration,
 }
 

@@ -341,5 +341,6 @@ mod tests {
             let reply = Reply::text(status, "x");
             assert_eq!((reply.content_type(), reply.body()), (None, &b""[..]));
         }
+        assert_eq!(Reply::options("GET").content_type(), None);
     }
 }

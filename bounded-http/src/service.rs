@@ -83,7 +83,8 @@ pub trait Service {
     }
 
     /// Called each time before the server waits for its sockets, for work that is done in batches, such
-    /// as writing log lines. If it returns a duration, the server calls it again within that time.
+    /// as writing log lines. If it returns a duration, the server calls it again within that time, and
+    /// within a year.
     fn before_wait(&mut self) -> Option<Duration> {
         None
     }

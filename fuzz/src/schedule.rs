@@ -662,7 +662,7 @@ impl World {
                     peer.checks_overdue = Some(0);
                     let is_delayed = client.refuse_delayed(now);
                     let has_unread = !is_delayed && client.read_ahead(&mut self.shared);
-                    let has_request = waits || client.has_next_request();
+                    let has_request = client.has_next_request();
                     let is_served = !(has_unread || has_request || is_delayed || client.is_queued);
                     (is_served, is_served)
                 };

@@ -1,13 +1,13 @@
 //! At the connection limit: health checks and scrapes are served whatever holds the connections, and
 //! ordinary clients lose nothing.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::reusing_client::{Loss, Outcome, ReusingClient, SHORT_SILENCE};
 use crate::scenario::{Clients, Scenario};
-use crate::support::{Client, Service, request, run, wait_until};
+use crate::support::{Service, request, run, wait_until};
 
 /// Starts a service whose 20 connections are occupied by requests whose responses are delayed by 20 seconds.
 fn full_service() -> (Scenario, Clients) {
@@ -220,13 +220,7 @@ fn uploads_are_not_cut_off_at_the_connection_limit() {
 #[test]
 fn clients_that_send_only_empty_lines_do_not_hold_the_connections() {
     let scenario = Scenario::start(&["--max-connections", "4"]);
-    let hold = |clients: &mut Vec<Client>| {
-        clients.resize_with(4, || scenario.connect());
-        // A client whose connection is closed connects again.
-        clients.retain_mut(|client| client.stream.write_all(b"\r\n").is_ok());
-        thread::park_timeout(Duration::from_millis(20));
-    };
-    scenario.meanwhile([Vec::new()], hold, |scenario| {
+    scenario.meanwhile_empty_lines(4, |scenario| {
         for _ in 0..5 {
             wait_until("they hold every connection", || {
                 scenario.scrape().count("app_connections_open") > 4

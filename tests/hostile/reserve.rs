@@ -1,12 +1,11 @@
 //! The reserve above the connection limit: every request on it gets a response, and no client can hold
 //! it.
 
-use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
 use crate::scenario::Scenario;
-use crate::support::{Client, request, wait_until};
+use crate::support::{request, wait_until};
 
 /// Starts a service whose four connections are occupied by delayed requests.
 fn full_service(delay: &str) -> Scenario {
@@ -66,13 +65,7 @@ fn health_checks_are_served_while_clients_try_to_hold_the_reserve() {
     scenario.expect_served_promptly("GET", "/healthz");
     drop(slow_readers);
 
-    let hold = |clients: &mut Vec<Client>| {
-        clients.resize_with(16, || scenario.connect());
-        // Empty lines are not a request. A client whose connection is closed connects again.
-        clients.retain_mut(|client| client.stream.write_all(b"\r\n").is_ok());
-        thread::park_timeout(Duration::from_millis(20));
-    };
-    scenario.meanwhile([Vec::new()], hold, |scenario| {
+    scenario.meanwhile_empty_lines(16, |scenario| {
         for _ in 0..5 {
             scenario.expect_served_promptly("GET", "/healthz");
         }

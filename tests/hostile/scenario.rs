@@ -6,6 +6,7 @@
     allow(dead_code, reason = "used by tests that run only on Linux")
 )]
 
+use std::io::Write;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -103,6 +104,18 @@ impl Scenario {
             end.threads.extend(clients.into_iter().map(spawn));
             expect(self)
         })
+    }
+
+    /// Lets this number of clients send empty lines, which are not a request, until `expect` returns or panics.
+    /// A client whose connection is closed connects again.
+    #[track_caller]
+    pub fn meanwhile_empty_lines<T>(&self, count: usize, expect: impl FnOnce(&Self) -> T) -> T {
+        let send = |clients: &mut Vec<Client>| {
+            clients.resize_with(count, || self.service.connect());
+            clients.retain_mut(|client| client.stream.write_all(b"\r\n").is_ok());
+            thread::park_timeout(Duration::from_millis(20));
+        };
+        self.meanwhile([Vec::new()], send, expect)
     }
 
     /// Expects that another client is served.

@@ -91,7 +91,7 @@ impl<V: Service> EventLoop<V> {
             return false;
         }
         let is_over = accepted_at + MAX_TIME_ON_RESERVE <= self.shared.now;
-        if is_over && self.ends_on_reserve(index, waits, is_check_due) {
+        if is_over && self.ends_on_reserve(index, is_check_due) {
             self.close(key);
             return false;
         }
@@ -110,7 +110,7 @@ impl<V: Service> EventLoop<V> {
     /// Returns whether a connection whose time on the reserve is over can be closed. Requests received
     /// by then are answered first, unless that takes more than [`MAX_CHECKS_OVERDUE`] checks. A delayed
     /// reply becomes a 503.
-    fn ends_on_reserve(&mut self, index: usize, waits: bool, is_check_due: bool) -> bool {
+    fn ends_on_reserve(&mut self, index: usize, is_check_due: bool) -> bool {
         let Reserved {
             key,
             checks_overdue,
@@ -124,8 +124,8 @@ impl<V: Service> EventLoop<V> {
         }
         let is_delayed = client.refuse_delayed(self.shared.now);
         let has_unread = !is_delayed && client.read_ahead(&mut self.shared);
-        // While memory is full, an urgent request may wait for it.
-        let has_request = waits || client.has_next_request();
+        // A request waits for a slot or, if it is urgent and memory is full, for memory.
+        let has_request = client.has_next_request();
         let has_nothing_to_answer = !(has_unread || has_request || is_delayed || client.is_queued);
         self.reserve[index].checks_overdue = Some(0);
         self.queue_turn(key);

@@ -164,10 +164,15 @@ fn the_service_is_called_before_the_first_wait_and_when_it_asks_to_be() {
 /// Returns an event loop that the test drives step by step, its address, and the other end of its
 /// stop signal.
 fn driven(service: Probe) -> (EventLoop<Probe>, SocketAddr, UnixStream) {
+    limited(service, &limits(10))
+}
+
+/// Like [`driven`], with these limits.
+fn limited<V: Service>(service: V, limits: &Limits) -> (EventLoop<V>, SocketAddr, UnixStream) {
     let listener = crate::listener::listen("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (stop_signal, stop) = UnixStream::pair().unwrap();
-    let event_loop = EventLoop::new(listener, [Some(stop_signal), None], service, &limits(10));
+    let event_loop = EventLoop::new(listener, [Some(stop_signal), None], service, limits);
     (event_loop.unwrap(), address, stop)
 }
 
@@ -356,16 +361,7 @@ fn all_buffers_together_may_hold_4_kib_per_connection_and_at_least_1_mib() {
         (257, 1_052_672, 22, 3),
         (1000, 4_096_000, 86, 13),
     ] {
-        let listener = crate::listener::listen("127.0.0.1:0").unwrap();
-        let (stop_signal, _stop) = UnixStream::pair().unwrap();
-        let limits = limits(connections);
-        let event_loop = EventLoop::new(
-            listener,
-            [Some(stop_signal), None],
-            Probe::default(),
-            &limits,
-        );
-        let mut event_loop = event_loop.unwrap();
+        let (mut event_loop, _, _stop) = limited(Probe::default(), &limits(connections));
         assert_eq!(event_loop.max_held_bytes, bytes);
         // One connection in 12 can have a large receive buffer, and one in 72 a large send buffer.
         let large = &event_loop.shared.large_buffers;
@@ -672,19 +668,12 @@ fn no_time_that_a_service_chooses_is_too_long() {
     let due = event_loop.clients[0].reply_due();
     assert_eq!(due, Some(NOW.get() + crate::limits::MAX_WAIT));
 
-    let (stop_signal, _stop) = UnixStream::pair().unwrap();
     let limits = Limits {
         grace: Duration::MAX,
         ..limits(10)
     };
-    let listener = crate::listener::listen("127.0.0.1:0").unwrap();
-    let event_loop = EventLoop::new(
-        listener,
-        [Some(stop_signal), None],
-        Probe::default(),
-        &limits,
-    );
-    event_loop.unwrap().stop();
+    let (mut event_loop, _, _stop) = limited(Probe::default(), &limits);
+    event_loop.stop();
 }
 
 #[test]
