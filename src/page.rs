@@ -292,6 +292,7 @@ mod tests {
             ("const a", "let a"),
             ("aconst b", "aconst b"),
             ("a\n// b", "a\n"),
+            ("a\n  b  c", "a\nb c"),
             ("}", "}"),
             (SCRIPT_SOURCE, SCRIPT),
         ] {
