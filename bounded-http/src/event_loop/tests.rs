@@ -98,19 +98,8 @@ fn ask(mut stream: &TcpStream, path: &str) -> String {
 
 #[test]
 fn a_panic_closes_its_connection_and_affects_no_other() {
-    let listener = crate::listener::listen("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let (stop_signal, mut stop) = UnixStream::pair().unwrap();
-    let event_loop = thread::spawn(move || {
-        EventLoop::new(
-            listener,
-            [Some(stop_signal), None],
-            Probe::default(),
-            &limits(10),
-        )
-        .unwrap()
-        .run()
-    });
+    let (mut event_loop, address, mut stop) = driven(Probe::default());
+    let event_loop = thread::spawn(move || event_loop.run());
     let other = connect(address);
     assert!(ask(&other, "/probe").ends_with("I'm ok!"));
     for _ in 0..3 {
@@ -161,8 +150,8 @@ fn the_service_is_called_before_the_first_wait_and_when_it_asks_to_be() {
     assert!(event_loop.shared.service.0 >= 3);
 }
 
-/// Returns an event loop that the test drives step by step, its address, and the other end of its
-/// stop signal.
+/// Returns an event loop that the test drives step by step or runs, its address, and the other end of
+/// its stop signal.
 fn driven(service: Probe) -> (EventLoop<Probe>, SocketAddr, UnixStream) {
     limited(service, &limits(10))
 }
